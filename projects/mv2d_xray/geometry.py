@@ -1,0 +1,560 @@
+"""All camera maths of the project: rigs, projection, rays, triangulation.
+
+Convention (every other module relies on it and none restates it):
+
+- World ("ct"; mmdet3d's keys call it "lidar"): millimetres, origin at the
+  centre of the CT's voxel grid, RAS+ axes (x to the patient's right, y
+  anterior, z superior).
+- Camera: OpenCV (x right, y down, z forward), millimetres. ``ct2cam`` maps
+  world to camera, ``cam2img`` is K padded to 4x4, ``ct2img = cam2img @
+  ct2cam``. Column vectors; ``a2b`` maps frame a to frame b.
+- Image: pixel ``i`` spans ``[i, i + 1)``, so the detector's centre is at
+  ``(W / 2, H / 2)`` and resizing an image by ``s`` multiplies ``u`` by ``s``.
+- Boxes: 3D ``[x, y, z, dx, dy, dz, yaw]`` (gravity centre, yaw 0, mm); 2D
+  ``[x1, y1, x2, y2]`` (px).
+
+Shapes: V views, N points, R RoIs or boxes; ``*`` any leading dimensions.
+Functions take NumPy arrays or torch tensors, but not a mixture, and never
+change their arguments.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import List, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+
+Array = Union[np.ndarray, torch.Tensor]
+
+__all__ = [
+    'Rig', 'View', 'box_corners', 'camera_centres', 'circular_ct2cam',
+    'compose_ct2img', 'denormalise_points', 'depth_bounds', 'frustum_points',
+    'invert_rigid', 'mirror_view', 'normalise_points', 'project',
+    'project_boxes', 'rays', 'roi_intrinsics', 'rotation_z', 'scale_cam2img',
+    'transform_boxes', 'triangulate', 'unproject'
+]
+
+
+# --------------------------------------------------------------- small helpers
+def _inverse(matrix: Array) -> Array:
+    if isinstance(matrix, torch.Tensor):
+        return torch.linalg.inv(matrix)
+    return np.linalg.inv(matrix)
+
+
+def _stack(arrays: Sequence[Array], dim: int = -1) -> Array:
+    if isinstance(arrays[0], torch.Tensor):
+        return torch.stack(tuple(arrays), dim=dim)
+    return np.stack(arrays, axis=dim)
+
+
+def _transpose(matrix: Array) -> Array:
+    if isinstance(matrix, torch.Tensor):
+        return matrix.transpose(-1, -2)
+    return np.swapaxes(matrix, -1, -2)
+
+
+def _like(values, reference: Array) -> Array:
+    if isinstance(reference, torch.Tensor):
+        return torch.as_tensor(
+            values, dtype=reference.dtype, device=reference.device)
+    return np.asarray(values, dtype=reference.dtype)
+
+
+def _check_matrices(name: str, matrix: Array) -> None:
+    if tuple(matrix.shape[-2:]) != (4, 4):
+        raise ValueError(f'{name}: expected shape (*, 4, 4), found '
+                         f'{tuple(matrix.shape)}')
+
+
+def _check_last(name: str, array: Array, size: int) -> None:
+    if array.shape[-1] != size:
+        raise ValueError(f'{name}: expected last dimension {size}, found '
+                         f'shape {tuple(array.shape)}')
+
+
+# ------------------------------------------------------------------- matrices
+def circular_ct2cam(theta: float, radius: float) -> np.ndarray:
+    """Pose of a camera on a circle about z that looks at the isocentre.
+
+    papers/000 §2.3 with the sign of the third row's second entry corrected:
+    the source is at ``(r cos θ, r sin θ, 0)``, so the isocentre has depth r.
+
+    Args:
+        theta (float): Angle about z from +x (rad).
+        radius (float): Source-to-isocentre distance (mm).
+
+    Returns:
+        np.ndarray: ``ct2cam`` (4, 4).
+    """
+    c, s = math.cos(theta), math.sin(theta)
+    return np.array([[-s, c, 0, 0], [0, 0, -1, 0], [-c, -s, 0, radius],
+                     [0, 0, 0, 1]], dtype=np.float64)
+
+
+def invert_rigid(matrix: Array) -> Array:
+    """Invert rigid motions exactly: ``[R | t]`` becomes ``[R^T | -R^T t]``.
+
+    Args:
+        matrix: (*, 4, 4).
+
+    Returns:
+        Array: (*, 4, 4).
+    """
+    _check_matrices('matrix', matrix)
+    rotation = _transpose(matrix[..., :3, :3])
+    inverse = matrix * 0 + _like(np.eye(4), matrix)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3:] = -rotation @ matrix[..., :3, 3:]
+    return inverse
+
+
+def compose_ct2img(cam2img: Array, ct2cam: Array) -> Array:
+    """World to image: ``cam2img @ ct2cam``, (*, 4, 4)."""
+    _check_matrices('cam2img', cam2img)
+    _check_matrices('ct2cam', ct2cam)
+    return cam2img @ ct2cam
+
+
+def rotation_z(angle: float) -> np.ndarray:
+    """Rotation of the world by ``angle`` (rad) about z, (4, 4)."""
+    c, s = math.cos(angle), math.sin(angle)
+    return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+                    dtype=np.float64)
+
+
+def scale_cam2img(cam2img: Array, scale_x: float, scale_y: float) -> Array:
+    """Intrinsics after an image is resized by ``(scale_x, scale_y)``."""
+    _check_matrices('cam2img', cam2img)
+    return _like(np.diag([scale_x, scale_y, 1., 1.]), cam2img) @ cam2img
+
+
+def mirror_view(cam2img: Array, ct2cam: Array,
+                width: float) -> Tuple[Array, Array]:
+    """Camera that sees the world mirrored in x when its image is flipped.
+
+    With the image flipped left-right (``u -> W - u``) and every world point
+    ``(x, y, z)`` moved to ``(-x, y, z)``, the returned pair projects as the
+    old pair did. The pose stays a proper rotation.
+
+    Args:
+        cam2img: (*, 4, 4).
+        ct2cam: (*, 4, 4).
+        width (float): Image width (px).
+
+    Returns:
+        tuple: new ``cam2img`` and ``ct2cam``.
+    """
+    _check_matrices('cam2img', cam2img)
+    _check_matrices('ct2cam', ct2cam)
+    flip = np.diag([-1., 1., 1., 1.])
+    flip_image = flip.copy()
+    flip_image[0, 2] = width
+    flip, flip_image = _like(flip, ct2cam), _like(flip_image, cam2img)
+    return flip_image @ cam2img @ flip, flip @ ct2cam @ flip
+
+
+def roi_intrinsics(cam2img: Array, rois: Array, size: int) -> Array:
+    """Equivalent intrinsics of RoIs cropped and resized to ``size``².
+
+    MV2D (arXiv 2301.02364) §3.2: the crop moves the principal point and the
+    resize scales both rows.
+
+    Args:
+        cam2img: (R, 4, 4), the camera of each RoI.
+        rois: (R, 4) xyxy (px).
+        size (int): Side of the resized RoI (px).
+
+    Returns:
+        Array: (R, 4, 4).
+    """
+    _check_matrices('cam2img', cam2img)
+    _check_last('rois', rois, 4)
+    out = cam2img * 1
+    for row, (low, high) in enumerate(((0, 2), (1, 3))):
+        length = (rois[..., high] - rois[..., low]).clip(1e-3)
+        out[..., row, 2] = out[..., row, 2] - rois[..., low]
+        out[..., row, :] = out[..., row, :] * (size / length)[..., None]
+    return out
+
+
+# ----------------------------------------------------------------- projection
+def project(points: Array, ct2img: Array) -> Tuple[Array, Array]:
+    """Project world points.
+
+    Args:
+        points: (*, N, 3) world points (mm).
+        ct2img: (*, 4, 4); leading dimensions broadcast against those of
+            ``points``, so (N, 3) with (V, 4, 4) gives every view.
+
+    Returns:
+        tuple: ``uv`` (*, N, 2) (px) and ``depth`` (*, N) (mm). Points at or
+        behind the source have depth <= 0 and their ``uv`` means nothing.
+    """
+    _check_last('points', points, 3)
+    _check_matrices('ct2img', ct2img)
+    homogeneous = (
+        points @ _transpose(ct2img[..., :3, :3]) +
+        _transpose(ct2img[..., :3, 3:]))
+    depth = homogeneous[..., 2]
+    safe = depth + (abs(depth) < 1e-6) * 1e-6
+    return homogeneous[..., :2] / safe[..., None], depth
+
+
+def unproject(uv: Array, depth: Array, ct2img: Array) -> Array:
+    """Inverse of :func:`project`.
+
+    Args:
+        uv: (*, N, 2) (px).
+        depth: (*, N) (mm).
+        ct2img: (*, 4, 4).
+
+    Returns:
+        Array: (*, N, 3) world points (mm).
+    """
+    _check_last('uv', uv, 2)
+    _check_matrices('ct2img', ct2img)
+    homogeneous = _stack(
+        (uv[..., 0] * depth, uv[..., 1] * depth, depth))
+    img2ct = _inverse(ct2img)
+    return (
+        homogeneous @ _transpose(img2ct[..., :3, :3]) +
+        _transpose(img2ct[..., :3, 3:]))
+
+
+def camera_centres(ct2img: Array) -> Array:
+    """Source positions in the world, (*, 3) (mm)."""
+    _check_matrices('ct2img', ct2img)
+    return _inverse(ct2img)[..., :3, 3]
+
+
+def rays(uv: Array, ct2img: Array) -> Tuple[Array, Array]:
+    """Rays through pixels: source (*, 1, 3) (mm), unit directions (*, N, 3)."""
+    origins = camera_centres(ct2img)[..., None, :]
+    directions = unproject(uv, uv[..., 0] * 0 + 1, ct2img) - origins
+    norm = (directions**2).sum(-1)[..., None]**.5
+    return origins, directions / norm
+
+
+def triangulate(uv: Array, ct2img: Array, weights: Array = None) -> Array:
+    """Least-squares intersection of one ray per view.
+
+    Args:
+        uv: (V, N, 2) where view v sees point n (px).
+        ct2img: (V, 4, 4).
+        weights: (V, N) non-negative weights; 0 leaves a view out. Defaults
+            to 1 everywhere.
+
+    Returns:
+        Array: (N, 3) world points (mm); NaN where the weighted rays do not
+        fix a point (fewer than two distinct rays).
+    """
+    origins, directions = rays(uv, ct2img)
+    if weights is None:
+        weights = uv[..., 0] * 0 + 1
+    eye = _like(np.eye(3), uv)
+    # I - d d^T projects onto the plane normal to each ray.
+    normal = eye - directions[..., :, None] * directions[..., None, :]
+    normal = normal * weights[..., None, None]
+    lhs = normal.sum(0)
+    rhs = (normal @ origins[..., None])[..., 0].sum(0)
+    scale = weights.sum(0).clip(1e-12)
+    det = (torch if isinstance(lhs, torch.Tensor) else np).linalg.det(
+        lhs / scale[..., None, None])
+    good = det > 1e-9
+    lhs = lhs + (~good)[..., None, None] * eye
+    solution = (_inverse(lhs) @ rhs[..., None])[..., 0]
+    solution[~good] = float('nan')
+    return solution
+
+
+# ---------------------------------------------------------------------- boxes
+def box_corners(boxes: Array) -> Array:
+    """Corners of axis-aligned boxes.
+
+    Args:
+        boxes: (*, 6 or more) ``[x, y, z, dx, dy, dz, ...]`` (mm).
+
+    Returns:
+        Array: (*, 8, 3) (mm).
+    """
+    signs = _like([[x, y, z] for x in (-.5, .5) for y in (-.5, .5)
+                   for z in (-.5, .5)], boxes)
+    return boxes[..., None, :3] + signs * boxes[..., None, 3:6]
+
+
+def project_boxes(boxes: Array, ct2img: Array) -> Tuple[Array, Array]:
+    """Bounding rectangles of projected 3D boxes.
+
+    Args:
+        boxes: (R, 6 or more) (mm).
+        ct2img: (V, 4, 4).
+
+    Returns:
+        tuple: xyxy (V, R, 4) (px, not clipped) and the depth of the boxes'
+        centres (V, R) (mm). A box with a corner at or behind the source has
+        depth <= 0.
+    """
+    corners = box_corners(boxes)
+    uv, depth = project(corners.reshape(-1, 3), ct2img)
+    uv = uv.reshape(*uv.shape[:-2], -1, 8, 2)
+    depth = depth.reshape(*depth.shape[:-1], -1, 8)
+    behind = (depth <= 0).any(-1)
+    centre = depth.mean(-1)
+    if isinstance(uv, torch.Tensor):
+        rect = torch.cat([uv.amin(-2), uv.amax(-2)], -1)
+    else:
+        rect = np.concatenate([uv.min(-2), uv.max(-2)], -1)
+    return rect, centre * ~behind + (behind * -1.)
+
+
+def transform_boxes(boxes: Array, matrix: Array) -> Array:
+    """Move axis-aligned boxes by a rotation or reflection about the origin.
+
+    The result is axis-aligned again: sizes are those of the ellipsoid
+    inscribed in the box after the motion, ``dx'^2 = sum_j (R_xj d_j)^2``. That
+    is exact for multiples of 90° and for mirrors, and the natural reading for
+    roundish indications otherwise (a rotated box's hull would grow).
+
+    Args:
+        boxes: (R, 7) (mm).
+        matrix: (4, 4) or (3, 3) orthogonal.
+
+    Returns:
+        Array: (R, 7).
+    """
+    _check_last('boxes', boxes, 7)
+    rotation = _like(matrix, boxes)[:3, :3]
+    out = boxes * 1
+    out[..., :3] = boxes[..., :3] @ rotation.T
+    out[..., 3:6] = (boxes[..., 3:6]**2 @ (rotation.T**2))**.5
+    return out
+
+
+# ---------------------------------------------------------------- scene, depth
+def normalise_points(points: Array, scene_range: Sequence[float]) -> Array:
+    """World points (*, 3) (mm) to [0, 1] of the scene box.
+
+    Args:
+        points: (*, 3).
+        scene_range: ``[x0, y0, z0, x1, y1, z1]`` (mm).
+    """
+    scene = _like(scene_range, points)
+    return (points - scene[:3]) / (scene[3:] - scene[:3])
+
+
+def denormalise_points(points: Array, scene_range: Sequence[float]) -> Array:
+    """Inverse of :func:`normalise_points`."""
+    scene = _like(scene_range, points)
+    return points * (scene[3:] - scene[:3]) + scene[:3]
+
+
+def depth_bounds(ct2cam: Array,
+                 scene_range: Sequence[float],
+                 minimum: float = 1.) -> Array:
+    """Nearest and farthest depth of the scene box in each view.
+
+    Args:
+        ct2cam: (V, 4, 4), or ``ct2img``: both have depth in their third row.
+        scene_range: ``[x0, y0, z0, x1, y1, z1]`` (mm).
+        minimum (float): Lower bound (mm), for sources inside the scene box.
+
+    Returns:
+        Array: (V, 2) (mm).
+    """
+    scene = np.asarray(scene_range, dtype=np.float64)
+    box = np.concatenate([(scene[:3] + scene[3:]) / 2, scene[3:] - scene[:3]])
+    corners = _like(box_corners(box), ct2cam)
+    depth = corners @ ct2cam[..., 2, :3, None] + ct2cam[..., 2, 3:, None]
+    depth = depth[..., 0].clip(minimum)
+    if isinstance(depth, torch.Tensor):
+        return torch.stack([depth.amin(-1), depth.amax(-1)], -1)
+    return np.stack([depth.min(-1), depth.max(-1)], -1)
+
+
+def frustum_points(height: int, width: int, stride: float, ct2img: Array,
+                   bounds: Array, num_depths: int) -> Array:
+    """World points along the rays of a feature map's cells.
+
+    PETR (arXiv 2203.05625) §3.2, with depths spaced uniformly between each
+    view's bounds, since the scene is as deep as it is wide.
+
+    Args:
+        height, width (int): Size of the feature map (cells).
+        stride (float): Pixels per cell.
+        ct2img: (V, 4, 4) torch tensor.
+        bounds: (V, 2) nearest and farthest depth (mm).
+        num_depths (int): D.
+
+    Returns:
+        torch.Tensor: (V, height, width, D, 3) (mm).
+    """
+    ys = (torch.arange(height, device=ct2img.device) + .5) * stride
+    xs = (torch.arange(width, device=ct2img.device) + .5) * stride
+    v, u = torch.meshgrid(ys, xs, indexing='ij')
+    uv = torch.stack([u, v], -1).to(ct2img).reshape(1, -1, 1, 2)
+    steps = torch.linspace(0, 1, num_depths).to(ct2img)
+    depth = bounds[:, :1] + steps * (bounds[:, 1:] - bounds[:, :1])
+    views = len(ct2img)
+    uv = uv.expand(views, -1, num_depths, 2).reshape(views, -1, 2)
+    depth = depth[:, None].expand(-1, height * width, -1).reshape(views, -1)
+    return unproject(uv, depth, ct2img).reshape(views, height, width,
+                                                num_depths, 3)
+
+
+# ------------------------------------------------------------------------ rig
+@dataclass
+class View:
+    """One X-ray view.
+
+    Attributes:
+        name: Key of the view, ``CAM_00`` and so on.
+        cam2img: (4, 4), K padded (px).
+        ct2cam: (4, 4), rigid (mm).
+        width, height: Detector size (px).
+    """
+    name: str
+    cam2img: np.ndarray
+    ct2cam: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def ct2img(self) -> np.ndarray:
+        """World to image, (4, 4)."""
+        return compose_ct2img(self.cam2img, self.ct2cam)
+
+    def to_dict(self) -> dict:
+        """Plain containers and numbers, for JSON."""
+        return dict(
+            name=self.name, width=self.width, height=self.height,
+            cam2img=np.asarray(self.cam2img)[:3, :3].tolist(),
+            ct2cam=np.asarray(self.ct2cam).tolist())
+
+
+@dataclass
+class Rig:
+    """An acquisition geometry: any number of views of one object."""
+    views: List[View] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    @classmethod
+    def circle(cls, num_views: int = 10, radius: float = 300.,
+               source_to_detector: float = 600., image_size: int = 1024,
+               detector_width: float = 800., arc: float = 360.,
+               start: float = 0.) -> 'Rig':
+        """Views evenly spaced on a circle about z (the papers' rig).
+
+        Args:
+            num_views (int): Number of views.
+            radius (float): Source to isocentre (mm).
+            source_to_detector (float): Source to detector (mm).
+            image_size (int): Pixels per side.
+            detector_width (float): Side of the detector (mm); the papers'
+                1024 px of 0.78125 mm.
+            arc (float): Degrees covered; the last of a full circle's views
+                is one step before the first.
+            start (float): Angle of the first view (degrees).
+        """
+        focal = source_to_detector * image_size / detector_width
+        cam2img = np.eye(4)
+        cam2img[0, 0] = cam2img[1, 1] = focal
+        cam2img[:2, 2] = image_size / 2
+        full = abs(arc) >= 360
+        step = arc / (num_views if full else max(num_views - 1, 1))
+        return cls([
+            View(f'CAM_{i:02d}', cam2img.copy(),
+                 circular_ct2cam(math.radians(start + i * step), radius),
+                 image_size, image_size) for i in range(num_views)
+        ])
+
+    def resized(self, width: int, height: int) -> 'Rig':
+        """The same rig with detectors of ``width`` x ``height`` px."""
+        return Rig([
+            View(v.name,
+                 scale_cam2img(v.cam2img, width / v.width, height / v.height),
+                 v.ct2cam.copy(), width, height) for v in self.views
+        ])
+
+    def to_dict(self) -> dict:
+        """The content of ``rig.json``."""
+        return dict(
+            schema_version=1, units='mm', frame='ct (RAS+, volume centre)',
+            views=[v.to_dict() for v in self.views])
+
+    @classmethod
+    def from_dict(cls, content: dict, source: str = 'rig') -> 'Rig':
+        """Build and verify a rig; ``source`` names it in errors.
+
+        Raises:
+            ValueError: A field is missing, misshapen or not a camera.
+        """
+        views = content.get('views') if isinstance(content, dict) else None
+        if not isinstance(views, list) or not views:
+            raise ValueError(
+                f'{source}: field "views": expected a non-empty list of '
+                f'views, found {type(views).__name__}')
+        rig = cls()
+        for i, item in enumerate(views):
+            where = f'{source}: views[{i}]'
+            for key in ('name', 'width', 'height', 'cam2img', 'ct2cam'):
+                if not isinstance(item, dict) or key not in item:
+                    raise ValueError(f'{where}: field "{key}" is missing')
+            try:
+                k = np.asarray(item['cam2img'], dtype=np.float64)
+                pose = np.asarray(item['ct2cam'], dtype=np.float64)
+                width, height = int(item['width']), int(item['height'])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f'{where}: {error}') from None
+            if k.shape not in ((3, 3), (4, 4)):
+                raise ValueError(f'{where}: field "cam2img": expected 3x3 or '
+                                 f'4x4, found shape {k.shape}')
+            if pose.shape != (4, 4):
+                raise ValueError(f'{where}: field "ct2cam": expected 4x4, '
+                                 f'found shape {pose.shape}')
+            if not (np.isfinite(k).all() and np.isfinite(pose).all()):
+                raise ValueError(f'{where}: matrices must be finite')
+            rotation = pose[:3, :3]
+            if (not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
+                    or np.linalg.det(rotation) < 0
+                    or not np.allclose(pose[3], [0, 0, 0, 1])):
+                raise ValueError(
+                    f'{where}: field "ct2cam": expected a rigid motion '
+                    '(rotation with determinant +1, last row 0 0 0 1)')
+            if min(k[0, 0], k[1, 1]) <= 0 or min(width, height) <= 0:
+                raise ValueError(f'{where}: focal lengths, width and height '
+                                 'must be positive')
+            cam2img = np.eye(4)
+            cam2img[:3, :3] = k[:3, :3]
+            rig.views.append(
+                View(str(item['name']), cam2img, pose, width, height))
+        names = [v.name for v in rig.views]
+        if len(set(names)) != len(names):
+            raise ValueError(f'{source}: view names must differ, found {names}')
+        return rig
+
+    @classmethod
+    def load(cls, path: Union[str, Path]) -> 'Rig':
+        """Read ``rig.json``.
+
+        Raises:
+            ValueError: The file is missing, is not JSON or not a rig.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding='utf-8'))
+        except OSError as error:
+            raise ValueError(f'{path}: cannot be read: {error.strerror}'
+                             ) from None
+        except ValueError as error:
+            raise ValueError(f'{path}: is not JSON: {error}') from None
+        return cls.from_dict(content, str(path))
+
+    def save(self, path: Union[str, Path]) -> None:
+        """Write ``rig.json``."""
+        Path(path).write_text(
+            json.dumps(self.to_dict(), indent=1) + '\n', encoding='utf-8')
