@@ -1,0 +1,326 @@
+"""Queries from the evidence of all views, summed before anything is cut."""
+
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmdet3d.registry import MODELS
+from mmengine.model import BaseModule, bias_init_with_prob
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from . import geometry
+
+__all__ = ['XRayVolumeHead', 'draw_gaussians']
+
+
+def draw_gaussians(centres: Tensor, sigmas: Tensor,
+                   grids: Sequence[Tensor]) -> Tensor:
+    """Heatmap of Gaussians with value 1 in the cell nearest each centre.
+
+    As in CenterNet (arXiv 1904.07850) §3, for any number of dimensions;
+    overlapping Gaussians take the maximum.
+
+    Args:
+        centres (Tensor): (N, D).
+        sigmas (Tensor): (N,), in the unit of ``centres``.
+        grids (Sequence[Tensor]): D sorted 1D tensors of cell centres.
+
+    Returns:
+        Tensor: (len(grids[0]), ..., len(grids[D - 1])).
+    """
+    shape = [len(g) for g in grids]
+    heat = centres.new_zeros(shape)
+    for centre, sigma in zip(centres, sigmas):
+        # Snap to the cell, so that its target is exactly 1.
+        axes = [
+            torch.exp(-.5 * ((g - g[(g - c).abs().argmin()]) / sigma)**2)
+            for g, c in zip(grids, centre)
+        ]
+        bump = axes[0]
+        for axis in axes[1:]:
+            bump = bump[..., None] * axis
+        heat = torch.maximum(heat, bump)
+    return heat
+
+
+def _conv3d(channels_in: int, channels_out: int, **kwargs) -> nn.Sequential:
+    groups = max(g for g in (8, 4, 2, 1) if channels_out % g == 0)
+    return nn.Sequential(
+        nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False,
+                  **kwargs), nn.GroupNorm(groups, channels_out),
+        nn.ReLU(inplace=True))
+
+
+@MODELS.register_module()
+class XRayVolumeHead(BaseModule):
+    """Centre heatmap on a world grid, from 2D features of all views.
+
+    The features of every view are sampled at the projections of a coarse
+    grid; mean and deviation over the views that see a voxel go through a
+    small 3D convolutional net (ImVoxelNet, arXiv 2106.01178; VoxelPose, arXiv
+    2004.06239) to a centre heatmap, sub-voxel offset and size. Its peaks know
+    where they are, one per object instead of one per view.
+
+    Args:
+        in_channels (int): C, channels of the 2D features.
+        volume_range (list[float]): ``[x0, y0, z0, x1, y1, z1]`` (mm).
+        voxel_size (float): Edge of a voxel (mm).
+        feat_channels (int): Channels sampled from each view.
+        hidden_channels (int): Channels of the 3D net.
+        num_convs (int): 3x3x3 convolutions at full resolution.
+        num_classes (int): Classes of the heatmap. Defaults to 1.
+        base_size (float): Size that the regression is relative to (mm).
+        max_queries (int): Peaks kept per scan.
+        score_thr (float): Peaks below are dropped.
+        min_sigma (float): Smallest Gaussian of the heatmap target (mm).
+        loss_heatmap, loss_box, loss_heatmap_2d (dict): Losses. The 2D one
+            acts on a heatmap predicted from each view's features; None
+            leaves it out.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 volume_range: Sequence[float],
+                 voxel_size: float = 6.,
+                 feat_channels: int = 24,
+                 hidden_channels: int = 32,
+                 num_convs: int = 3,
+                 num_classes: int = 1,
+                 base_size: float = 12.,
+                 max_queries: int = 50,
+                 score_thr: float = .01,
+                 min_sigma: float = 4.,
+                 loss_heatmap: dict = dict(
+                     type='mmdet.GaussianFocalLoss', loss_weight=1.),
+                 loss_box: dict = dict(type='mmdet.L1Loss', loss_weight=.2),
+                 loss_heatmap_2d: Optional[dict] = dict(
+                     type='mmdet.GaussianFocalLoss', loss_weight=1.),
+                 init_cfg=None) -> None:
+        super().__init__(init_cfg)
+        self.volume_range = list(volume_range)
+        self.voxel_size = voxel_size
+        self.base_size = base_size
+        self.max_queries = max_queries
+        self.score_thr = score_thr
+        self.min_sigma = min_sigma
+        self.num_classes = num_classes
+        self.reduce = nn.Conv2d(in_channels, feat_channels, 1)
+        layers = [_conv3d(2 * feat_channels + 1, hidden_channels)]
+        layers += [
+            _conv3d(hidden_channels, hidden_channels)
+            for _ in range(num_convs - 1)
+        ]
+        self.convs = nn.Sequential(*layers)
+        self.context = nn.Sequential(
+            _conv3d(hidden_channels, hidden_channels, stride=2),
+            _conv3d(hidden_channels, hidden_channels))
+        self.heatmap = nn.Conv3d(hidden_channels, num_classes, 1)
+        self.box = nn.Conv3d(hidden_channels, 6, 1)
+        self.heatmap_2d = (
+            nn.Conv2d(in_channels, num_classes, 1)
+            if loss_heatmap_2d else None)
+        self.loss_heatmap = MODELS.build(loss_heatmap)
+        self.loss_box = MODELS.build(loss_box)
+        self.loss_heatmap_2d = (
+            MODELS.build(loss_heatmap_2d) if loss_heatmap_2d else None)
+        self.hidden_channels = hidden_channels
+
+    def init_weights(self) -> None:
+        """Start from few detections, as focal losses need."""
+        super().init_weights()
+        for layer in (self.heatmap, self.heatmap_2d):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=.01)
+                nn.init.constant_(layer.bias, bias_init_with_prob(.01))
+        nn.init.normal_(self.box.weight, std=.01)
+        nn.init.zeros_(self.box.bias)
+
+    # ------------------------------------------------------------------ grid
+    def grid_axes(self, device=None) -> List[Tensor]:
+        """Voxel centres along x, y and z (mm)."""
+        axes = []
+        for low, high in zip(self.volume_range[:3], self.volume_range[3:]):
+            count = max(int(round((high - low) / self.voxel_size)), 1)
+            index = torch.arange(count, device=device, dtype=torch.float32)
+            axes.append(low + (index + .5) * (high - low) / count)
+        return axes
+
+    def grid_points(self, device=None) -> Tensor:
+        """Voxel centres (X, Y, Z, 3) (mm)."""
+        axes = self.grid_axes(device)
+        return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
+
+    # --------------------------------------------------------------- forward
+    def lift(self, features: Tensor, ct2img: Tensor,
+             img_shape: Tuple[int, int]) -> Tensor:
+        """Sample 2D features on the grid and pool them over views.
+
+        Args:
+            features (Tensor): (V, C, h, w), aligned with images of
+                ``img_shape``.
+            ct2img (Tensor): (V, 4, 4).
+            img_shape (tuple[int, int]): Height and width (px) that the
+                feature maps span.
+
+        Returns:
+            Tensor: (1, 2C + 1, X, Y, Z): mean, deviation and fraction of
+            the views that see the voxel.
+        """
+        grid = self.grid_points(features.device)
+        uv, depth = geometry.project(grid.reshape(-1, 3).to(ct2img), ct2img)
+        size = uv.new_tensor([img_shape[1], img_shape[0]])
+        place = uv / size * 2 - 1
+        seen = ((place.abs() <= 1).all(-1) & (depth > 0)).to(features.dtype)
+        sampled = F.grid_sample(
+            features, place[:, None].to(features.dtype),
+            align_corners=False)[:, :, 0]
+        seen = seen[:, None]
+        count = seen.sum(0)
+        weight = seen / count.clamp(min=1)
+        mean = (sampled * weight).sum(0)
+        variance = ((sampled - mean)**2 * weight).sum(0)
+        # The epsilon keeps the gradient of the root finite where all agree.
+        pooled = torch.cat(
+            [mean, (variance + 1e-4).sqrt(), count / len(features)])
+        return pooled.reshape(1, -1, *grid.shape[:3])
+
+    def forward(self, features: Tensor, ct2img: Tensor,
+                img_shape: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
+        """Predict one sample's heatmap and boxes.
+
+        Args:
+            features, ct2img, img_shape: As for :meth:`lift`.
+
+        Returns:
+            tuple: heatmap logits (classes, X, Y, Z), box code (6, X, Y, Z)
+            and hidden features (C', X, Y, Z).
+        """
+        volume = self.convs(
+            self.lift(self.reduce(features), ct2img, img_shape))
+        context = F.interpolate(
+            self.context(volume), size=volume.shape[2:], mode='trilinear',
+            align_corners=False)
+        volume = volume + context
+        return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
+
+    def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
+        """Box codes (N, 6) at voxel centres (N, 3) to centres, sizes (mm)."""
+        centres = points + code[:, :3] * self.voxel_size
+        return centres, self.base_size * code[:, 3:].clamp(-3, 3).exp()
+
+    def encode(self, boxes: Tensor, points: Tensor) -> Tensor:
+        """Inverse of :meth:`decode`: boxes (N, 7) to codes (N, 6)."""
+        offset = (boxes[:, :3] - points) / self.voxel_size
+        return torch.cat([offset, (boxes[:, 3:6] / self.base_size).log()], 1)
+
+    @torch.no_grad()
+    def peaks(self, heatmap: Tensor) -> Tuple[Tensor, Tensor]:
+        """Strongest local maxima: flat voxel index and label, each (N,)."""
+        score = heatmap.sigmoid()
+        local = F.max_pool3d(score[None], 3, 1, 1)[0] == score
+        score = (score * local).flatten()
+        count = min(self.max_queries, len(score))
+        value, index = score.topk(count)
+        index = index[value > self.score_thr]
+        voxels = heatmap[0].numel()
+        return index % voxels, torch.div(index, voxels, rounding_mode='floor')
+
+    def queries(self, heatmap: Tensor, code: Tensor,
+                hidden: Tensor) -> InstanceData:
+        """Peaks as queries.
+
+        Returns:
+            InstanceData: ``centres`` and ``sizes`` (N, 3) (mm), ``logits``
+            (N, classes) and ``content`` (N, C'), all detached from the
+            heatmap's own training.
+        """
+        index, _ = self.peaks(heatmap)
+        points = self.grid_points(heatmap.device).reshape(-1, 3)[index]
+        centres, sizes = self.decode(code.flatten(1).T[index], points)
+        return InstanceData(
+            centres=centres.detach(), sizes=sizes.detach(),
+            logits=heatmap.flatten(1).T[index].detach(),
+            content=hidden.flatten(1).T[index])
+
+    # ------------------------------------------------------------------ loss
+    def loss_by_feat(self, heatmap: Tensor, code: Tensor, boxes: Tensor,
+                     labels: Tensor, ignored: Tensor) -> dict:
+        """Losses of one sample.
+
+        Args:
+            heatmap (Tensor): (classes, X, Y, Z) logits.
+            code (Tensor): (6, X, Y, Z).
+            boxes (Tensor): (N, 7) ground truth (mm).
+            labels (Tensor): (N,).
+            ignored (Tensor): (M, 7); where they lie nothing is learned.
+
+        Returns:
+            dict: ``loss_heatmap`` and ``loss_volume_box``.
+        """
+        axes = self.grid_axes(heatmap.device)
+        inside = torch.stack([(boxes[:, i] >= self.volume_range[i]) &
+                              (boxes[:, i] <= self.volume_range[i + 3])
+                              for i in range(3)]).all(0)
+        boxes, labels = boxes[inside], labels[inside]
+        sigmas = (boxes[:, 3:6].mean(1) / 4).clamp(min=self.min_sigma)
+        target = torch.stack([
+            draw_gaussians(boxes[labels == c, :3], sigmas[labels == c], axes)
+            for c in range(self.num_classes)
+        ])
+        weight = torch.ones_like(target)
+        for box in ignored:
+            near = [(axis - c).abs() <= s / 2 + self.voxel_size
+                    for axis, c, s in zip(axes, box[:3], box[3:6])]
+            mask = (near[0][:, None, None] & near[1][:, None] & near[2])
+            weight[:, mask] = (target[:, mask] == 1).to(weight)
+        loss_heatmap = self.loss_heatmap(
+            heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, weight,
+            avg_factor=max(len(boxes), 1))
+        if len(boxes) == 0:
+            return dict(
+                loss_heatmap=loss_heatmap, loss_volume_box=code.sum() * 0)
+        cells = [(boxes[:, i, None] - axis).abs().argmin(1)
+                 for i, axis in enumerate(axes)]
+        points = torch.stack(
+            [axis[cell] for axis, cell in zip(axes, cells)], 1)
+        predicted = code[:, cells[0], cells[1], cells[2]].T
+        loss_box = self.loss_box(
+            predicted, self.encode(boxes, points),
+            avg_factor=6 * len(boxes))
+        return dict(loss_heatmap=loss_heatmap, loss_volume_box=loss_box)
+
+    def loss_2d(self, features: Tensor, stride: float,
+                boxes: List[Tensor]) -> dict:
+        """Auxiliary heatmap of each view.
+
+        Args:
+            features (Tensor): (V, C, h, w).
+            stride (float): Pixels per cell.
+            boxes (list[Tensor]): Per view (N, 5), xyxy (px) and label.
+
+        Returns:
+            dict: ``loss_heatmap_2d``, or nothing where it is left out.
+        """
+        if self.heatmap_2d is None:
+            return dict()
+        height, width = features.shape[-2:]
+        axes = [(torch.arange(n, device=features.device) + .5) * stride
+                for n in (width, height)]
+        targets = []
+        for view in boxes:
+            centres = (view[:, :2] + view[:, 2:4]) / 2
+            sigmas = ((view[:, 2:4] - view[:, :2]).mean(1) / 5).clamp(
+                min=stride * .6)
+            labels = view[:, 4]
+            targets.append(
+                torch.stack([
+                    draw_gaussians(centres[labels == c], sigmas[labels == c],
+                                   axes).T for c in range(self.num_classes)
+                ]))
+        count = max(sum(len(view) for view in boxes), 1)
+        heat = self.heatmap_2d(features).sigmoid().clamp(1e-4, 1 - 1e-4)
+        return dict(
+            loss_heatmap_2d=self.loss_heatmap_2d(
+                heat, torch.stack(targets), avg_factor=count))
