@@ -276,7 +276,7 @@ class XRayVolumeHead(BaseModule):
             mask = (near[0][:, None, None] & near[1][:, None] & near[2])
             weight[:, mask] = (target[:, mask] == 1).to(weight)
         loss_heatmap = self.loss_heatmap(
-            heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, weight,
+            heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, weight=weight,
             avg_factor=max(len(boxes), 1))
         if len(boxes) == 0:
             return dict(

@@ -1,0 +1,388 @@
+"""Queries and RoIs of one sample to 3D boxes."""
+
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from mmdet3d.registry import MODELS, TASK_UTILS
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.model import BaseModule, ModuleList, bias_init_with_prob
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from . import geometry
+from .boxes import decode_boxes, encode_boxes, nms_boxes
+from .matching import relevant_rois, sweep_overlaps
+from .position_encoding import sine_embedding
+
+__all__ = ['XRayLiftingHead', 'build_box3d_instances']
+
+
+def build_box3d_instances(boxes: Tensor, scores: Tensor,
+                          labels: Tensor) -> InstanceData:
+    """Predictions as mmdet3d keeps them.
+
+    Args:
+        boxes (Tensor): (N, 6) gravity centre and size (mm).
+        scores, labels (Tensor): (N,).
+    """
+    boxes = torch.cat([boxes, boxes.new_zeros(len(boxes), 1)], 1)
+    return InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes, origin=(.5, .5, .5)),
+        scores_3d=scores, labels_3d=labels)
+
+
+@MODELS.register_module()
+class XRayLiftingHead(BaseModule):
+    """Sparse cross-attention decoder over RoIs of all views.
+
+    A query is a reference box in space with a first score; each decoder layer
+    adds to both. Queries of a 2D box attend to that RoI and the relevant ones
+    of other views; queries that already are points in space attend to the
+    RoIs around their projection in every view, also where no 2D detector
+    fired. Losses as in papers/000 §4.3, on every layer.
+
+    Args:
+        in_channels (int): Channels of the feature maps.
+        embed_dims (int): C.
+        scene_range (list[float]): ``[x0, y0, z0, x1, y1, z1]`` (mm).
+        feat_stride (int): Pixels per cell of the feature maps.
+        num_classes (int): Defaults to 1.
+        roi_queries (dict, optional): Query generator of 2D boxes; None leaves
+            this source out.
+        point_channels (int): Channels of the content of point queries; 0
+            where there are none.
+        roi_extractor, position_encoding, decoder (dict): Parts.
+        relevance (dict): ``mode`` ('topk' or 'all'), ``num_depths`` and
+            ``min_iou`` of the box correlation.
+        point_rois (dict): ``scale`` of the projected box and ``min_size``
+            (px) of the RoIs of point queries.
+        denoising (dict, optional): ``groups``, ``centre_noise`` (mm) and
+            ``size_noise`` (fraction) of noised ground truth given as queries
+            (DN-DETR, arXiv 2203.01305). Defaults to None.
+        prior (float): First score of queries that have none.
+        assigner, loss_cls, loss_box (dict): Training.
+        code_weights (Sequence[float]): Weight of centre (3) and log size (3)
+            in the box loss.
+        test_cfg (dict): ``score_thr``, ``nms_iou``, ``max_per_img``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        scene_range: list,
+        feat_stride: int,
+        decoder: dict,
+        position_encoding: dict,
+        num_classes: int = 1,
+        roi_queries: Optional[dict] = None,
+        point_channels: int = 0,
+        roi_size: int = 7,
+        relevance: dict = dict(mode='topk', num_depths=32, min_iou=.1),
+        point_rois: dict = dict(scale=2., min_size=8.),
+        denoising: Optional[dict] = None,
+        prior: float = .01,
+        assigner: dict = dict(
+            type='mmdet.HungarianAssigner',
+            match_costs=[
+                dict(type='mmdet.FocalLossCost', weight=2.),
+                dict(type='XRayBoxL1Cost', weight=50.)
+            ]),
+        loss_cls: dict = dict(
+            type='mmdet.FocalLoss', use_sigmoid=True, gamma=2., alpha=.25,
+            loss_weight=2.),
+        loss_box: dict = dict(type='mmdet.L1Loss', loss_weight=.25),
+        code_weights: Sequence[float] = (20., 20., 20., 1., 1., 1.),
+        test_cfg: dict = dict(score_thr=.01, nms_iou=.1, max_per_img=50),
+        init_cfg=None) -> None:
+        super().__init__(init_cfg)
+        self.embed_dims = embed_dims
+        self.scene_range = scene_range
+        self.feat_stride = feat_stride
+        self.num_classes = num_classes
+        self.roi_size = roi_size
+        self.relevance = relevance
+        self.point_rois = point_rois
+        self.denoising = denoising
+        self.prior = prior
+        self.test_cfg = test_cfg
+        self.register_buffer('code_weights', torch.tensor(code_weights),
+                             False)
+        self.input_proj = nn.Conv2d(in_channels, embed_dims, 1)
+        self.position_encoding = MODELS.build(
+            dict(position_encoding, embed_dims=embed_dims,
+                 scene_range=scene_range))
+        self.roi_extractor = MODELS.build(
+            dict(
+                type='mmdet.SingleRoIExtractor',
+                roi_layer=dict(type='RoIAlign', output_size=roi_size,
+                               sampling_ratio=1),
+                out_channels=2 * embed_dims, featmap_strides=[feat_stride]))
+        self.roi_queries = MODELS.build(
+            dict(roi_queries, embed_dims=embed_dims, scene_range=scene_range,
+                 roi_size=roi_size)) if roi_queries else None
+        self.point_content = (
+            nn.Linear(point_channels, embed_dims) if point_channels else None)
+        self.denoising_content = (
+            nn.Parameter(torch.zeros(embed_dims)) if denoising else None)
+        self.query_pos = nn.Sequential(
+            nn.Linear(3 * embed_dims, embed_dims), nn.ReLU(inplace=True),
+            nn.Linear(embed_dims, embed_dims))
+        self.decoder = MODELS.build(dict(decoder, embed_dims=embed_dims))
+        num_layers = len(self.decoder.layers)
+        self.cls_branches = ModuleList([
+            nn.Sequential(
+                nn.Linear(embed_dims, embed_dims), nn.LayerNorm(embed_dims),
+                nn.ReLU(inplace=True), nn.Linear(embed_dims, num_classes))
+            for _ in range(num_layers)
+        ])
+        self.reg_branches = ModuleList([
+            nn.Sequential(
+                nn.Linear(embed_dims, embed_dims), nn.ReLU(inplace=True),
+                nn.Linear(embed_dims, 6)) for _ in range(num_layers)
+        ])
+        self.assigner = TASK_UTILS.build(assigner)
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_box = MODELS.build(loss_box)
+
+    def init_weights(self) -> None:
+        """An untrained head leaves its reference boxes and scores alone."""
+        super().init_weights()
+        for branch in (*self.cls_branches, *self.reg_branches):
+            nn.init.zeros_(branch[-1].weight)
+            nn.init.zeros_(branch[-1].bias)
+
+    # --------------------------------------------------------------- queries
+    def _prior_logits(self, queries: InstanceData) -> Tensor:
+        return queries.centres.new_full((len(queries), self.num_classes),
+                                        bias_init_with_prob(self.prior))
+
+    def _denoising_queries(self, gt: InstanceData) -> InstanceData:
+        """Noised copies of the ground truth, one group after the other."""
+        groups = self.denoising['groups']
+        boxes = gt.boxes[:, :6].repeat(groups, 1)
+        noise = torch.rand_like(boxes) * 2 - 1
+        low, high = boxes.new_tensor(self.scene_range).view(2, 3)
+        centres = boxes[:, :3] + noise[:, :3] * self.denoising['centre_noise']
+        queries = InstanceData(
+            centres=torch.minimum(torch.maximum(centres, low), high),
+            sizes=boxes[:, 3:] *
+            (1 + noise[:, 3:] * self.denoising['size_noise']),
+            content=self.denoising_content.expand(len(boxes), -1))
+        queries.logits = self._prior_logits(queries)
+        return queries
+
+    def _project_rois(self, queries: InstanceData, ct2img: Tensor,
+                      img_shape: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+        """RoIs (Q * V, 5) around the projections of points; valid (Q, V)."""
+        boxes = torch.cat([queries.centres, queries.sizes], 1).detach()
+        rects, depth = geometry.project_boxes(boxes, ct2img)
+        centre = (rects[..., :2] + rects[..., 2:]) / 2
+        half = (rects[..., 2:] - rects[..., :2]) / 2
+        half = (half * self.point_rois['scale']).clamp(
+            min=self.point_rois['min_size'] / 2)
+        size = centre.new_tensor([img_shape[1], img_shape[0]])
+        valid = ((centre >= 0) & (centre <= size)).all(-1) & (depth > 0)
+        half = torch.minimum(half, size / 2)
+        rects = torch.cat([centre - half, centre + half], -1)
+        rects = rects * valid[..., None]
+        views = torch.arange(len(ct2img), device=rects.device)
+        rois = torch.cat([
+            views[:, None, None].expand(-1, len(boxes), 1).to(rects), rects
+        ], -1)
+        return rois.transpose(0, 1).reshape(-1, 5), valid.T
+
+    # --------------------------------------------------------------- forward
+    def forward(self,
+                features: Tensor,
+                cameras: Dict[str, Tensor],
+                img_shape: Tuple[int, int],
+                rois: Optional[Tensor] = None,
+                points: Optional[InstanceData] = None,
+                gt: Optional[InstanceData] = None) -> InstanceData:
+        """Refine all queries of one sample.
+
+        Args:
+            features (Tensor): (V, C', h, w).
+            cameras (dict): ``cam2img`` and ``ct2img``, (V, 4, 4).
+            img_shape (tuple[int, int]): Height and width of the images (px).
+            rois (Tensor, optional): (R, 5), view index and xyxy (px).
+            points (InstanceData, optional): Point queries.
+            gt (InstanceData, optional): ``boxes`` (N, 7), for denoising.
+
+        Returns:
+            InstanceData: Per query ``centres``, ``sizes``, ``source`` (0 roi,
+            1 volume, 2 denoising), ``all_logits`` (Q, layers, classes) and
+            ``all_boxes`` (Q, layers, 6) (mm).
+        """
+        ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
+        num_views = len(ct2img)
+        features = self.input_proj(features)
+        encoding = self.position_encoding(features, self.feat_stride, ct2img)
+        maps = torch.cat([features, encoding], 1)
+        if rois is None or self.roi_queries is None:
+            rois = features.new_zeros(0, 5)
+        all_rois, queries, indices, valids = [rois], [], [], []
+        offset = len(rois)
+        views = rois[:, 0].long()
+        bounds = geometry.depth_bounds(ct2img, self.scene_range)
+
+        point_sources = []
+        if points is not None and self.point_content is not None:
+            points = InstanceData(
+                centres=points.centres, sizes=points.sizes,
+                logits=points.logits,
+                content=self.point_content(points.content))
+            point_sources.append((1, points))
+        if gt is not None and self.denoising and len(gt):
+            point_sources.append((2, self._denoising_queries(gt)))
+        for _, source in point_sources:
+            projected, valid = self._project_rois(source, ct2img, img_shape)
+            index = torch.arange(len(projected), device=rois.device)
+            indices.append(index.view(len(source), num_views) + offset)
+            valids.append(valid)
+            all_rois.append(projected)
+            offset += len(projected)
+
+        aligned = self.roi_extractor((maps, ), torch.cat(all_rois))
+        tokens, token_pos = aligned.split(self.embed_dims, 1)
+        if len(rois):
+            source = self.roi_queries(tokens[:len(rois)], rois[:, 1:],
+                                      cam2img[views], ct2img[views],
+                                      bounds[views])
+            source.logits = self._prior_logits(source)
+            with torch.no_grad():
+                overlaps = sweep_overlaps(rois[:, 1:], views, cam2img, ct2img,
+                                          bounds, self.relevance['num_depths'])
+                index, valid = relevant_rois(overlaps, views, num_views,
+                                             self.relevance['mode'],
+                                             self.relevance['min_iou'])
+            point_sources.insert(0, (0, source))
+            indices.insert(0, index)
+            valids.insert(0, valid)
+        if not point_sources:
+            return self._no_queries(features)
+
+        queries = InstanceData.cat([
+            InstanceData(
+                centres=q.centres, sizes=q.sizes, logits=q.logits,
+                content=q.content,
+                source=views.new_full((len(q), ), number))
+            for number, q in point_sources
+        ])
+        width = max(i.shape[1] for i in indices)
+        index = torch.cat([F.pad(i, (0, width - i.shape[1]))
+                           for i in indices])
+        valid = torch.cat([F.pad(v, (0, width - v.shape[1]))
+                           for v in valids])
+        unit = geometry.normalise_points(queries.centres, self.scene_range)
+        query_pos = self.query_pos(sine_embedding(unit, self.embed_dims))
+        hidden = self.decoder(queries.content, query_pos,
+                              tokens.flatten(2).transpose(1, 2),
+                              token_pos.flatten(2).transpose(1, 2), index,
+                              valid, self._self_attn_mask(queries, gt))
+        logits = [queries.logits + branch(h)
+                  for branch, h in zip(self.cls_branches, hidden)]
+        boxes = [
+            decode_boxes(queries.centres, queries.sizes, branch(h),
+                         self.scene_range)
+            for branch, h in zip(self.reg_branches, hidden)
+        ]
+        queries.all_logits = torch.stack(logits, 1)
+        queries.all_boxes = torch.stack(boxes, 1)
+        return queries
+
+    def _no_queries(self, features: Tensor) -> InstanceData:
+        layers = len(self.decoder.layers)
+        empty = features.new_zeros
+        return InstanceData(
+            centres=empty(0, 3), sizes=empty(0, 3),
+            source=torch.zeros(0, dtype=torch.long, device=features.device),
+            all_logits=empty(0, layers, self.num_classes),
+            all_boxes=empty(0, layers, 6))
+
+    def _self_attn_mask(self, queries: InstanceData,
+                        gt: Optional[InstanceData]) -> Optional[Tensor]:
+        """True where a query must not look: into (other) denoising groups."""
+        noised = queries.source == 2
+        if not bool(noised.any()):
+            return None
+        group = torch.full_like(queries.source, -1)
+        group[noised] = torch.div(
+            torch.arange(int(noised.sum()), device=group.device), len(gt),
+            rounding_mode='floor')
+        return noised[None] & (group[:, None] != group[None])
+
+    # ------------------------------------------------------------------ loss
+    def loss_by_feat(self, queries: InstanceData, gt: InstanceData) -> dict:
+        """Losses of one sample, on every layer.
+
+        Args:
+            queries (InstanceData): From :meth:`forward`.
+            gt (InstanceData): ``boxes`` (N, 7) (mm), ``labels`` (N,) and
+                metainfo ``ignored`` (M, 7).
+
+        Returns:
+            dict: ``loss_cls_3d`` and ``loss_box_3d`` of the last layer, and
+            ``d<i>.`` of the others.
+        """
+        targets = InstanceData(
+            codes=encode_boxes(gt.boxes, self.scene_range), labels=gt.labels)
+        losses = {}
+        num_layers = queries.all_logits.shape[1]
+        noised = queries.source == 2
+        for layer in range(num_layers):
+            logits = queries.all_logits[:, layer]
+            boxes = queries.all_boxes[:, layer]
+            codes = encode_boxes(boxes, self.scene_range)
+            assigned = queries.source.new_zeros(len(logits))
+            result = self.assigner.assign(
+                InstanceData(codes=codes[~noised].detach(),
+                             scores=logits[~noised].detach()), targets)
+            assigned[~noised] = result.gt_inds.clamp(min=0)
+            if bool(noised.any()):
+                assigned[noised] = 1 + torch.arange(
+                    int(noised.sum()), device=assigned.device) % len(gt)
+            positive = assigned > 0
+            labels = torch.full_like(assigned, self.num_classes)
+            labels[positive] = gt.labels[assigned[positive] - 1]
+            weight = self._label_weights(boxes, positive, gt.ignored)
+            count = max(int(positive.sum()), 1)
+            loss_cls = self.loss_cls(
+                logits, labels, weight, avg_factor=count)
+            error = self.loss_box(
+                codes[positive], targets.codes[assigned[positive] - 1],
+                self.code_weights.expand(int(positive.sum()), -1),
+                avg_factor=count)
+            prefix = '' if layer == num_layers - 1 else f'd{layer}.'
+            losses[f'{prefix}loss_cls_3d'] = loss_cls
+            losses[f'{prefix}loss_box_3d'] = error
+        return losses
+
+    @staticmethod
+    def _label_weights(boxes: Tensor, positive: Tensor,
+                       ignored: Tensor) -> Tensor:
+        """0 for unmatched queries that lie on a finding left out."""
+        weight = torch.ones_like(positive, dtype=boxes.dtype)
+        if len(ignored):
+            distance = (boxes[:, None, :3] - ignored[None, :, :3]).abs()
+            on = (distance <= ignored[None, :, 3:6] / 2 + 5).all(-1).any(1)
+            weight[on & ~positive] = 0
+        return weight
+
+    # --------------------------------------------------------------- predict
+    def predict_by_feat(self, queries: InstanceData) -> InstanceData:
+        """Last layer's boxes without duplicates, best first."""
+        cfg = self.test_cfg
+        scores = queries.all_logits[:, -1].sigmoid()
+        boxes = queries.all_boxes[:, -1]
+        score, flat = scores.flatten().sort(descending=True)
+        keep = score > cfg['score_thr']
+        score, flat = score[keep], flat[keep]
+        row = torch.div(flat, self.num_classes, rounding_mode='floor')
+        label, boxes = flat % self.num_classes, boxes[row]
+        kept = nms_boxes(boxes, score, label, cfg['nms_iou'])
+        kept = kept[:cfg['max_per_img']]
+        return build_box3d_instances(boxes[kept], score[kept], label[kept])
