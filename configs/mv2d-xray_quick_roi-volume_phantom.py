@@ -1,0 +1,99 @@
+_base_ = ['./_base_/phantom_256.py', './_base_/runtime.py']
+
+# A small network of both query sources that trains from scratch on a CPU:
+# half-width ResNet-18 without its last stage, 64-channel FPN, 6 mm grid.
+scene_range = [-200., -200., -200., 200., 200., 200.]
+strides = [4, 8, 16]
+
+model = dict(
+    type='MV2DXRay',
+    data_preprocessor=dict(
+        type='XRayDataPreprocessor', mean=[2.5, 0., 0.], std=[1.5, .1, .25],
+        band_sigmas=[4., 12.], pad_size_divisor=16),
+    feat_strides=strides,
+    detector_2d=dict(
+        type='mmdet.FasterRCNN',
+        backbone=dict(
+            type='mmdet.ResNet', depth=18, base_channels=32, num_stages=3,
+            strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
+            norm_cfg=dict(type='BN'), init_cfg=None),
+        neck=dict(
+            type='mmdet.FPN', in_channels=[32, 64, 128], out_channels=64,
+            num_outs=3),
+        rpn_head=dict(
+            type='mmdet.RPNHead', in_channels=64, feat_channels=64,
+            anchor_generator=dict(
+                type='mmdet.AnchorGenerator', scales=[2], ratios=[1.],
+                strides=strides),
+            bbox_coder=dict(
+                type='mmdet.DeltaXYWHBBoxCoder', target_means=[0.] * 4,
+                target_stds=[1.] * 4),
+            loss_cls=dict(
+                type='mmdet.CrossEntropyLoss', use_sigmoid=True,
+                loss_weight=1.),
+            loss_bbox=dict(type='mmdet.L1Loss', loss_weight=1.)),
+        roi_head=dict(
+            type='mmdet.StandardRoIHead',
+            bbox_roi_extractor=dict(
+                type='mmdet.SingleRoIExtractor',
+                roi_layer=dict(
+                    type='RoIAlign', output_size=7, sampling_ratio=1),
+                out_channels=64, featmap_strides=strides,
+                finest_scale=32),
+            bbox_head=dict(
+                type='mmdet.Shared2FCBBoxHead', in_channels=64,
+                fc_out_channels=128, roi_feat_size=7, num_classes=1,
+                bbox_coder=dict(
+                    type='mmdet.DeltaXYWHBBoxCoder', target_means=[0.] * 4,
+                    target_stds=[.1, .1, .2, .2]),
+                reg_class_agnostic=False,
+                loss_cls=dict(
+                    type='mmdet.CrossEntropyLoss', use_sigmoid=False,
+                    loss_weight=1.),
+                loss_bbox=dict(type='mmdet.L1Loss', loss_weight=1.))),
+        train_cfg=dict(
+            rpn=dict(
+                assigner=dict(
+                    type='mmdet.MaxIoUAssigner', pos_iou_thr=.6,
+                    neg_iou_thr=.3, min_pos_iou=.3, match_low_quality=True,
+                    ignore_iof_thr=.5),
+                sampler=dict(
+                    type='mmdet.RandomSampler', num=64, pos_fraction=.5,
+                    neg_pos_ub=-1, add_gt_as_proposals=False),
+                allowed_border=-1, pos_weight=-1, debug=False),
+            rpn_proposal=dict(
+                nms_pre=200, max_per_img=50,
+                nms=dict(type='nms', iou_threshold=.6), min_bbox_size=0),
+            rcnn=dict(
+                assigner=dict(
+                    type='mmdet.MaxIoUAssigner', pos_iou_thr=.5,
+                    neg_iou_thr=.5, min_pos_iou=.5, match_low_quality=False,
+                    ignore_iof_thr=.5),
+                sampler=dict(
+                    type='mmdet.RandomSampler', num=32, pos_fraction=.25,
+                    neg_pos_ub=-1, add_gt_as_proposals=True),
+                pos_weight=-1, debug=False)),
+        test_cfg=dict(
+            rpn=dict(
+                nms_pre=200, max_per_img=50,
+                nms=dict(type='nms', iou_threshold=.6), min_bbox_size=0),
+            rcnn=dict(
+                score_thr=.05, nms=dict(type='nms', iou_threshold=.5),
+                max_per_img=10))),
+    volume_level=0,
+    volume_head=dict(
+        type='XRayVolumeHead', in_channels=64,
+        volume_range=[-162., -114., -162., 162., 114., 162.], voxel_size=6.,
+        feat_channels=24, hidden_channels=32, num_convs=2, max_queries=30),
+    lift_level=0,
+    lifting_head=dict(
+        type='XRayLiftingHead', in_channels=64, embed_dims=64,
+        scene_range=scene_range,
+        roi_queries=dict(type='XRayRoIQueryGenerator'),
+        position_encoding=dict(type='XRayPositionEncoding', num_depths=16),
+        decoder=dict(
+            type='XRayDecoder', num_layers=2, num_heads=4,
+            feedforward_channels=128, dropout=0.),
+        relevance=dict(mode='topk', num_depths=24, min_iou=.1)),
+    train_rois=dict(max_per_view=6, add_gt=True, jitter=.2),
+    loss_weight_3d=.1)

@@ -1,0 +1,338 @@
+"""The detector: 2D stage, query sources and lifting, one sample at a time."""
+
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import torch
+from mmdet3d.models.detectors import Base3DDetector
+from mmdet3d.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from . import geometry
+from .boxes import nms_boxes
+from .lifting_head import build_box3d_instances
+
+__all__ = ['MV2DXRay']
+
+
+def _identity(features):
+    return features
+
+
+@MODELS.register_module()
+class MV2DXRay(Base3DDetector):
+    """Multi-view X-ray images to 3D boxes.
+
+    MV2D (arXiv 2301.02364) as papers/000 adapts it, with a second source of
+    queries: ``roi`` makes one query per 2D box, ``volume`` one per peak of a
+    learned 3D heatmap. Either can be left out by config; without the lifting
+    head the volume's peaks are the result.
+
+    Any mmdet detector can be the 2D stage: its backbone and neck run once on
+    all views, and its own ``loss`` and ``predict`` take the features.
+
+    Args:
+        detector_2d (dict): An mmdet detector.
+        feat_strides (Sequence[int]): Pixels per cell of the neck's outputs.
+        lifting_head (dict, optional): Turns queries into boxes.
+        lift_level (int): Neck output that the lifting head reads.
+        volume_head (dict, optional): The ``volume`` source.
+        volume_level (int): Neck output that the volume head reads.
+        loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
+        loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1.
+        train_rois (dict): RoIs of the ``roi`` source in training: at most
+            ``max_per_view`` detections, and with ``add_gt`` the true 2D boxes
+            with edges moved by up to ``jitter`` of their size.
+        data_preprocessor, init_cfg: As in mmdet3d.
+    """
+
+    def __init__(self,
+                 detector_2d: dict,
+                 feat_strides: Sequence[int],
+                 lifting_head: Optional[dict] = None,
+                 lift_level: int = 0,
+                 volume_head: Optional[dict] = None,
+                 volume_level: int = 0,
+                 loss_weight_2d: float = 1.,
+                 loss_weight_3d: float = .1,
+                 train_rois: dict = dict(
+                     max_per_view=100, add_gt=True, jitter=.2),
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        if lifting_head is None and volume_head is None:
+            raise ValueError(
+                'MV2DXRay: expected a lifting_head or a volume_head, found '
+                'neither')
+        # mmdet's parts look their own parts up in mmdet's scope.
+        self.detector_2d = MODELS.build(dict(detector_2d, _scope_='mmdet'))
+        self.feat_strides = tuple(feat_strides)
+        self._check_strides()
+        # loss() and predict() of the 2D detector start from features, so
+        # that all parts share one pass through backbone and neck.
+        self.detector_2d.extract_feat = _identity
+        self.lift_level, self.volume_level = lift_level, volume_level
+        self.loss_weight_2d = loss_weight_2d
+        self.loss_weight_3d = loss_weight_3d
+        self.train_rois = train_rois
+        self.volume_head = MODELS.build(volume_head) if volume_head else None
+        self.lifting_head = None
+        if lifting_head:
+            self.lifting_head = MODELS.build(
+                dict(lifting_head,
+                     feat_stride=self.feat_strides[lift_level],
+                     point_channels=self.volume_head.hidden_channels
+                     if self.volume_head else 0))
+
+    @property
+    def with_roi_queries(self) -> bool:
+        """bool: Whether 2D boxes are a source of queries."""
+        return (self.lifting_head is not None
+                and self.lifting_head.roi_queries is not None)
+
+    @property
+    def with_2d(self) -> bool:
+        """bool: Whether the heads of the 2D stage run."""
+        return self.with_roi_queries or self.loss_weight_2d > 0
+
+    def _check_strides(self) -> None:
+        """Every part must agree on pixels per cell.
+
+        In the published configuration the RoI extractor's strides were half
+        the FPN's, so every box pooled its features from the wrong place.
+        """
+        det, strides = self.detector_2d, self.feat_strides
+        found = {}
+        head = getattr(det, 'rpn_head', None) or getattr(
+            det, 'bbox_head', None)
+        generator = getattr(head, 'prior_generator', None)
+        if generator is not None:
+            found['anchor generator'] = tuple(s[0] for s in generator.strides)
+        roi_head = getattr(det, 'roi_head', None)
+        if roi_head is not None:
+            found['RoI extractor'] = tuple(
+                roi_head.bbox_roi_extractor.featmap_strides)
+        for part, value in found.items():
+            if value != strides[:len(value)]:
+                raise ValueError(
+                    f'MV2DXRay: strides of the {part}: expected '
+                    f'{strides[:len(value)]} as in feat_strides, found '
+                    f'{value}')
+
+    # ---------------------------------------------------------------- inputs
+    def extract_feat(self, imgs: Tensor) -> Tuple[Tensor, ...]:
+        """Backbone and neck of the 2D stage on (N, C, H, W)."""
+        features = type(self.detector_2d).extract_feat(self.detector_2d, imgs)
+        for feature, stride in zip(features, self.feat_strides):
+            expected = -(-imgs.shape[-1] // stride)
+            if feature.shape[-1] != expected:
+                raise ValueError(
+                    f'MV2DXRay: feat_strides: expected stride {stride} to '
+                    f'give maps {expected} wide from images '
+                    f'{imgs.shape[-1]} wide, found {feature.shape[-1]}')
+        return tuple(features)
+
+    @staticmethod
+    def _cameras(sample, device) -> Dict[str, Tensor]:
+        return {
+            key: torch.as_tensor(
+                sample.metainfo[key], dtype=torch.float32, device=device)
+            for key in ('cam2img', 'ct2cam', 'ct2img')
+        }
+
+    @staticmethod
+    def _views(data_samples) -> List[slice]:
+        """Which rows of the flattened views belong to each sample."""
+        slices, start = [], 0
+        for sample in data_samples:
+            count = len(sample.metainfo['ct2img'])
+            slices.append(slice(start, start + count))
+            start += count
+        return slices
+
+    @staticmethod
+    def _samples_2d(sample, imgs: Tensor, training: bool):
+        """One mmdet sample per view."""
+        samples = []
+        shape = tuple(sample.metainfo['img_shape'])[:2]
+        for view in range(len(sample.metainfo['ct2img'])):
+            item = DetDataSample(
+                metainfo=dict(
+                    img_id=view, img_shape=shape, ori_shape=shape,
+                    pad_shape=tuple(imgs.shape[-2:]),
+                    batch_input_shape=tuple(imgs.shape[-2:]),
+                    scale_factor=(1., 1.)))
+            if training:
+                gt, ignored = sample.gt_instances, sample.ignored_instances
+                here = gt.view_ids == view
+                item.gt_instances = InstanceData(
+                    bboxes=gt.bboxes[here], labels=gt.labels[here])
+                item.ignored_instances = InstanceData(
+                    bboxes=ignored.bboxes[ignored.view_ids == view])
+            samples.append(item)
+        return samples
+
+    @staticmethod
+    def _ground_truth(sample, device) -> InstanceData:
+        def boxes_of(instances):
+            boxes = instances.bboxes_3d
+            return torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]],
+                             1)[:, :7].to(device)
+
+        gt = InstanceData(
+            boxes=boxes_of(sample.gt_instances_3d),
+            labels=sample.gt_instances_3d.labels_3d.to(device))
+        gt.set_metainfo(
+            dict(ignored=boxes_of(sample.ignored_instances_3d)))
+        return gt
+
+    # -------------------------------------------------------------- 2D stage
+    @torch.no_grad()
+    def detect_2d(self, features: Sequence[Tensor],
+                  samples: list) -> List[InstanceData]:
+        """Boxes of each view, without gradient."""
+        results = self.detector_2d.predict(features, samples, rescale=False)
+        return [r.pred_instances for r in results]
+
+    def _rois(self, detections: List[InstanceData], sample,
+              training: bool) -> Tensor:
+        """RoIs (R, 5) of one sample: view index and xyxy (px)."""
+        rois = []
+        for view, boxes in enumerate(detections):
+            boxes = boxes.bboxes
+            if training:
+                boxes = boxes[:self.train_rois['max_per_view']]
+                if self.train_rois['add_gt']:
+                    gt = sample.gt_instances
+                    true = gt.bboxes[gt.view_ids == view].to(boxes)
+                    size = (true[:, 2:] - true[:, :2]).repeat(1, 2)
+                    noise = torch.rand_like(true) * 2 - 1
+                    true = true + self.train_rois['jitter'] * noise * size / 2
+                    boxes = torch.cat([boxes, true])
+            rois.append(torch.cat(
+                [boxes.new_full((len(boxes), 1), view), boxes], 1))
+        return torch.cat(rois)
+
+    # ------------------------------------------------------------------ loss
+    def loss(self, batch_inputs: dict, batch_data_samples: list,
+             **kwargs) -> dict:
+        """Losses of a batch: L_2d + weight * L_3d + L_volume."""
+        imgs = batch_inputs['imgs']
+        features = self.extract_feat(imgs)
+        losses, per_sample = {}, []
+        slices = self._views(batch_data_samples)
+        samples_2d = [
+            self._samples_2d(s, imgs, True) for s in batch_data_samples
+        ]
+        flat = [item for sample in samples_2d for item in sample]
+        if self.with_2d:
+            for name, value in self.detector_2d.loss(features, flat).items():
+                losses[f'2d.{name}'] = (
+                    self._scale(value, self.loss_weight_2d)
+                    if 'loss' in name else value)
+        if self.with_roi_queries:
+            detections = self.detect_2d(features, flat)
+        for sample, rows, views in zip(batch_data_samples, slices,
+                                       samples_2d):
+            maps = [f[rows] for f in features]
+            gt = self._ground_truth(sample, imgs.device)
+            cameras = self._cameras(sample, imgs.device)
+            part, points = {}, None
+            if self.volume_head is not None:
+                level = maps[self.volume_level]
+                heatmap, code, hidden = self.volume_head(
+                    level, cameras['ct2img'], tuple(imgs.shape[-2:]))
+                part.update(
+                    self.volume_head.loss_by_feat(heatmap, code, gt.boxes,
+                                                  gt.labels, gt.ignored))
+                boxes_2d = [
+                    torch.cat([
+                        v.gt_instances.bboxes,
+                        v.gt_instances.labels[:, None].float()
+                    ], 1) for v in views
+                ]
+                part.update(
+                    self.volume_head.loss_2d(
+                        level, self.feat_strides[self.volume_level],
+                        boxes_2d))
+                points = self.volume_head.queries(heatmap, code, hidden)
+            if self.lifting_head is not None:
+                rois = self._rois(detections[rows], sample,
+                                  True) if self.with_roi_queries else None
+                queries = self.lifting_head(
+                    maps[self.lift_level], cameras, tuple(imgs.shape[-2:]),
+                    rois, points, gt)
+                lifted = self.lifting_head.loss_by_feat(queries, gt)
+                part.update({
+                    k: v * self.loss_weight_3d
+                    for k, v in lifted.items()
+                })
+            per_sample.append(part)
+        for name in per_sample[0]:
+            losses[name] = sum(p[name] for p in per_sample) / len(per_sample)
+        # Parts that saw nothing to learn from still belong to the graph, as
+        # distributed training expects.
+        idle = sum(p.sum() for p in self.parameters() if p.requires_grad)
+        losses['loss_idle'] = idle * 0
+        return losses
+
+    @staticmethod
+    def _scale(value, weight: float):
+        if isinstance(value, (list, tuple)):
+            return [v * weight for v in value]
+        return value * weight
+
+    # --------------------------------------------------------------- predict
+    def predict(self, batch_inputs: dict, batch_data_samples: list,
+                **kwargs) -> list:
+        """Fill ``pred_instances_3d`` (mm) and, where the 2D heads run,
+        ``pred_instances`` with the boxes of all views and ``view_ids``."""
+        imgs = batch_inputs['imgs']
+        features = self.extract_feat(imgs)
+        slices = self._views(batch_data_samples)
+        if self.with_2d:
+            flat = [
+                item for sample in batch_data_samples
+                for item in self._samples_2d(sample, imgs, False)
+            ]
+            detections = self.detect_2d(features, flat)
+        for sample, rows in zip(batch_data_samples, slices):
+            maps = [f[rows] for f in features]
+            cameras = self._cameras(sample, imgs.device)
+            points = rois = None
+            if self.volume_head is not None:
+                volume = self.volume_head(maps[self.volume_level],
+                                          cameras['ct2img'],
+                                          tuple(imgs.shape[-2:]))
+                points = self.volume_head.queries(*volume)
+            if self.with_2d:
+                sample.pred_instances = InstanceData.cat([
+                    InstanceData(
+                        bboxes=d.bboxes, scores=d.scores, labels=d.labels,
+                        view_ids=torch.full_like(d.labels, view))
+                    for view, d in enumerate(detections[rows])
+                ])
+                rois = self._rois(detections[rows], sample, False)
+            if self.lifting_head is not None:
+                queries = self.lifting_head(maps[self.lift_level], cameras,
+                                            tuple(imgs.shape[-2:]), rois,
+                                            points)
+                result = self.lifting_head.predict_by_feat(queries)
+            else:
+                result = self._peaks_as_boxes(points)
+            sample.pred_instances_3d = result
+        return batch_data_samples
+
+    @staticmethod
+    def _peaks_as_boxes(points: InstanceData) -> InstanceData:
+        score, label = points.logits.sigmoid().max(1)
+        order = score.argsort(descending=True)
+        boxes = torch.cat([points.centres, points.sizes], 1)[order]
+        score, label = score[order], label[order]
+        kept = nms_boxes(boxes, score, label, .1)
+        return build_box3d_instances(boxes[kept], score[kept], label[kept])
+
+    def _forward(self, batch_inputs: dict, batch_data_samples=None, **kwargs):
+        """Features of all views, for tools that count or trace them."""
+        return self.extract_feat(batch_inputs['imgs'])
