@@ -1,0 +1,31 @@
+# make demo   environment, embedded data, training, 3D test, pictures
+# make test   environment, then the whole test suite
+PYTHON ?= python3.11
+DEVICE ?= auto
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell nproc)
+
+.PHONY: demo test env lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+env:
+	@command -v $(PYTHON) >/dev/null || { echo "[setup] Python: expected \
+	$(PYTHON), found none; install Python 3.11 or name it: \
+	make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) tools/setup_env.py --venv $(VENV) --device $(DEVICE)
+
+demo: env
+	@$(BIN)/python tools/demo.py --jobs $(JOBS)
+
+test: env
+	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest --durations=15
+
+lint: env
+	@$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf work_dirs/demo data/demo
