@@ -18,10 +18,10 @@ model = dict(
             strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
             norm_cfg=dict(type='BN'), init_cfg=None),
         neck=dict(
-            type='mmdet.FPN', in_channels=[32, 64, 128], out_channels=64,
+            type='mmdet.FPN', in_channels=[32, 64, 128], out_channels=32,
             num_outs=3),
         rpn_head=dict(
-            type='mmdet.RPNHead', in_channels=64, feat_channels=64,
+            type='mmdet.RPNHead', in_channels=32, feat_channels=32,
             anchor_generator=dict(
                 type='mmdet.AnchorGenerator', scales=[2], ratios=[1.],
                 strides=strides),
@@ -38,10 +38,10 @@ model = dict(
                 type='mmdet.SingleRoIExtractor',
                 roi_layer=dict(
                     type='RoIAlign', output_size=7, sampling_ratio=1),
-                out_channels=64, featmap_strides=strides,
+                out_channels=32, featmap_strides=strides,
                 finest_scale=32),
             bbox_head=dict(
-                type='mmdet.Shared2FCBBoxHead', in_channels=64,
+                type='mmdet.Shared2FCBBoxHead', in_channels=32,
                 fc_out_channels=128, roi_feat_size=7, num_classes=1,
                 bbox_coder=dict(
                     type='mmdet.DeltaXYWHBBoxCoder', target_means=[0.] * 4,
@@ -82,12 +82,12 @@ model = dict(
                 max_per_img=10))),
     volume_level=0,
     volume_head=dict(
-        type='XRayVolumeHead', in_channels=64,
+        type='XRayVolumeHead', in_channels=32,
         volume_range=[-162., -114., -162., 162., 114., 162.], voxel_size=6.,
-        feat_channels=24, hidden_channels=32, num_convs=2, max_queries=30),
+        feat_channels=16, hidden_channels=24, num_convs=2, max_queries=20),
     lift_level=0,
     lifting_head=dict(
-        type='XRayLiftingHead', in_channels=64, embed_dims=64,
+        type='XRayLiftingHead', in_channels=32, embed_dims=64,
         scene_range=scene_range,
         roi_queries=dict(type='XRayRoIQueryGenerator'),
         position_encoding=dict(type='XRayPositionEncoding', num_depths=16),

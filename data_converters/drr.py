@@ -1,0 +1,288 @@
+"""Digitally reconstructed radiographs: a CT volume seen by a rig.
+
+Every renderer gives the line integral of attenuation along each pixel's ray,
+for the same volume and the same rays:
+
+- ``siddon``, ``trilinear``: DiffDRR's renderers, the reference;
+- ``nanodrr``: the successor by DiffDRR's author;
+- ``joseph``: Joseph's method (IEEE Trans. Med. Imaging 1(3), 1982): bilinear
+  samples where the ray crosses the voxel planes of its main axis. The same
+  interpolated volume as ``trilinear``, an order of magnitude sooner on a CPU.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Dict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.geometry import Rig, View
+
+MU_WATER = .02  # 1/mm, at about 70 keV
+# Less than this is air (HU < -900): the box round the body leaves it out.
+_MU_AIR = .002
+
+__all__ = ['MU_WATER', 'RENDERERS', 'Volume', 'hu_to_mu', 'render']
+
+
+@dataclass
+class Volume:
+    """A scalar volume in the world frame.
+
+    Attributes:
+        values: (X, Y, Z) float32; HU or attenuation (1/mm).
+        voxel2ct: (4, 4), voxel index to world (mm); integer indices are
+            voxel centres.
+    """
+    values: np.ndarray
+    voxel2ct: np.ndarray
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Edge lengths of a voxel (mm), (3,)."""
+        return np.linalg.norm(self.voxel2ct[:3, :3], axis=0)
+
+    @classmethod
+    def centred(cls, values: np.ndarray, directions: np.ndarray) -> 'Volume':
+        """Volume whose grid's centre is the world's origin.
+
+        Args:
+            values: (X, Y, Z).
+            directions: (3, 3), columns are the steps of one voxel (mm).
+        """
+        voxel2ct = np.eye(4)
+        voxel2ct[:3, :3] = directions
+        voxel2ct[:3, 3] = -directions @ ((np.array(values.shape) - 1) / 2)
+        return cls(values, voxel2ct)
+
+    def cropped(self, low, high) -> 'Volume':
+        """Voxels ``low <= index < high`` at their place in the world."""
+        shifted = self.voxel2ct.copy()
+        shifted[:3, 3] += self.voxel2ct[:3, :3] @ np.asarray(low, float)
+        index = tuple(slice(a, b) for a, b in zip(low, high))
+        return Volume(self.values[index], shifted)
+
+    def averaged(self, factors) -> 'Volume':
+        """Blocks of ``factors`` voxels replaced by their mean; a last
+        incomplete block is filled with zeros."""
+        if max(factors) == 1:
+            return self
+        shape = np.array(self.values.shape)
+        padding = -shape % factors
+        tensor = torch.from_numpy(np.ascontiguousarray(self.values))
+        tensor = F.pad(tensor, [v for n in padding[::-1] for v in (0, int(n))])
+        values = F.avg_pool3d(tensor[None], tuple(map(int, factors)))[0]
+        scale = np.diag([*factors, 1.]).astype(float)
+        scale[:3, 3] = (np.array(factors) - 1) / 2
+        return Volume(values.numpy(), self.voxel2ct @ scale)
+
+
+def hu_to_mu(hu: np.ndarray) -> np.ndarray:
+    """Hounsfield units to linear attenuation (1/mm), never negative."""
+    return np.maximum(MU_WATER * (1 + hu.astype(np.float32) / 1000), 0)
+
+
+def prepare(hu: Volume, rig: Rig) -> Volume:
+    """Attenuation, averaged to the detector's resolution, cropped to the body.
+
+    The detector cannot show detail finer than its pixel's size at the
+    isocentre; averaging to at most that is the anti-aliasing that a point
+    sample per pixel lacks, and makes small images cheap.
+    """
+    mu = Volume(hu_to_mu(hu.values), hu.voxel2ct)
+    pitch = min(
+        abs(geometry.project(np.zeros((1, 3)), v.ct2img)[1][0]) /
+        max(v.cam2img[0, 0], v.cam2img[1, 1]) for v in rig.views)
+    factors = np.maximum((pitch / mu.spacing).astype(int), 1)
+    mu = mu.averaged(factors)
+    body = mu.values > _MU_AIR
+    low, high = [], []
+    for axis in range(3):
+        used = np.flatnonzero(body.any(tuple({0, 1, 2} - {axis})))
+        if len(used) == 0:
+            return mu.cropped([0] * 3, [1] * 3)
+        low.append(max(used[0] - 1, 0))
+        high.append(min(used[-1] + 2, mu.values.shape[axis]))
+    return mu.cropped(low, high)
+
+
+# ------------------------------------------------------------------ renderers
+def _far_depth(mu: Volume, view: View) -> float:
+    """A depth behind every voxel (mm)."""
+    corners = np.array(
+        np.meshgrid(*[(-1, n) for n in mu.values.shape])).reshape(3, -1)
+    world = mu.voxel2ct[:3, :3] @ corners + mu.voxel2ct[:3, 3:]
+    depth = view.ct2cam[2, :3] @ world + view.ct2cam[2, 3]
+    return float(max(depth.max(), 1.)) + 1.
+
+
+def _pixels(view: View, rows: slice) -> np.ndarray:
+    """Pixel centres (N, 2) of some rows (px)."""
+    v, u = np.meshgrid(
+        np.arange(rows.start, rows.stop) + .5,
+        np.arange(view.width) + .5, indexing='ij')
+    return np.stack([u, v], -1).reshape(-1, 2)
+
+
+def _strips(view: View, pixels: int):
+    rows = max(pixels // view.width, 1)
+    for start in range(0, view.height, rows):
+        yield slice(start, min(start + rows, view.height))
+
+
+def _joseph(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+    values = torch.from_numpy(np.ascontiguousarray(mu.values)).to(device)
+    ct2voxel = np.linalg.inv(mu.voxel2ct)
+    images = []
+    for view in rig.views:
+        image = torch.zeros(view.height * view.width, device=device)
+        source, direction = geometry.rays(
+            _pixels(view, slice(0, view.height)), view.ct2img)
+        # In voxel indices; directions keep their length of 1 mm.
+        source = ct2voxel[:3, :3] @ source[0] + ct2voxel[:3, 3]
+        direction = direction @ ct2voxel[:3, :3].T
+        main = np.abs(direction).argmax(1)
+        for axis in range(3):
+            here = np.flatnonzero(main == axis)
+            if len(here):
+                image[torch.from_numpy(here).to(device)] = _joseph_axis(
+                    values, source, direction[here], axis)
+        images.append(image.reshape(view.height, view.width).cpu().numpy())
+    return np.stack(images)
+
+
+def _joseph_axis(values: torch.Tensor, source: np.ndarray,
+                 direction: np.ndarray, axis: int) -> torch.Tensor:
+    """Integrals of rays whose main axis is ``axis``, (N,)."""
+    # grid_sample's last coordinate runs fastest: planes (P, rows, columns).
+    rows, columns = [a for a in range(3) if a != axis]
+    planes = values.permute(axis, rows, columns)[:, None].contiguous()
+    lead = direction[:, axis]
+    lead = np.where(np.abs(lead) < 1e-9, 1e-9, lead)
+    slope = direction[:, [columns, rows]] / lead[:, None]
+    base = source[[columns, rows]] - source[axis] * slope
+    # Index to grid_sample's [-1, 1] with align_corners=False.
+    size = np.array([planes.shape[3], planes.shape[2]])
+    slope, base = 2 * slope / size, (2 * base + 1) / size - 1
+    slope = torch.from_numpy(slope).float().to(values.device)
+    base = torch.from_numpy(base).float().to(values.device)
+    total = torch.zeros(len(lead), device=values.device)
+    forward = torch.from_numpy(np.sign(lead)).float().to(values.device)
+    block = max(1_000_000 // len(lead), 1)  # keeps the samples in cache
+    for start in range(0, len(planes), block):
+        index = torch.arange(start, min(start + block, len(planes)),
+                             device=values.device, dtype=torch.float32)
+        grid = base + index[:, None, None] * slope
+        sampled = F.grid_sample(planes[start:start + block], grid[:, :, None],
+                                align_corners=False)[:, 0, :, 0]
+        if -1 < source[axis] < len(planes):  # the source is among the planes
+            ahead = (index[:, None] - float(source[axis])) * forward > 0
+            sampled = sampled * ahead
+        total += sampled.sum(0)
+    return total / torch.from_numpy(np.abs(lead)).float().to(values.device)
+
+
+def _nanodrr(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+    from nanodrr.data import Subject
+    from nanodrr.drr import render as nanodrr_render
+    size = np.array(mu.values.shape)
+    voxel_to_grid = np.diag([*(2 / size), 1.])
+    voxel_to_grid[:3, 3] = 1 / size - 1
+    data = torch.from_numpy(
+        np.ascontiguousarray(mu.values.transpose(2, 1, 0)))[None, None]
+
+    def tensor(array):
+        return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+    subject = Subject(
+        data.to(device), torch.zeros_like(data).to(device),
+        tensor(mu.voxel2ct), tensor(np.linalg.inv(mu.voxel2ct)),
+        tensor(voxel_to_grid), torch.zeros(3, device=device), max_label=0,
+        convert_to_mu=False)
+    extent = np.linalg.norm(mu.spacing * size)
+    samples = int(np.ceil(extent / mu.spacing.min()))
+    images = []
+    for view in rig.views:
+        depth = _far_depth(mu, view)
+        pose = tensor(geometry.invert_rigid(view.ct2cam))[None]
+        strips = []
+        for rows in _strips(view, 8192):
+            pixels = _pixels(view, rows)
+            target = geometry.unproject(
+                pixels, np.full(len(pixels), depth), view.cam2img)
+            strips.append(
+                nanodrr_render(
+                    subject, tensor(np.eye(3))[None], pose,
+                    tensor([depth]), rows.stop - rows.start, view.width,
+                    n_samples=samples, src=torch.zeros(1, 1, 3).to(device),
+                    tgt=tensor(target)[None])[0, 0])
+        images.append(torch.cat(strips).cpu().numpy())
+    return np.stack(images)
+
+
+def _diffdrr(renderer: str, **options) -> Callable:
+
+    def run(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+        from diffdrr.drr import DRR
+        from torchio import ScalarImage, Subject
+        data = torch.from_numpy(np.ascontiguousarray(mu.values))[None]
+        image = ScalarImage(tensor=data, affine=mu.voxel2ct)
+        # Rays come from our own geometry, so DiffDRR's detector (and with it
+        # its axes, and the HU scale of its reader) is left out.
+        subject = Subject(volume=image, density=image, mask=None,
+                          reorient=torch.eye(4), fiducials=None)
+        drr = DRR(subject, sdd=1., height=2, delx=1., renderer=renderer
+                  ).to(device)
+        images = []
+        for view in rig.views:
+            depth = _far_depth(mu, view)
+            source = geometry.camera_centres(view.ct2img)
+            source = torch.as_tensor(source, dtype=torch.float32,
+                                     device=device)[None, None]
+            strips = []
+            for rows in _strips(view, 4096):
+                pixels = _pixels(view, rows)
+                target = geometry.unproject(
+                    pixels, np.full(len(pixels), depth), view.ct2img)
+                target = torch.as_tensor(target, dtype=torch.float32,
+                                         device=device)[None]
+                strips.append(
+                    drr.render(drr.density, source, target, **options)
+                    .reshape(-1, view.width))
+            images.append(torch.cat(strips).cpu().numpy())
+        return np.stack(images)
+
+    return run
+
+
+RENDERERS: Dict[str, Callable] = dict(
+    siddon=_diffdrr('siddon'), trilinear=_diffdrr('trilinear', n_points=500),
+    nanodrr=_nanodrr, joseph=_joseph)
+
+
+@torch.no_grad()
+def render(hu: Volume, rig: Rig, renderer: str = 'joseph',
+           device: str = 'cpu') -> list:
+    """Line integrals of attenuation through a CT volume.
+
+    Args:
+        hu (Volume): Hounsfield units.
+        rig (Rig): The views; detectors may differ in size.
+        renderer (str): One of :data:`RENDERERS`.
+        device (str): Torch device.
+
+    Returns:
+        list[np.ndarray]: One (H, W) float32 image per view, dimensionless.
+
+    Raises:
+        ValueError: The renderer is unknown.
+    """
+    if renderer not in RENDERERS:
+        raise ValueError(f'renderer: expected one of {list(RENDERERS)}, '
+                         f'found "{renderer}"')
+    mu = prepare(hu, rig)
+    return [
+        RENDERERS[renderer](mu, Rig([view]), device)[0] for view in rig.views
+    ]

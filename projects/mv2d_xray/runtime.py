@@ -1,0 +1,262 @@
+"""What the command-line tools share: configs, checkpoints, progress, errors.
+"""
+
+import difflib
+import functools
+import sys
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+from mmdet3d.registry import HOOKS
+from tqdm import tqdm
+
+from .infos import InfosError
+
+__all__ = [
+    'UserError', 'XRayProgressHook', 'allow_checkpoint_types',
+    'check_checkpoint', 'load_checkpoint', 'load_config', 'one_sentence'
+]
+
+# Names that Runner.from_cfg reads from a config.
+_RUNNER_KEYS = (
+    'model', 'work_dir', 'train_dataloader', 'val_dataloader',
+    'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg', 'auto_scale_lr',
+    'optim_wrapper', 'param_scheduler', 'val_evaluator', 'test_evaluator',
+    'default_hooks', 'custom_hooks', 'data_preprocessor', 'load_from',
+    'resume', 'launcher', 'env_cfg', 'log_processor', 'log_level',
+    'visualizer', 'default_scope', 'randomness', 'experiment_name',
+    'custom_imports')
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message is one sentence."""
+
+
+def allow_checkpoint_types() -> None:
+    """Let ``torch.load`` read mmengine's own checkpoints and nothing more.
+
+    They hold running means of the losses (``HistoryBuffer``) and NumPy
+    scalars beside the weights; torch refuses any type that is not listed.
+    """
+    torch.serialization.add_safe_globals([
+        HistoryBuffer, np.ndarray, np.dtype,
+        np.core.multiarray._reconstruct, np.core.multiarray.scalar,
+        *(type(np.dtype(name)) for name in (
+            'bool', 'int32', 'int64', 'uint8', 'float32', 'float64', 'U1'))
+    ])
+
+
+def one_sentence(main):
+    """Decorate a tool's ``main``: wrong input ends in one sentence, not in a
+    traceback, and exit status 1."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except (UserError, InfosError) as error:
+            # From a worker of the data loader the message holds the worker's
+            # traceback, whose last line is the error.
+            text = str(error).strip()
+            if text.startswith('Caught '):
+                text = text.splitlines()[-1].split(': ', 1)[-1]
+        except KeyboardInterrupt:
+            text = 'interrupted'
+        sys.exit(f'{Path(sys.argv[0]).name}: error: {text}')
+
+    return wrapped
+
+
+# ------------------------------------------------------------------- configs
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config and override parts of it.
+
+    Args:
+        path (str): Config file. Configs are programs: run only trusted ones.
+        options (dict, optional): Dotted keys and values, from
+            ``--cfg-options``.
+
+    Raises:
+        UserError: The file cannot be read, or a key is misspelt.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'{path}: config: expected a file, found none')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # whatever a config does wrong
+        raise UserError(f'{path}: config cannot be read: '
+                        f'{type(error).__name__}: {error}') from error
+    for key in cfg:
+        close = difflib.get_close_matches(key, _RUNNER_KEYS, 1, .85)
+        if key not in _RUNNER_KEYS and close and close[0] not in cfg:
+            raise UserError(f'{path}: config key "{key}": expected '
+                            f'"{close[0]}", found "{key}"')
+    for key in options or ():
+        _check_option(cfg, key)
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    """An override must name something that the config has.
+
+    Below a dict with ``type`` the class itself knows which keys it takes.
+    """
+    node, typed = cfg, False
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            known = [str(i) for i in range(len(node))]
+        elif isinstance(node, dict):
+            known = list(node)
+            typed = typed or 'type' in node
+        else:
+            known = []
+        if part not in known:
+            if typed:
+                return
+            close = difflib.get_close_matches(part, known, 1)
+            hint = f'"{close[0]}"' if close else 'one of ' + ', '.join(known)
+            raise UserError(f'--cfg-options {key}: expected {hint}, found '
+                            f'"{part}"')
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[
+            part]
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build everything a config names.
+
+    Raises:
+        UserError: A class does not take a key that the config gives it.
+    """
+    try:
+        return Runner.from_cfg(cfg)
+    except (UserError, InfosError):
+        raise
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f'{cfg.filename}: config cannot be built: '
+                        f'{_root_cause(error)}') from error
+
+
+def _root_cause(error: BaseException) -> str:
+    """First line of the message without the registry's wrapping."""
+    return str(error).strip('"\'').split('\n')[0]
+
+
+# --------------------------------------------------------------- checkpoints
+def load_checkpoint(path: str) -> dict:
+    """Read a checkpoint without trusting it (``weights_only``).
+
+    Raises:
+        UserError: It is missing, damaged, or holds more than data.
+    """
+    allow_checkpoint_types()
+    if not Path(path).is_file():
+        raise UserError(f'{path}: checkpoint: expected a file, found none')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        text = str(error).strip().split('\n')[0]
+        raise UserError(f'{path}: checkpoint cannot be read: {text}'
+                        ) from error
+    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+        raise UserError(f'{path}: checkpoint: expected a dict with '
+                        '"state_dict", found none')
+    return checkpoint
+
+
+def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
+    """Read a checkpoint that must be of this very model.
+
+    Raises:
+        UserError: A parameter is missing, unknown or of another shape.
+    """
+    checkpoint = load_checkpoint(path)
+    found, expected = checkpoint['state_dict'], model.state_dict()
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        raise UserError(
+            f'{path}: checkpoint of another model: expected the '
+            f'{len(expected)} tensors of the config\'s model, found '
+            f'{len(missing)} missing'
+            + (f' (first "{missing[0]}")' if missing else '')
+            + f' and {len(unknown)} unknown'
+            + (f' (first "{unknown[0]}")' if unknown else ''))
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            raise UserError(
+                f'{path}: checkpoint of another model: field "{name}": '
+                f'expected shape {tuple(tensor.shape)}, found '
+                f'{tuple(found[name].shape)}')
+    return checkpoint
+
+
+# ------------------------------------------------------------------ progress
+@HOOKS.register_module()
+class XRayProgressHook(Hook):
+    """A progress bar with an ETA over training, validation and test."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.bars = {}
+
+    def _start(self, runner, mode: str, total: int, done: int = 0) -> None:
+        if runner.rank == 0:
+            self.bars[mode] = tqdm(
+                total=total, initial=done, desc=mode, unit='it',
+                file=sys.stderr, dynamic_ncols=True, mininterval=1,
+                smoothing=.05)
+
+    def _step(self, mode: str) -> None:
+        if mode in self.bars:
+            self.bars[mode].update()
+
+    def _stop(self, mode: str) -> None:
+        if mode in self.bars:
+            self.bars.pop(mode).close()
+
+    def before_train(self, runner) -> None:
+        """Start the bar of the whole training."""
+        self._start(runner, 'train', runner.max_iters, runner.iter)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None) -> None:
+        """One iteration done."""
+        self._step('train')
+
+    def after_train(self, runner) -> None:
+        """Close the bar."""
+        self._stop('train')
+
+    def before_val_epoch(self, runner) -> None:
+        """Start the bar of one validation."""
+        self._start(runner, 'val', len(runner.val_dataloader))
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None,
+                       outputs=None) -> None:
+        """One sample done."""
+        self._step('val')
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Close the bar."""
+        self._stop('val')
+
+    def before_test_epoch(self, runner) -> None:
+        """Start the bar of the test."""
+        self._start(runner, 'test', len(runner.test_dataloader))
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None,
+                        outputs=None) -> None:
+        """One sample done."""
+        self._step('test')
+
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        """Close the bar."""
+        self._stop('test')

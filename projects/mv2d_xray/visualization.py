@@ -1,0 +1,129 @@
+"""Pictures of what was found, for people; drawn without a screen."""
+
+from pathlib import Path
+from typing import Optional, Sequence, Union
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from mmdet3d.registry import HOOKS
+from mmengine.hooks import Hook
+
+from . import geometry
+
+__all__ = ['XRayDrawHook', 'draw_views']
+
+# Colour and line style both tell the kinds apart.
+_STYLES = {
+    'ground truth': dict(edgecolor='#35d461', linestyle='-'),
+    'ignored': dict(edgecolor='#9aa0a6', linestyle=':'),
+    'prediction': dict(edgecolor='#ff5a4f', linestyle='--'),
+}
+
+
+def draw_views(images: np.ndarray,
+               ct2img: np.ndarray,
+               out_file: Union[str, Path],
+               title: str = '',
+               names: Optional[Sequence[str]] = None,
+               scores: Optional[np.ndarray] = None,
+               **boxes: np.ndarray) -> None:
+    """Draw 3D boxes over every view of a scan.
+
+    Args:
+        images (np.ndarray): (V, H, W), any grey values.
+        ct2img (np.ndarray): (V, 4, 4).
+        out_file (str | Path): PNG to write.
+        title (str): Above the views.
+        names (Sequence[str], optional): V names of the views.
+        scores (np.ndarray, optional): (N,) of ``prediction``.
+        **boxes: ``ground_truth``, ``ignored`` and ``prediction``, each (N, 7)
+            (mm).
+    """
+    count = len(images)
+    columns = min(count, 5)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + .8),
+                    layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.axis('off')
+    for view, (axis, image) in enumerate(zip(axes, images)):
+        low, high = np.percentile(image, [1, 99.8])
+        axis.imshow(image, cmap='gray', vmin=low, vmax=max(high, low + 1e-6),
+                    extent=(0, image.shape[1], image.shape[0], 0))
+        axis.set_title(names[view] if names else f'view {view}', fontsize=9)
+        for kind, style in _STYLES.items():
+            these = boxes.get(kind.replace(' ', '_'))
+            if these is None or len(these) == 0:
+                continue
+            rects, depth = geometry.project_boxes(
+                np.asarray(these, dtype=np.float64), ct2img[view][None])
+            for i, (x1, y1, x2, y2) in enumerate(rects[0]):
+                if depth[0, i] <= 0:
+                    continue
+                axis.add_patch(
+                    Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
+                              linewidth=1.2, **style))
+                if kind == 'prediction' and scores is not None:
+                    axis.text(x2, y1, f'{scores[i]:.2f}', fontsize=7,
+                              color=style['edgecolor'], va='bottom')
+        axis.set_xlim(0, image.shape[1])
+        axis.set_ylim(image.shape[0], 0)
+    handles = [
+        Line2D([], [], color=s['edgecolor'], linestyle=s['linestyle'],
+               label=f'{kind} '
+               f'({len(boxes.get(kind.replace(" ", "_"), ()))})')
+        for kind, s in _STYLES.items()
+    ]
+    figure.legend(handles=handles, loc='outside lower center', ncols=3,
+                  frameon=False)
+    figure.suptitle(title)
+    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_file, dpi=100)
+
+
+@HOOKS.register_module()
+class XRayDrawHook(Hook):
+    """Writes one picture per tested scan.
+
+    Args:
+        out_dir (str): Folder of the PNGs.
+        score_thr (float): Predictions below are not drawn.
+        max_scans (int): Scans drawn at most. Defaults to all.
+    """
+
+    def __init__(self, out_dir: str, score_thr: float = .3,
+                 max_scans: Optional[int] = None) -> None:
+        self.out_dir = Path(out_dir)
+        self.score_thr = score_thr
+        self.max_scans = max_scans
+        self.drawn = 0
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None,
+                        outputs=None) -> None:
+        """Draw the samples of one batch."""
+        for images, sample in zip(data_batch['inputs']['img'], outputs):
+            if self.max_scans is not None and self.drawn >= self.max_scans:
+                return
+            meta, truth = sample.metainfo, sample.eval_ann_info
+            found = sample.pred_instances_3d
+            found = found[found.scores_3d >= self.score_thr]
+            draw_views(
+                images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']),
+                self.out_dir / f'{meta["token"]}.png', title=meta['token'],
+                scores=found.scores_3d.cpu().numpy(),
+                ground_truth=_boxes(truth['gt_bboxes_3d']),
+                ignored=_boxes(truth['ignored_bboxes_3d']),
+                prediction=_boxes(found.bboxes_3d))
+            self.drawn += 1
+
+
+def _boxes(boxes) -> np.ndarray:
+    """mmdet3d boxes to (N, 7) with the gravity centre (mm)."""
+    tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
+    return tensor.cpu().numpy()
