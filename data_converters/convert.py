@@ -1,0 +1,268 @@
+"""Scans to X-ray views, infos and COCO files.
+
+A converted set grows scan by scan: a scan's images, then its record (last, so
+that a record means a finished scan). :func:`finish_set` makes the infos of
+every split from the records.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Optional
+
+import cv2
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.infos import (SCHEMA_VERSION, atomic_write, build_coco,
+                                      dump_infos, dump_json, load_json)
+
+from . import __version__
+from .drr import MU_WATER, render
+from .lidc import ConversionError, Scan
+
+# One linear window for every image of every set: 16 bits hold line integrals
+# up to this; 400 mm of soft tissue are 8, a large chest with spine below 14.
+INTEGRAL_MAX = 16.
+_LEVELS = 65535
+_SPLITS = ('train', 'val', 'test')
+
+__all__ = ['Options', 'convert_scan', 'convert_scans', 'finish_set']
+
+
+@dataclass
+class Options:
+    """What makes a converted set what it is; one set has one of it.
+
+    Attributes:
+        rig: ``Rig.to_dict()``.
+        renderer: Name in :data:`data_converters.drr.RENDERERS`.
+        min_readers: Nodules of fewer readers are marked ``ignore``.
+        min_diameter: Nodules below (mm) are marked ``ignore``.
+        fractions: Share of the patients in 'val' and 'test'.
+        seed: Of the split.
+        dataset: Name in the metainfo.
+    """
+    rig: dict
+    renderer: str = 'joseph'
+    min_readers: int = 1
+    min_diameter: float = 0.
+    fractions: Dict[str, float] = field(
+        default_factory=lambda: dict(val=.2, test=0.))
+    seed: int = 0
+    dataset: str = 'LIDC-IDRI'
+
+
+# ------------------------------------------------------------------- one scan
+def convert_scan(scan: Scan, options: Options, out_dir: Path,
+                 device: str = 'cpu') -> dict:
+    """Render a scan, write its images and record; returns the sample.
+
+    2D boxes are those of the nodule's projected mask, from the same matrices
+    as the image.
+    """
+    rig = Rig.from_dict(options.rig)
+    images = render(scan.hu, rig, options.renderer, device)
+    folder = out_dir / 'images' / scan.key
+    views = {}
+    for view, image in zip(rig.views, images):
+        path = folder / f'{view.name}.png'
+        levels = np.rint(image / INTEGRAL_MAX * _LEVELS).clip(0, _LEVELS)
+        ok, png = cv2.imencode('.png', levels.astype(np.uint16))
+        if not ok:
+            raise ConversionError(f'{path}: image cannot be encoded')
+        with atomic_write(path) as stream:
+            stream.write(png.tobytes())
+        views[view.name] = dict(
+            img_path=path.relative_to(out_dir).as_posix(),
+            height=view.height, width=view.width,
+            cam2img=view.cam2img.tolist(), lidar2cam=view.ct2cam.tolist(),
+            lidar2img=view.ct2img.tolist(),
+            sample_data_token=scan.key + view.name.replace('CAM_', 'cam'))
+    instances, cam_instances = [], {name: [] for name in views}
+    for number, nodule in enumerate(scan.nodules):
+        box = scan.box(nodule)
+        corners = scan.voxel_corners(nodule)
+        seen = 0
+        for view in rig.views:
+            rect = _mask_rect(corners, view)
+            if rect is None:
+                continue
+            seen += 1
+            centre = geometry.project(box[None, :3], view.ct2img)
+            in_camera = view.ct2cam[:3, :3] @ box[:3] + view.ct2cam[:3, 3]
+            size = np.abs(view.ct2cam[:3, :3]) @ box[3:6]
+            cam_instances[view.name].append(
+                dict(
+                    bbox=rect.tolist(), bbox_label=0,
+                    bbox_cam3d=[*in_camera.tolist(), *size.tolist(), 0.],
+                    center_2d=centre[0][0].tolist(),
+                    depth=float(centre[1][0]), instance_idx=number))
+        instances.append(
+            dict(
+                bbox_3d=box.tolist(), bbox_label_3d=0, valid_flag=seen >= 2,
+                ignore=bool(nodule.num_readers < options.min_readers
+                            or nodule.diameter < options.min_diameter),
+                nodule_id=number, diameter=nodule.diameter,
+                volume_mm3=nodule.volume, num_readers=nodule.num_readers,
+                num_views=seen, characteristics=nodule.characteristics))
+    sample = dict(
+        token=scan.key, lidc_id_ref=scan.patient_id,
+        series_uid=scan.series_uid, frame_of_reference_uid=scan.frame_uid,
+        ct2patient=scan.ct2patient.tolist(),
+        volume=dict(shape=list(scan.hu.values.shape),
+                    spacing=scan.hu.spacing.tolist()),
+        images=views, instances=instances, cam_instances=cam_instances)
+    dump_json(sample, _record(out_dir, scan.key))
+    return sample
+
+
+def _mask_rect(corners: np.ndarray, view) -> Optional[np.ndarray]:
+    """Rectangle of projected voxel corners within the image, or None."""
+    uv, depth = geometry.project(corners, view.ct2img)
+    if (depth <= 0).any():
+        return None
+    low = uv.min(0).clip([0, 0], [view.width, view.height])
+    high = uv.max(0).clip([0, 0], [view.width, view.height])
+    return np.concatenate([low, high]) if (high - low > .5).all() else None
+
+
+def _record(out_dir: Path, key: str) -> Path:
+    return out_dir / 'scans' / f'{key}.json'
+
+
+# ------------------------------------------------------------------ many scans
+def convert_scans(keys: Iterable[str], load: Callable[[str], Scan],
+                  options: Options, out_dir: Path, jobs: int = 1,
+                  device: str = 'cpu', total: Optional[int] = None) -> None:
+    """Convert scans that are not there yet.
+
+    Args:
+        keys: Names of the scans, as ``load`` takes them.
+        load: Context manager factory that yields a :class:`Scan`; runs in
+            the worker.
+        options (Options): Must be those of what is already in ``out_dir``.
+        out_dir (Path): Root of the set.
+        jobs (int): Processes; they share the machine's cores evenly.
+        device (str): Torch device of the renderer.
+        total (int, optional): Number of keys, for the progress bar.
+
+    Raises:
+        ConversionError: A scan cannot be converted, or the folder holds a
+            set made with other options.
+    """
+    _claim(out_dir, options)
+    threads = max((torch.get_num_threads()) // max(jobs, 1), 1)
+    with Parallel(n_jobs=jobs, return_as='generator_unordered',
+                  pre_dispatch='2*n_jobs') as pool:
+        results = pool(
+            delayed(_convert_one)(key, load, options, out_dir, device, threads)
+            for key in keys)
+        for _ in tqdm(results, total=total, desc='convert', unit='scan',
+                      dynamic_ncols=True, smoothing=.1):
+            pass
+
+
+def _convert_one(key, load, options, out_dir, device, threads) -> None:
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    with load(key) as scan:
+        if scan is not None and not _record(out_dir, scan.key).exists():
+            convert_scan(scan, options, out_dir, device)
+
+
+def _claim(out_dir: Path, options: Options) -> None:
+    """Refuse to mix two kinds of set in one folder."""
+    path = out_dir / 'options.json'
+    current = json.loads(json.dumps(asdict(options)))
+    if not path.exists():
+        dump_json(current, path)
+        return
+    found = load_json(path)
+    for name, value in current.items():
+        if found.get(name) != value:
+            short = 'another rig' if name == 'rig' else repr(found.get(name))
+            raise ConversionError(
+                f'{path}: field "{name}": expected the value of this call'
+                + ('' if name == 'rig' else f', {value!r}')
+                + f', found {short}: the folder holds a set made with other '
+                'options; choose another --out-dir or remove it')
+
+
+def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
+    """Write infos and COCO files of every split from the records.
+
+    Splits are by patient and depend on the patients and the seed alone.
+
+    Returns:
+        dict: Number of scans in each split.
+
+    Raises:
+        ConversionError: There is no converted scan.
+    """
+    samples = [load_json(p)
+               for p in sorted((out_dir / 'scans').glob('*.json'))]
+    if not samples:
+        raise ConversionError(f'{out_dir}: scans: expected at least one '
+                              'converted scan, found none')
+    patients = split_patients([s['lidc_id_ref'] for s in samples], options)
+    counts = {}
+    for split in _SPLITS:
+        chosen = [s for s in samples if patients[s['lidc_id_ref']] == split]
+        if not chosen and not options.fractions.get(split) \
+                and split != 'train':
+            continue
+        infos = dict(
+            metainfo=dict(
+                dataset=options.dataset, schema_version=SCHEMA_VERSION,
+                converter_version=__version__, classes=('nodule', ),
+                categories=dict(nodule=0), split=split, units='mm',
+                frame='ct: RAS+, origin at the centre of the voxel grid',
+                rig=options.rig,
+                renderer=dict(name=options.renderer, mu_water=MU_WATER),
+                intensity=dict(unit='line integral of attenuation',
+                               scale=INTEGRAL_MAX / _LEVELS, offset=0.),
+                min_readers=options.min_readers,
+                min_diameter=options.min_diameter),
+            data_list=[
+                _as_arrays(dict(s, sample_idx=i))
+                for i, s in enumerate(chosen)
+            ])
+        stem = out_dir / f'lidc_infos_{split}'
+        dump_infos(infos, stem.with_suffix('.pkl'))
+        dump_json(build_coco(infos),
+                  out_dir / f'lidc_infos_{split}_2d_anno.coco.json')
+        counts[split] = len(chosen)
+    return counts
+
+
+def split_patients(patients: List[str], options: Options) -> Dict[str, str]:
+    """Split of every patient."""
+    names = sorted(set(patients))
+    order = np.random.default_rng(options.seed).permutation(len(names))
+    splits, start = {}, 0
+    for split in ('test', 'val'):
+        count = round(options.fractions.get(split, 0.) * len(names))
+        for i in order[start:start + count]:
+            splits[names[i]] = split
+        start += count
+    return {name: splits.get(name, 'train') for name in names}
+
+
+def _as_arrays(sample: dict) -> dict:
+    """Matrices as float64 arrays, which every reader of pickles expects."""
+    sample = dict(sample, ct2patient=np.array(sample['ct2patient']))
+    sample['images'] = {
+        name: {
+            key: np.array(value) if key in ('cam2img', 'lidar2cam',
+                                            'lidar2img') else value
+            for key, value in view.items()
+        }
+        for name, view in sample['images'].items()
+    }
+    return sample
+
