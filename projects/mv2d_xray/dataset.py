@@ -1,0 +1,162 @@
+"""Converted sets as an mmdet3d data set."""
+
+import os.path as osp
+from typing import List, Optional, Sequence
+
+import numpy as np
+from mmdet3d.datasets import Det3DDataset
+from mmdet3d.registry import DATASETS
+from mmdet3d.structures import LiDARInstance3DBoxes
+
+from .infos import InfosError, check_coco, load_infos, load_json
+
+__all__ = ['XRayDataset']
+
+
+@DATASETS.register_module()
+class XRayDataset(Det3DDataset):
+    """X-ray views of one object per sample, with 3D and 2D boxes.
+
+    ``lidar`` in mmdet3d's names is the CT world of
+    :mod:`projects.mv2d_xray.geometry`. Findings marked ``ignore`` or not
+    ``valid_flag`` are kept apart: neither object nor background.
+
+    Args:
+        ann_file (str): Info pickle, relative to ``data_root``.
+        data_root (str): Root of the set.
+        scene_range (Sequence[float], optional): ``[x0, y0, z0, x1, y1, z1]``
+            (mm); a finding whose centre is outside is an error.
+        num_views (int, optional): Views that every sample must have.
+        coco_file (str, optional): COCO JSON, relative to ``data_root``, that
+            must agree with the infos.
+        min_diameter (float): Findings below (mm) are ignored, too.
+        **kwargs: As for ``Det3DDataset``.
+
+    Raises:
+        InfosError: The files are damaged or contradict each other or the
+            arguments.
+    """
+
+    METAINFO = dict(classes=('nodule', ))
+
+    def __init__(self,
+                 ann_file: str,
+                 data_root: str = '',
+                 scene_range: Optional[Sequence[float]] = None,
+                 num_views: Optional[int] = None,
+                 coco_file: Optional[str] = None,
+                 min_diameter: float = 0.,
+                 filter_empty_gt: bool = False,
+                 **kwargs) -> None:
+        self.scene_range = scene_range
+        self.num_views = num_views
+        self.min_diameter = min_diameter
+        self.source = osp.join(data_root, ann_file)
+        self._infos = load_infos(self.source)
+        if coco_file is not None:
+            path = osp.join(data_root, coco_file)
+            check_coco(self._infos, load_json(path), path)
+        # Classes are data: the file's, not this class's.
+        self.METAINFO = dict(classes=tuple(self._infos['metainfo']['classes']))
+        super().__init__(
+            ann_file=ann_file, data_root=data_root,
+            data_prefix=dict(img=''), box_type_3d='LiDAR',
+            modality=dict(use_lidar=False, use_camera=True),
+            filter_empty_gt=filter_empty_gt, **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        """Samples of the info pickle, with absolute image paths."""
+        infos, self._infos = self._infos, None
+        for key, value in infos['metainfo'].items():
+            self._metainfo.setdefault(key, value)
+        for sample in infos['data_list']:
+            self._check_sample(sample)
+        return [self.parse_data_info(s) for s in infos['data_list']]
+
+    def _check_sample(self, sample: dict) -> None:
+        where = f'{self.source}: scan {sample["token"]}'
+        views = len(sample['images'])
+        if self.num_views is not None and views != self.num_views:
+            raise InfosError(f'{where}: field "images": expected '
+                             f'{self.num_views} views, found {views}')
+        if views == 0:
+            raise InfosError(f'{where}: field "images": expected at least '
+                             'one view, found 0')
+        if self.scene_range is None:
+            return
+        scene = np.asarray(self.scene_range, dtype=np.float64)
+        for i, instance in enumerate(sample['instances']):
+            centre = np.asarray(instance['bbox_3d'][:3])
+            inside = (centre >= scene[:3]).all() and (centre <=
+                                                      scene[3:]).all()
+            if instance['valid_flag'] and not inside:
+                raise InfosError(
+                    f'{where}: field "instances[{i}].bbox_3d": expected a '
+                    f'centre within the scene box {scene.tolist()} mm, found '
+                    f'{np.round(centre, 1).tolist()}')
+
+    def parse_data_info(self, info: dict) -> dict:
+        """Absolute image paths; annotations for training or evaluation."""
+        info = dict(info, images={
+            name: dict(view, img_path=osp.join(self.data_root or '',
+                                               view['img_path']))
+            for name, view in info['images'].items()
+        })
+        key = 'eval_ann_info' if self.test_mode else 'ann_info'
+        info[key] = self.parse_ann_info(info)
+        return info
+
+    def parse_ann_info(self, info: dict) -> dict:
+        """Annotations of one sample.
+
+        Returns:
+            dict: ``gt_bboxes_3d`` and ``ignored_bboxes_3d`` (mmdet3d boxes,
+            mm), ``gt_labels_3d``, ``gt_diameters``, ``ignored_diameters``
+            (mm); 2D boxes of all views (px): ``gt_bboxes`` (N, 4),
+            ``gt_bboxes_labels``, ``gt_bboxes_view``, ``gt_bboxes_instance``
+            (index into ``gt_bboxes_3d``), ``ignored_bboxes``,
+            ``ignored_bboxes_view``.
+        """
+        instances = info['instances']
+        kept = [
+            i for i, item in enumerate(instances)
+            if item['valid_flag'] and not item['ignore'] and not (
+                item.get('diameter', np.inf) < self.min_diameter)
+        ]
+        place = {instance: row for row, instance in enumerate(kept)}
+        left_out = [i for i in range(len(instances)) if i not in place]
+        boxes, ignored = [], []
+        for view, name in enumerate(info['images']):
+            for box in info.get('cam_instances', {}).get(name, ()):
+                row = place.get(box['instance_idx'], -1)
+                (boxes if row >= 0 else ignored).append(
+                    (*box['bbox'], self.label_mapping[box['bbox_label']],
+                     view, row))
+        boxes = np.array(boxes, dtype=np.float32).reshape(-1, 7)
+        ignored = np.array(ignored, dtype=np.float32).reshape(-1, 7)
+        labels = [self.label_mapping[instances[i]['bbox_label_3d']]
+                  for i in kept]
+        for label in labels:
+            self.num_ins_per_cat[label] += 1
+
+        def pick(key, rows):
+            return np.array([instances[i].get(key, np.nan) for i in rows],
+                            dtype=np.float32)
+
+        def boxes_3d(rows):
+            tensor = np.array([instances[i]['bbox_3d'] for i in rows],
+                              dtype=np.float32).reshape(-1, 7)
+            return LiDARInstance3DBoxes(tensor, origin=(.5, .5, .5))
+
+        return dict(
+            gt_bboxes_3d=boxes_3d(kept),
+            gt_labels_3d=np.array(labels, dtype=np.int64),
+            gt_diameters=pick('diameter', kept),
+            ignored_bboxes_3d=boxes_3d(left_out),
+            ignored_diameters=pick('diameter', left_out),
+            gt_bboxes=boxes[:, :4],
+            gt_bboxes_labels=boxes[:, 4].astype(np.int64),
+            gt_bboxes_view=boxes[:, 5].astype(np.int64),
+            gt_bboxes_instance=boxes[:, 6].astype(np.int64),
+            ignored_bboxes=ignored[:, :4],
+            ignored_bboxes_view=ignored[:, 5].astype(np.int64))

@@ -1,0 +1,410 @@
+"""From files to the network's input: loading, augmentation, packing.
+
+Every geometric transform keeps images, 2D boxes, 3D boxes and matrices
+consistent, so that ``ct2img`` still projects the boxes onto the images.
+Randomness comes from NumPy's global generator, which mmengine seeds in every
+worker. Images are lists of (H, W, 1) float32 line integrals.
+"""
+
+from typing import Dict, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet3d.datasets.transforms import Pack3DDetInputs
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.structures import InstanceData
+
+from . import geometry
+from .infos import InfosError
+
+__all__ = [
+    'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
+    'XRayPhotometric', 'XRayRandomFlip', 'XRayRandomRotate',
+    'XRayViewDropout'
+]
+
+_PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')
+
+
+@TRANSFORMS.register_module()
+class LoadXRayViews(BaseTransform):
+    """Read a sample's images, matrices and annotations.
+
+    Adds ``img``, ``cam2img``, ``ct2cam``, ``ct2img`` (V, 4, 4), ``img_shape``
+    (of the first view), ``num_views``, ``view_names`` and everything in
+    ``ann_info``.
+
+    Args:
+        scale (float): Line integral of one grey level; the converter's
+            metainfo.intensity. Defaults to 16 / 65535.
+        offset (float): Line integral of grey level 0. Defaults to 0.
+
+    Raises:
+        InfosError: An image is missing, unreadable or of another size than
+            the infos say.
+    """
+
+    def __init__(self, scale: float = 16 / 65535, offset: float = 0.) -> None:
+        self.scale = scale
+        self.offset = offset
+
+    def transform(self, results: dict) -> dict:
+        """Load one sample."""
+        views = results['images']
+        results['img'] = [self._read(view) for view in views.values()]
+        for key, name in zip(_PER_VIEW, ('cam2img', 'lidar2cam',
+                                         'lidar2img')):
+            results[key] = np.stack([
+                np.asarray(v[name], dtype=np.float64) for v in views.values()
+            ])
+        results['view_names'] = list(views)
+        results['img_paths'] = [v['img_path'] for v in views.values()]
+        results['num_views'] = len(views)
+        results['img_shape'] = results['img'][0].shape[:2]
+        results.update(results.get('ann_info') or {})
+        return results
+
+    def _read(self, view: dict) -> np.ndarray:
+        path = view['img_path']
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if image is None:
+            raise InfosError(f'{path}: image: expected a readable PNG, found '
+                             'none')
+        if image.ndim == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        expected = (view['height'], view['width'])
+        if image.shape != expected:
+            raise InfosError(
+                f'{path}: image size: expected {expected[1]} x {expected[0]} '
+                f'px as in the infos, found {image.shape[1]} x '
+                f'{image.shape[0]}')
+        image = image.astype(np.float32) * self.scale + self.offset
+        return image[..., None]
+
+
+@TRANSFORMS.register_module()
+class ResizeXRay(BaseTransform):
+    """Resize all views, with their boxes and intrinsics.
+
+    Args:
+        scale (tuple[int, int]): Width and height (px) of the result.
+    """
+
+    def __init__(self, scale: Tuple[int, int]) -> None:
+        self.scale = tuple(scale)
+
+    def transform(self, results: dict) -> dict:
+        """Resize one sample."""
+        width, height = self.scale
+        factors = np.array([[width / i.shape[1], height / i.shape[0]]
+                            for i in results['img']])
+        results['img'] = [
+            cv2.resize(i, self.scale, interpolation=cv2.INTER_AREA).reshape(
+                height, width, 1) for i in results['img']
+        ]
+        results['cam2img'] = np.stack([
+            geometry.scale_cam2img(k, *f)
+            for k, f in zip(results['cam2img'], factors)
+        ])
+        results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
+                                                    results['ct2cam'])
+        for key in ('gt_bboxes', 'ignored_bboxes'):
+            if key in results:
+                factor = factors[results[f'{key}_view']]
+                results[key] = (results[key] * np.tile(factor, 2)).astype(
+                    np.float32)
+        results['img_shape'] = (height, width)
+        return results
+
+
+@TRANSFORMS.register_module()
+class XRayPhotometric(BaseTransform):
+    """The papers' seven augmentations, each with its own probability.
+
+    papers/000 §3.1, in its order. Amounts are fractions of each image's own
+    range (minimum to maximum), so they mean the same for any window. One draw
+    holds for all views, as one exposure would; noise differs in every pixel.
+
+    Args:
+        prob (float): Of each. Defaults to 0.5.
+        brightness (float): Largest shift. Defaults to 0.05.
+        contrast (float): Largest change of the slope. Defaults to 0.2.
+        gamma (float): Largest exponent; the smallest is its inverse. Defaults
+            to 1.3.
+        noise (float): Largest standard deviation. Defaults to 0.005.
+        blur (float): Largest standard deviation (px). Defaults to 0.7.
+        salt_and_pepper (float): Largest share of pixels. Defaults to 0.001.
+        vignetting (float): Largest loss in the corners. Defaults to 0.2.
+
+        0 (for gamma: 1) turns one off.
+    """
+
+    def __init__(self,
+                 prob: float = .5,
+                 brightness: float = .05,
+                 contrast: float = .2,
+                 gamma: float = 1.3,
+                 noise: float = .005,
+                 blur: float = .7,
+                 salt_and_pepper: float = .001,
+                 vignetting: float = .2) -> None:
+        self.prob = prob
+        self.amounts = dict(
+            brightness=brightness, contrast=contrast, gamma=gamma,
+            noise=noise, blur=blur, salt_and_pepper=salt_and_pepper,
+            vignetting=vignetting)
+
+    def draw(self) -> Dict[str, float]:
+        """Random amounts of those that apply this time."""
+        drawn = {}
+        for name, most in self.amounts.items():
+            applies, unit = np.random.rand() < self.prob, np.random.rand()
+            if not applies:
+                continue
+            if name == 'gamma':
+                drawn[name] = most**(2 * unit - 1)
+            elif name in ('brightness', 'contrast'):
+                drawn[name] = most * (2 * unit - 1)
+            else:
+                drawn[name] = most * unit
+        return drawn
+
+    @staticmethod
+    def apply(image: np.ndarray, amounts: Dict[str, float]) -> np.ndarray:
+        """Change one (H, W, 1) image by given amounts."""
+        low, high = float(image.min()), float(image.max())
+        span = max(high - low, 1e-6)
+        unit = (image[..., 0] - low) / span
+        unit = unit + amounts.get('brightness', 0.)
+        unit = (unit - unit.mean()) * (
+            1 + amounts.get('contrast', 0.)) + unit.mean()
+        if 'gamma' in amounts:
+            unit = np.clip(unit, 0, None)**amounts['gamma']
+        if 'noise' in amounts:
+            unit = unit + np.random.normal(0, amounts['noise'], unit.shape)
+        if amounts.get('blur', 0.) > .1:
+            unit = cv2.GaussianBlur(unit, (0, 0), amounts['blur'])
+        if 'salt_and_pepper' in amounts:
+            chance = np.random.rand(*unit.shape)
+            half = amounts['salt_and_pepper'] / 2
+            unit = np.where(chance < half, 0., unit)
+            unit = np.where(chance > 1 - half, 1., unit)
+        if 'vignetting' in amounts:
+            height, width = unit.shape
+            y, x = np.mgrid[:height, :width]
+            radius = (((x + .5) / width - .5)**2 +
+                      ((y + .5) / height - .5)**2) * 2
+            unit = unit * (1 - amounts['vignetting'] * radius)
+        return (unit * span + low).astype(np.float32)[..., None]
+
+    def transform(self, results: dict) -> dict:
+        """Change one sample."""
+        amounts = self.draw()
+        if amounts:
+            results['img'] = [self.apply(i, amounts) for i in results['img']]
+        return results
+
+
+@TRANSFORMS.register_module()
+class XRayGridMask(BaseTransform):
+    """Hide a random grid of squares (GridMask, arXiv 2001.04086).
+
+    Args:
+        prob (float): Defaults to 0.5.
+        ratio (float): Side of a hidden square as a share of the grid's step.
+        steps (tuple[float, float]): Range of the grid's step as a share of
+            the image's shorter side.
+    """
+
+    def __init__(self, prob: float = .5, ratio: float = .4,
+                 steps: Tuple[float, float] = (.1, .3)) -> None:
+        self.prob = prob
+        self.ratio = ratio
+        self.steps = steps
+
+    def transform(self, results: dict) -> dict:
+        """Mask every view with a grid of its own."""
+        if np.random.rand() >= self.prob:
+            return results
+        masked = []
+        for image in results['img']:
+            height, width = image.shape[:2]
+            step = max(
+                int(np.random.uniform(*self.steps) * min(height, width)), 2)
+            side = max(int(step * self.ratio), 1)
+            shift = np.random.randint(0, step, 2)
+            hide = (((np.arange(height) + shift[0]) % step < side)[:, None] &
+                    ((np.arange(width) + shift[1]) % step < side)[None])
+            masked.append(
+                np.where(hide[..., None], image.mean(), image).astype(
+                    np.float32))
+        results['img'] = masked
+        return results
+
+
+@TRANSFORMS.register_module()
+class XRayRandomFlip(BaseTransform):
+    """Mirror the world in x and every image with it.
+
+    Args:
+        prob (float): Defaults to 0.5.
+    """
+
+    def __init__(self, prob: float = .5) -> None:
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """Mirror one sample, or leave it."""
+        if np.random.rand() >= self.prob:
+            return results
+        widths = np.array([i.shape[1] for i in results['img']])
+        results['img'] = [np.ascontiguousarray(i[:, ::-1])
+                          for i in results['img']]
+        mirrored = [
+            geometry.mirror_view(k, t, w) for k, t, w in zip(
+                results['cam2img'], results['ct2cam'], widths)
+        ]
+        results['cam2img'] = np.stack([m[0] for m in mirrored])
+        results['ct2cam'] = np.stack([m[1] for m in mirrored])
+        results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
+                                                    results['ct2cam'])
+        for key in ('gt_bboxes', 'ignored_bboxes'):
+            if key in results:
+                width = widths[results[f'{key}_view']][:, None]
+                boxes = results[key]
+                results[key] = np.concatenate([
+                    width - boxes[:, 2:3], boxes[:, 1:2],
+                    width - boxes[:, 0:1], boxes[:, 3:4]
+                ], 1).astype(np.float32)
+        _move_boxes(results, np.diag([-1., 1., 1.]))
+        return results
+
+
+@TRANSFORMS.register_module()
+class XRayRandomRotate(BaseTransform):
+    """Rotate the world about z; the images stay as they are.
+
+    Args:
+        max_angle (float): Largest angle (degrees). Defaults to 180.
+        step (float, optional): Only multiples of it, as the rig's 36. Then
+            the rotation is the same as taking the views in another order.
+    """
+
+    def __init__(self, max_angle: float = 180.,
+                 step: Optional[float] = None) -> None:
+        self.max_angle = max_angle
+        self.step = step
+
+    def transform(self, results: dict) -> dict:
+        """Rotate one sample."""
+        angle = np.random.uniform(-self.max_angle, self.max_angle)
+        if self.step:
+            angle = round(angle / self.step) * self.step
+        rotation = geometry.rotation_z(np.radians(angle))
+        results['ct2cam'] = results['ct2cam'] @ geometry.invert_rigid(rotation)
+        results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
+                                                    results['ct2cam'])
+        _move_boxes(results, rotation)
+        return results
+
+
+def _move_boxes(results: dict, matrix: np.ndarray) -> None:
+    for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
+        if key in results:
+            boxes = results[key]
+            tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]],
+                               1)
+            results[key] = LiDARInstance3DBoxes(
+                geometry.transform_boxes(tensor, matrix),
+                origin=(.5, .5, .5))
+
+
+@TRANSFORMS.register_module()
+class XRayViewDropout(BaseTransform):
+    """Leave random views out, as if they had not been taken.
+
+    Args:
+        prob (float): Of leaving any out. Defaults to 0.5.
+        min_views (int): Views that stay at least. Defaults to 5.
+    """
+
+    def __init__(self, prob: float = .5, min_views: int = 5) -> None:
+        self.prob = prob
+        self.min_views = min_views
+
+    def transform(self, results: dict) -> dict:
+        """Drop views of one sample."""
+        count = results['num_views']
+        if np.random.rand() >= self.prob or count <= self.min_views:
+            return results
+        keep = np.random.randint(self.min_views, count + 1)
+        return keep_views(
+            results, np.sort(np.random.permutation(count)[:keep]))
+
+
+def keep_views(results: dict, views: Sequence[int]) -> dict:
+    """Reduce a loaded sample to some of its views, in the given order."""
+    views = np.asarray(views, dtype=int)
+    for key in _PER_VIEW:
+        results[key] = results[key][views]
+    for key in ('img', 'view_names', 'img_paths'):
+        results[key] = [results[key][v] for v in views]
+    results['num_views'] = len(views)
+    place = {view: row for row, view in enumerate(views.tolist())}
+    for key in ('gt_bboxes', 'ignored_bboxes'):
+        if key not in results:
+            continue
+        stays = np.isin(results[f'{key}_view'], views)
+        for name in (key, f'{key}_view', f'{key}_labels', f'{key}_instance'):
+            if name in results:
+                results[name] = results[name][stays]
+        results[f'{key}_view'] = np.array(
+            [place[v] for v in results[f'{key}_view'].tolist()],
+            dtype=np.int64)
+    return results
+
+
+@TRANSFORMS.register_module()
+class PackXRayInputs(Pack3DDetInputs):
+    """Pack a sample as mmdet3d does, with 2D boxes flattened over views.
+
+    ``inputs['img']`` is (V, 1, H, W). The data sample has, besides mmdet3d's
+    fields, ``gt_instances`` (``bboxes``, ``labels``, ``view_ids``,
+    ``instance_ids``), ``ignored_instances`` (``bboxes``, ``view_ids``) and
+    ``ignored_instances_3d`` (``bboxes_3d``).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            keys=('img', 'gt_bboxes_3d', 'gt_labels_3d'),
+            meta_keys=('cam2img', 'ct2cam', 'ct2img', 'img_shape',
+                       'num_views', 'view_names', 'img_paths', 'token',
+                       'lidc_id_ref', 'sample_idx', 'ct2patient',
+                       'frame_of_reference_uid', 'box_type_3d',
+                       'box_mode_3d'))
+
+    def pack_single_results(self, results: dict) -> dict:
+        """Pack one sample."""
+        shapes = {i.shape[:2] for i in results['img']}
+        if len(shapes) > 1:
+            raise InfosError(
+                f'scan {results.get("token")}: views of one size are '
+                f'expected after loading, found {sorted(shapes)}; add '
+                'ResizeXRay to the pipeline')
+        packed = super().pack_single_results(results)
+        sample = packed['data_samples']
+        if 'gt_bboxes' in results:
+            sample.gt_instances = InstanceData(
+                bboxes=torch.as_tensor(results['gt_bboxes']),
+                labels=torch.as_tensor(results['gt_bboxes_labels']),
+                view_ids=torch.as_tensor(results['gt_bboxes_view']),
+                instance_ids=torch.as_tensor(results['gt_bboxes_instance']))
+            sample.ignored_instances = InstanceData(
+                bboxes=torch.as_tensor(results['ignored_bboxes']),
+                view_ids=torch.as_tensor(results['ignored_bboxes_view']))
+            sample.ignored_instances_3d = InstanceData(
+                bboxes_3d=results['ignored_bboxes_3d'])
+        return packed
