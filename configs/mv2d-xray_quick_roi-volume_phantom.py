@@ -97,3 +97,19 @@ model = dict(
         relevance=dict(mode='topk', num_depths=24, min_iou=.1)),
     train_rois=dict(max_per_view=6, add_gt=True, jitter=.2),
     loss_weight_3d=.1)
+
+# 600 iterations of one scan, about ten minutes on two cores.
+max_iters = 600
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters,
+                 val_interval=max_iters)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=.01),
+    clip_grad=dict(max_norm=35., norm_type=2))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=.1, by_epoch=False, begin=0, end=30),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters,
+         T_max=max_iters - 30, eta_min=2e-5),
+]

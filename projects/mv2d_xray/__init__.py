@@ -5,16 +5,26 @@ only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
 from .boxes import XRayBoxL1Cost
+from .dataset import XRayDataset
 from .decoder import XRayDecoder
 from .detector import MV2DXRay
 from .lifting_head import XRayLiftingHead
+from .metrics import XRay2DMetric, XRay3DMetric
 from .position_encoding import XRayPositionEncoding
 from .preprocessing import XRayDataPreprocessor
 from .roi_queries import XRayRoIQueryGenerator
+from .runtime import XRayProgressHook
+from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
+                         XRayGridMask, XRayPhotometric, XRayRandomFlip,
+                         XRayRandomRotate, XRayViewDropout)
+from .visualization import XRayDrawHook
 from .volume_head import XRayVolumeHead
 
 __all__ = [
-    'MV2DXRay', 'XRayBoxL1Cost', 'XRayDataPreprocessor', 'XRayDecoder',
-    'XRayLiftingHead', 'XRayPositionEncoding', 'XRayRoIQueryGenerator',
-    'XRayVolumeHead'
+    'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
+    'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayDataPreprocessor',
+    'XRayDataset', 'XRayDecoder', 'XRayDrawHook', 'XRayGridMask',
+    'XRayLiftingHead', 'XRayPhotometric', 'XRayPositionEncoding',
+    'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
+    'XRayRoIQueryGenerator', 'XRayViewDropout', 'XRayVolumeHead'
 ]

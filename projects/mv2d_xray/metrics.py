@@ -1,0 +1,513 @@
+"""How well indications are found, in the units of the people who look.
+
+A prediction hits a finding when their centres are near enough; matching is
+greedy, best score first, each finding once. A prediction that hits only a
+finding marked "ignore" counts as nothing. Without any ground truth every AP
+and sensitivity is 0 and every error is None: never NaN.
+"""
+
+import contextlib
+import io
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmdet3d.evaluation.functional.indoor_eval import (average_precision,
+                                                       indoor_eval)
+from mmdet3d.registry import METRICS
+from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger, print_log
+from terminaltables import AsciiTable
+
+from .infos import dump_json
+
+DISTANCES = (5., 10., 15., 20.)  # mm
+IOUS = (.1, .25, .5)
+FALSE_POSITIVES = (.125, .25, .5, 1., 2., 4., 8.)  # per scan, LUNA16
+SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
+             'above_10mm': (10., np.inf)}  # diameters (mm)
+
+__all__ = ['ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'evaluate']
+
+
+@dataclass
+class ScanResult:
+    """Predictions and findings of one scan, one class.
+
+    Attributes:
+        boxes: (N, 7) predictions (mm), best first.
+        scores: (N,).
+        truth: (M, 7) findings (mm).
+        diameters: (M,) (mm).
+        ignored: (K, 7) findings that do not count.
+        ignored_diameters: (K,) (mm).
+        token: Name of the scan.
+    """
+    boxes: np.ndarray
+    scores: np.ndarray
+    truth: np.ndarray
+    diameters: np.ndarray
+    ignored: np.ndarray
+    ignored_diameters: np.ndarray
+    token: str = ''
+
+    def restricted(self, low: float, high: float) -> 'ScanResult':
+        """Only findings with ``low <= diameter < high`` count."""
+        inside = (self.diameters >= low) & (self.diameters < high)
+        return ScanResult(
+            self.boxes, self.scores, self.truth[inside],
+            self.diameters[inside],
+            np.concatenate([self.ignored, self.truth[~inside]]),
+            np.concatenate([self.ignored_diameters,
+                            self.diameters[~inside]]), self.token)
+
+
+# ------------------------------------------------------------------- matching
+def match(scan: ScanResult, distance: Optional[float],
+          duplicates: bool) -> Tuple[np.ndarray, np.ndarray]:
+    """Match predictions to findings.
+
+    Args:
+        scan (ScanResult): One scan.
+        distance (float, optional): Largest distance of centres (mm); None
+            for the finding's own radius, LUNA16's criterion.
+        duplicates (bool): Whether a second hit on a finding is a false
+            positive (nuScenes) or nothing (LUNA16).
+
+    Returns:
+        tuple: index of the finding (N,), -1 where none; and whether the
+        prediction counts (N,).
+    """
+    found = np.full(len(scan.boxes), -1)
+    counts = np.ones(len(scan.boxes), dtype=bool)
+    gaps = _distances(scan.boxes, scan.truth)
+    reach = np.full(len(scan.truth), distance) if distance else (
+        scan.diameters / 2)
+    ignored_reach = np.full(len(scan.ignored), distance) if distance else (
+        scan.ignored_diameters / 2)
+    on_ignored = (_distances(scan.boxes, scan.ignored) <=
+                  ignored_reach).any(1)
+    free = np.ones(len(scan.truth), dtype=bool)
+    for row in range(len(scan.boxes)):
+        near = gaps[row] <= reach
+        candidates = np.flatnonzero(near & free)
+        if len(candidates):
+            best = candidates[gaps[row, candidates].argmin()]
+            found[row], free[best] = best, False
+        elif on_ignored[row] or (near.any() and not duplicates):
+            counts[row] = False
+    return found, counts
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(a[:, None, :3] - b[None, :, :3], axis=-1)
+
+
+@dataclass
+class _Ranked:
+    """All counting predictions of a set, best first."""
+    hit: np.ndarray
+    scan: np.ndarray
+    findings: np.ndarray  # per scan
+
+    @classmethod
+    def of(cls, scans: Sequence[ScanResult], distance: Optional[float],
+           duplicates: bool) -> '_Ranked':
+        scores, hits, rows = [], [], []
+        for i, scan in enumerate(scans):
+            found, counts = match(scan, distance, duplicates)
+            scores.append(scan.scores[counts])
+            hits.append(found[counts] >= 0)
+            rows.append(np.full(counts.sum(), i))
+        scores = np.concatenate(scores) if scans else np.zeros(0)
+        order = np.argsort(-scores, kind='stable')
+        pick = (lambda parts, kind: (np.concatenate(parts) if parts else
+                                     np.zeros(0)).astype(kind)[order])
+        return cls(pick(hits, bool), pick(rows, int),
+                   np.array([len(s.truth) for s in scans], dtype=float))
+
+    def curves(self, weights: np.ndarray) -> Tuple[np.ndarray, ...]:
+        """Hits and false positives down the ranking, and findings in all.
+
+        Args:
+            weights: (S, scans) how often each scan is taken.
+
+        Returns:
+            tuple: (S, N), (S, N), (S,).
+        """
+        each = weights[:, self.scan]
+        return (np.cumsum(each * self.hit, 1), np.cumsum(each * ~self.hit, 1),
+                weights @ self.findings)
+
+    def ap(self, weights: np.ndarray) -> np.ndarray:
+        """Area under the precision-recall curve, precision interpolated to
+        the best at any higher recall (mmdet's 'area'), (S,)."""
+        hits, misses, total = self.curves(weights)
+        if hits.shape[1] == 0:
+            return np.zeros(len(weights))
+        recall = hits / np.maximum(total, 1)[:, None]
+        precision = hits / np.maximum(hits + misses, 1e-9)
+        return np.asarray(average_precision(recall, precision)) * (total > 0)
+
+    def sensitivity(self, weights: np.ndarray) -> np.ndarray:
+        """Best sensitivity at no more than each of FALSE_POSITIVES per scan,
+        (S, 7)."""
+        hits, misses, total = self.curves(weights)
+        scans = np.maximum(weights.sum(1), 1)[:, None]
+        recall = hits / np.maximum(total, 1)[:, None]
+        return np.stack([
+            np.where(misses / scans <= limit + 1e-9, recall, 0).max(
+                1, initial=0) for limit in FALSE_POSITIVES
+        ], 1)
+
+
+# ----------------------------------------------------------------- evaluation
+def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
+             seed: int = 0) -> Dict:
+    """All distance-based figures of one class.
+
+    Args:
+        scans (Sequence[ScanResult]): The set.
+        bootstrap (int): Resamples of scans for the 95 % intervals.
+        seed (int): Of the resampling.
+
+    Returns:
+        dict: ``mAP_3d``, ``AP_<d>mm``, ``CPM``, ``froc``, errors (mm) and,
+        where ``bootstrap`` > 0, ``<name>_low`` and ``<name>_high``.
+    """
+    weights = np.ones((1, len(scans)))
+    ranked = {d: _Ranked.of(scans, d, True) for d in DISTANCES}
+    luna = _Ranked.of(scans, None, False)
+    result = {
+        f'AP_{d:g}mm': float(r.ap(weights)[0]) for d, r in ranked.items()
+    }
+    result['mAP_3d'] = float(np.mean(list(result.values())))
+    sensitivity = luna.sensitivity(weights)[0]
+    result['CPM'] = float(sensitivity.mean())
+    result['froc'] = dict(
+        false_positives_per_scan=list(FALSE_POSITIVES),
+        sensitivity=sensitivity.tolist())
+    if bootstrap and scans:
+        rng = np.random.default_rng(seed)
+        draws = rng.multinomial(
+            len(scans), np.full(len(scans), 1 / len(scans)), bootstrap)
+        samples = dict(
+            mAP_3d=np.mean([r.ap(draws) for r in ranked.values()], 0),
+            CPM=luna.sensitivity(draws).mean(1))
+        for name, values in samples.items():
+            low, high = np.percentile(values, [2.5, 97.5])
+            result[f'{name}_low'] = float(low)
+            result[f'{name}_high'] = float(high)
+    result.update(_errors(scans))
+    result['num_scans'] = len(scans)
+    result['num_gt'] = int(sum(len(s.truth) for s in scans))
+    return result
+
+
+def _errors(scans: Sequence[ScanResult]) -> dict:
+    """Errors of the matches at 10 mm: medians, and means beside them."""
+    centre, size = [], []
+    for scan in scans:
+        found, _ = match(scan, 10., True)
+        rows = np.flatnonzero(found >= 0)
+        boxes, truth = scan.boxes[rows], scan.truth[found[rows]]
+        centre.extend(np.linalg.norm(boxes[:, :3] - truth[:, :3], axis=1))
+        size.extend(np.abs(boxes[:, 3:6] - truth[:, 3:6]).mean(1))
+
+    def value(function, values):
+        return float(function(values)) if len(values) else None
+
+    return dict(
+        centre_error_mm=value(np.median, centre),
+        centre_error_mean_mm=value(np.mean, centre),
+        size_error_mm=value(np.median, size),
+        size_error_mean_mm=value(np.mean, size), num_matches=len(centre))
+
+
+def _mean_over_classes(parts: List[dict]) -> dict:
+    """Classes weigh the same; classes without findings are left out."""
+    parts = [p for p in parts if p['num_gt']] or parts[:1]
+    if len(parts) == 1:
+        return dict(parts[0])
+    mean = {}
+    for key, value in parts[0].items():
+        if key == 'froc':
+            mean[key] = dict(value, sensitivity=np.mean(
+                [p[key]['sensitivity'] for p in parts], 0).tolist())
+        elif key in ('num_gt', 'num_matches'):
+            mean[key] = sum(p[key] for p in parts)
+        elif key == 'num_scans':
+            mean[key] = value
+        else:
+            known = [p[key] for p in parts if p[key] is not None]
+            mean[key] = float(np.mean(known)) if known else None
+    return mean
+
+
+@METRICS.register_module()
+class XRay3DMetric(BaseMetric):
+    """3D mAP, FROC and errors of 3D boxes (design: LUNA16 and nuScenes).
+
+    - ``mAP_3d``: mean of AP at centre distances of 5, 10, 15 and 20 mm;
+    - ``AP_iou*``: AP at 3D IoU, by mmdet3d's ``indoor_eval``, findings that
+      do not count left out;
+    - ``froc``, ``CPM``: sensitivity at 1/8 to 8 false positives per scan with
+      LUNA16's hit criterion (centre within the finding's radius), and mean;
+    - errors of the matches at 10 mm, and all of it by diameter.
+
+    Args:
+        min_diameter (float): Findings below (mm) do not count.
+        bootstrap (int): Resamples of scans for the 95 % intervals.
+        seed (int): Of the resampling.
+        out_file (str, optional): JSON with everything, scan by scan, too.
+    """
+
+    default_prefix = None
+
+    def __init__(self,
+                 min_diameter: float = 0.,
+                 bootstrap: int = 1000,
+                 seed: int = 0,
+                 out_file: Optional[str] = None,
+                 collect_device: str = 'cpu',
+                 prefix: Optional[str] = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.min_diameter = min_diameter
+        self.bootstrap = bootstrap
+        self.seed = seed
+        self.out_file = out_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep the boxes of a batch."""
+        for sample in data_samples:
+            found, truth = sample['pred_instances_3d'], sample['eval_ann_info']
+            order = found['scores_3d'].argsort(descending=True)
+            self.results.append(
+                dict(
+                    token=str(sample.get('token', len(self.results))),
+                    boxes=_array(found['bboxes_3d'])[order.cpu().numpy()],
+                    scores=found['scores_3d'][order].cpu().numpy(),
+                    labels=found['labels_3d'][order].cpu().numpy(),
+                    truth=_array(truth['gt_bboxes_3d']),
+                    truth_labels=np.asarray(truth['gt_labels_3d']),
+                    diameters=_diameters(truth, 'gt'),
+                    ignored=_array(truth['ignored_bboxes_3d']),
+                    ignored_diameters=_diameters(truth, 'ignored')))
+
+    def _scans(self, results: List[dict], label: int) -> List[ScanResult]:
+        scans = []
+        for r in results:
+            mine, true = r['labels'] == label, r['truth_labels'] == label
+            scans.append(
+                ScanResult(r['boxes'][mine], r['scores'][mine],
+                           r['truth'][true], r['diameters'][true],
+                           r['ignored'], r['ignored_diameters'],
+                           r['token']).restricted(self.min_diameter, np.inf))
+        return scans
+
+    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+        """All figures; writes ``out_file`` and prints a table."""
+        classes = self.dataset_meta['classes']
+        per_class = [self._scans(results, c) for c in range(len(classes))]
+        full = _mean_over_classes(
+            [evaluate(s, self.bootstrap, self.seed) for s in per_class])
+        full.update(self._iou(per_class))
+        full['by_size'] = {
+            name: _mean_over_classes([
+                evaluate([s.restricted(*limits) for s in scans], 0)
+                for scans in per_class
+            ]) for name, limits in SIZE_BINS.items()
+        }
+        full['min_diameter_mm'] = self.min_diameter
+        full['scans'] = [
+            _describe(scan, classes[c])
+            for c, scans in enumerate(per_class) for scan in scans
+        ]
+        self.full_results = full
+        if self.out_file:
+            dump_json(full, self.out_file)
+        print_log('\n' + _table(full), MMLogger.get_current_instance())
+        flat = {k: v for k, v in full.items()
+                if isinstance(v, (int, float))}
+        for rate, value in zip(FALSE_POSITIVES, full['froc']['sensitivity']):
+            flat[f'froc_{rate:g}'] = value
+        return flat
+
+    def _iou(self, per_class: List[List[ScanResult]]) -> Dict[str, float]:
+        """mmdet3d's AP at 3D IoU, mean over classes with findings."""
+        values = {f'AP_iou{iou:g}': [] for iou in IOUS}
+        for scans in per_class:
+            if not any(len(s.truth) for s in scans):
+                continue
+            predicted, annotated = [], []
+            for scan in scans:
+                # A prediction counts unless it lies on a finding left out.
+                found, counts = match(scan, 10., True)
+                counts |= found >= 0
+                predicted.append(
+                    dict(
+                        bboxes_3d=_boxes(scan.boxes[counts]),
+                        scores_3d=torch.as_tensor(scan.scores[counts]),
+                        labels_3d=torch.zeros(counts.sum(),
+                                              dtype=torch.long)))
+                annotated.append(
+                    dict(gt_bboxes_3d=_boxes(scan.truth),
+                         gt_labels_3d=np.zeros(len(scan.truth), dtype=int)))
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = indoor_eval(annotated, predicted, list(IOUS),
+                                     {0: 'class'}, 'silent',
+                                     Box3DMode.LIDAR)
+            for iou in IOUS:
+                values[f'AP_iou{iou:g}'].append(
+                    result[f'mAP_{iou:.2f}'])
+        return {k: float(np.mean(v)) if v else 0. for k, v in values.items()}
+
+
+def _array(boxes) -> np.ndarray:
+    """mmdet3d boxes to (N, 7) with the gravity centre (mm)."""
+    tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
+    return tensor.detach().cpu().numpy().astype(np.float64)
+
+
+def _boxes(array: np.ndarray) -> LiDARInstance3DBoxes:
+    return LiDARInstance3DBoxes(
+        torch.as_tensor(array, dtype=torch.float32).reshape(-1, 7),
+        origin=(.5, .5, .5))
+
+
+def _diameters(truth: dict, kind: str) -> np.ndarray:
+    """Stored diameters (mm); the box's mean edge where there is none."""
+    edges = _array(truth[f'{kind}_bboxes_3d'])[:, 3:6].mean(1)
+    stored = truth.get(f'{kind}_diameters')
+    if stored is None:
+        return edges
+    stored = np.asarray(stored, dtype=np.float64)
+    return np.where(np.isfinite(stored), stored, edges)
+
+
+def _describe(scan: ScanResult, name: str) -> dict:
+    """One scan for the JSON: boxes (mm), and what was matched at 10 mm."""
+    found, counts = match(scan, 10., True)
+    return dict(
+        token=scan.token, class_name=name,
+        ground_truth=[
+            dict(bbox_3d=box.tolist(), diameter=float(d),
+                 found=bool((found == i).any()))
+            for i, (box, d) in enumerate(zip(scan.truth, scan.diameters))
+        ],
+        ignored=[box.tolist() for box in scan.ignored],
+        predictions=[
+            dict(bbox_3d=box.tolist(), score=float(score),
+                 match=int(m), counts=bool(c))
+            for box, score, m, c in zip(scan.boxes, scan.scores, found,
+                                        counts)
+        ])
+
+
+def _table(full: dict) -> str:
+    """What the screen shows after a test."""
+
+    def text(value):
+        return '-' if value is None else f'{value:.3f}'
+
+    def row(name, part, interval=''):
+        return [
+            name, str(part['num_gt']), text(part['mAP_3d']) + interval,
+            *(text(part[f'AP_{d:g}mm']) for d in DISTANCES),
+            text(part['CPM']), text(part['centre_error_mm']),
+            text(part['size_error_mm'])
+        ]
+
+    header = ['findings', 'number', '3D mAP', 'AP 5 mm', '10 mm', '15 mm',
+              '20 mm', 'CPM', 'centre error (mm)', 'size error (mm)']
+    interval = (f' [{full["mAP_3d_low"]:.3f}, {full["mAP_3d_high"]:.3f}]'
+                if 'mAP_3d_low' in full else '')
+    rows = [row('all', full, interval)]
+    rows += [row(name.replace('_', ' '), part)
+             for name, part in full['by_size'].items()]
+    lines = [AsciiTable([header, *rows],
+                        f'{full["num_scans"]} scans').table]
+    froc = AsciiTable([
+        ['false positives per scan'] + [f'{f:g}' for f in FALSE_POSITIVES],
+        ['sensitivity'] + [text(v) for v in full['froc']['sensitivity']]
+    ], 'FROC').table
+    ious = ', '.join(f'{iou:g}: {text(full[f"AP_iou{iou:g}"])}'
+                     for iou in IOUS)
+    return '\n'.join([*lines, froc, f'AP at 3D IoU {ious}'])
+
+
+@METRICS.register_module()
+class XRay2DMetric(BaseMetric):
+    """The 2D stage: COCO's AP and recall of each view's boxes.
+
+    Evaluated by pycocotools on the ``pred_instances`` of all views; findings
+    that do not count are crowd regions, which COCO forgives.
+    """
+
+    default_prefix = '2d'
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep the 2D boxes of a batch."""
+        for sample in data_samples:
+            if 'pred_instances' not in sample:
+                continue
+            found, truth = sample['pred_instances'], sample['eval_ann_info']
+            self.results.append(
+                dict(
+                    num_views=len(sample['ct2img']),
+                    bboxes=found['bboxes'].cpu().numpy(),
+                    scores=found['scores'].cpu().numpy(),
+                    labels=found['labels'].cpu().numpy(),
+                    views=found['view_ids'].cpu().numpy(), truth=truth))
+
+    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+        """``AP``, ``AP50``, ``AP_small``, ``recall`` (IoU 0.5, 100 boxes)."""
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+        images, truth, found = [], [], []
+        for r in results:
+            first = len(images) + 1
+            images += [dict(id=first + v) for v in range(r['num_views'])]
+            info = r['truth']
+            for kind, crowd in (('gt', 0), ('ignored', 1)):
+                boxes = info[f'{kind}_bboxes']
+                labels = info.get(f'{kind}_bboxes_labels',
+                                  np.zeros(len(boxes), dtype=int))
+                for box, label, view in zip(boxes, labels,
+                                            info[f'{kind}_bboxes_view']):
+                    truth.append(_coco_box(box, first + int(view),
+                                           int(label), id=len(truth) + 1,
+                                           iscrowd=crowd))
+            for box, score, label, view in zip(r['bboxes'], r['scores'],
+                                               r['labels'], r['views']):
+                found.append(_coco_box(box, first + int(view), int(label),
+                                       score=float(score)))
+        names = ('AP', 'AP50', 'AP_small', 'recall')
+        if not found or not any(not t['iscrowd'] for t in truth):
+            return dict.fromkeys(names, 0.)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO()
+            coco.dataset = dict(
+                images=images, annotations=truth, categories=[
+                    dict(id=i + 1) for i in range(
+                        len(self.dataset_meta['classes']))
+                ])
+            coco.createIndex()
+            run = COCOeval(coco, coco.loadRes(found), 'bbox')
+            run.evaluate()
+            run.accumulate()
+            run.summarize()
+        recall = run.eval['recall'][0, :, 0, -1]
+        values = dict(AP=run.stats[0], AP50=run.stats[1],
+                      AP_small=run.stats[3],
+                      recall=recall[recall > -1].mean())
+        return {k: max(float(v), 0.) for k, v in values.items()}
+
+
+def _coco_box(box: np.ndarray, image_id: int, label: int, **fields) -> dict:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return dict(image_id=image_id, category_id=label + 1,
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                area=(x2 - x1) * (y2 - y1), **fields)
