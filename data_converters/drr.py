@@ -170,6 +170,9 @@ def _joseph_axis(values: torch.Tensor, source: np.ndarray,
     base = torch.from_numpy(base).float().to(values.device)
     total = torch.zeros(len(lead), device=values.device)
     forward = torch.from_numpy(np.sign(lead)).float().to(values.device)
+    # Whether a ray has planes behind its source, which it must not see.
+    behind = any(((end - source[axis]) * lead < 0).any()
+                 for end in (0, len(planes) - 1))
     block = max(1_000_000 // len(lead), 1)  # keeps the samples in cache
     for start in range(0, len(planes), block):
         index = torch.arange(start, min(start + block, len(planes)),
@@ -177,7 +180,7 @@ def _joseph_axis(values: torch.Tensor, source: np.ndarray,
         grid = base + index[:, None, None] * slope
         sampled = F.grid_sample(planes[start:start + block], grid[:, :, None],
                                 align_corners=False)[:, 0, :, 0]
-        if -1 < source[axis] < len(planes):  # the source is among the planes
+        if behind:
             ahead = (index[:, None] - float(source[axis])) * forward > 0
             sampled = sampled * ahead
         total += sampled.sum(0)
@@ -282,7 +285,11 @@ def render(hu: Volume, rig: Rig, renderer: str = 'joseph',
     if renderer not in RENDERERS:
         raise ValueError(f'renderer: expected one of {list(RENDERERS)}, '
                          f'found "{renderer}"')
+    if not rig.views:
+        return []
     mu = prepare(hu, rig)
+    if not mu.values.any():
+        return [np.zeros((v.height, v.width), np.float32) for v in rig.views]
     return [
         RENDERERS[renderer](mu, Rig([view]), device)[0] for view in rig.views
     ]
