@@ -210,7 +210,7 @@ def render_hu(phantom: PhantomScan) -> Iterator[np.ndarray]:
         for box, alpha, target in painted.get(k, ()):
             part = image[box]
             image[box] = part + alpha * np.maximum(target - part, 0)
-        yield np.rint(image).astype(np.int16)
+        yield np.rint(image).clip(_INTERCEPT, 32767).astype(np.int16)
 
 
 def _paint_masks(phantom: PhantomScan) -> dict:
@@ -294,7 +294,7 @@ def write_scan(phantom: PhantomScan, out_dir: Union[str, Path]) -> Path:
             *(f'{v:.10g}' for v in phantom.origin), f'{heights[k]:.10g}'
         ]
         data.SliceLocation = f'{heights[k]:.10g}'
-        stored = (image.astype(np.int32) - int(_INTERCEPT)).clip(0, 65535)
+        stored = image.astype(np.int32) - int(_INTERCEPT)
         data.PixelData = stored.astype('<u2').tobytes()
         data.save_as(folder / names[k], enforce_file_format=True)
     return folder
