@@ -8,7 +8,7 @@ strides = [4, 8, 16]
 model = dict(
     type='MV2DXRay',
     data_preprocessor=dict(
-        type='XRayDataPreprocessor', mean=[2.5, 0., 0.], std=[1.5, .1, .25],
+        type='XRayDataPreprocessor', mean=[3.1, 0., 0.], std=[1.6, .13, .34],
         band_sigmas=[4., 12.], pad_size_divisor=16),
     feat_strides=strides,
     detector_2d=dict(

@@ -16,16 +16,18 @@ from .drr import RENDERERS
 from .lidc import ConversionError
 
 # The embedded benchmarks: what to write and convert, fixed by seed. 'demo'
-# takes scans of at most 150 slices, so that it is soon made.
+# takes scans of at most 150 slices with a nodule that it counts, so that it
+# is soon made and little of it is empty.
 BENCHMARKS = {
-    'demo': dict(num_scans=100, image_size=256, max_slices=150,
-                 fractions=dict(val=.2, test=0.), min_diameter=8.),
-    'quick': dict(num_scans=400, image_size=256, max_slices=None,
-                  fractions=dict(val=.15, test=.15), min_diameter=3.),
-    'mid': dict(num_scans=400, image_size=512, max_slices=None,
-                fractions=dict(val=.15, test=.15), min_diameter=3.),
-    'full': dict(num_scans=880, image_size=1024, max_slices=None,
-                 fractions=dict(val=.1, test=.1), min_diameter=3.),
+    'demo': dict(num_scans=120, image_size=256, min_diameter=8.,
+                 fractions=dict(val=1 / 6, test=0.),
+                 choice=dict(max_slices=150, needs_diameter=8.)),
+    'quick': dict(num_scans=400, image_size=256, min_diameter=3.,
+                  fractions=dict(val=.15, test=.15), choice={}),
+    'mid': dict(num_scans=400, image_size=512, min_diameter=3.,
+                fractions=dict(val=.15, test=.15), choice={}),
+    'full': dict(num_scans=880, image_size=1024, min_diameter=3.,
+                 fractions=dict(val=.1, test=.1), choice={}),
 }
 
 
@@ -168,7 +170,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         args.renderer, min_diameter=spec['min_diameter'],
         fractions=spec['fractions'], seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')
-    found = phantom.find_phantoms(count, args.seed, spec['max_slices'])
+    found = phantom.find_phantoms(count, args.seed, **spec['choice'])
     convert_scans(found, functools.partial(_load_phantom, args.out_dir), options,
                   args.out_dir, args.jobs, args.device, count)
     _report(finish_set(args.out_dir, options), args.out_dir)

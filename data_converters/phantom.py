@@ -169,19 +169,23 @@ def _fits(field: torch.Tensor, nodules: List[Nodule], slices: int) -> bool:
     return True
 
 
-def make_scan(series_uid: str, seed: int) -> Optional[PhantomScan]:
+def make_scan(series_uid: str, seed: int,
+              needs_diameter: float = 0.) -> Optional[PhantomScan]:
     """Choose a deformation in which the scan's nodules lie in the lungs.
 
     Depends on the seed and the series alone.
 
     Returns:
-        PhantomScan: None where no deformation was found.
+        PhantomScan: None where no deformation was found, or no nodule is as
+        large as needed (mm).
     """
     scan = query_scan(series_uid)
     nodules = consensus_nodules(scan)
+    if max((n.diameter for n in nodules), default=-1.) < needs_diameter:
+        return None
     heights = np.sort(np.asarray(scan.slice_zvals, dtype=float))
     rng = np.random.default_rng([seed, zlib.crc32(series_uid.encode())])
-    for _ in range(_TRIES if nodules else 0):
+    for _ in range(_TRIES):
         field = _deformation(rng, scan, heights)
         if _fits(field, nodules, len(heights)):
             return PhantomScan(scan, nodules, field)
@@ -301,9 +305,16 @@ def write_scan(phantom: PhantomScan, out_dir: Union[str, Path]) -> Path:
 
 
 def find_phantoms(num_scans: int, seed: int,
-                  max_slices: Optional[int] = None
+                  max_slices: Optional[int] = None,
+                  needs_diameter: float = 0.
                   ) -> Iterator[Tuple[str, np.ndarray]]:
     """The first scans, in the seed's order, that fit.
+
+    Args:
+        num_scans (int): Scans at most.
+        seed (int): Of the order and the deformations.
+        max_slices (int, optional): Scans of more slices are left out.
+        needs_diameter (float): So are scans without a nodule as large (mm).
 
     Yields:
         tuple: Series UID and deformation, as :func:`restore_scan` takes them.
@@ -313,8 +324,9 @@ def find_phantoms(num_scans: int, seed: int,
         if found == num_scans:
             return
         slices = len(query_scan(uid).slice_zvals)
-        if max_slices is None or slices <= max_slices:
-            phantom = make_scan(uid, seed)
-            if phantom is not None:
-                found += 1
-                yield uid, phantom.field.numpy()
+        if max_slices is not None and slices > max_slices:
+            continue
+        phantom = make_scan(uid, seed, needs_diameter)
+        if phantom is not None:
+            found += 1
+            yield uid, phantom.field.numpy()

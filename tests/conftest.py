@@ -1,0 +1,29 @@
+"""Fixtures that more than one module uses."""
+
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+import projects.mv2d_xray  # noqa: F401  registers everything
+
+from .spheres import make_sphere_set
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """Objects are looked up as the tools look them up."""
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def sphere_root(tmp_path_factory):
+    """A set of four scans of spheres, split 'train'."""
+    root = tmp_path_factory.mktemp('spheres')
+    make_sphere_set(root)
+    return root

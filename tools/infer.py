@@ -1,0 +1,128 @@
+"""Boxes for one unlabelled object: python tools/infer.py CONFIG CHECKPOINT"""
+
+import argparse
+from pathlib import Path
+from typing import List
+
+import numpy as np
+import torch
+from mmdet3d.registry import MODELS, TRANSFORMS
+from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.infos import dump_json
+from projects.mv2d_xray.runtime import (UserError, check_checkpoint,
+                                        load_config, one_sentence)
+from projects.mv2d_xray.visualization import draw_views
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments."""
+    parser = argparse.ArgumentParser(
+        description='Find 3D boxes in the X-ray views of one object')
+    parser.add_argument('config', help='config file (a trusted program)')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--images', nargs='+', required=True, type=Path,
+        help='one image per view in the order of the rig, or a folder whose '
+        'images are named as the views (CAM_00.png)')
+    parser.add_argument('--rig', required=True, help='rig.json')
+    parser.add_argument('--out', required=True, help='boxes as JSON')
+    parser.add_argument('--show', help='picture of all views with the boxes')
+    parser.add_argument('--score-thr', type=float, default=.1,
+                        help='boxes below are left out')
+    parser.add_argument(
+        '--scale', type=float, help='line integral of one grey level; '
+        'defaults to the test pipeline\'s')
+    parser.add_argument(
+        '--offset', type=float, help='line integral of grey level 0')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    return parser.parse_args()
+
+
+def find_images(given: List[Path], rig: Rig) -> List[Path]:
+    """One image per view.
+
+    Raises:
+        UserError: Their number is not that of the rig's views.
+    """
+    if len(given) == 1 and given[0].is_dir():
+        paths = [given[0] / f'{view.name}.png' for view in rig.views]
+        missing = [p for p in paths if not p.is_file()]
+        if missing:
+            raise UserError(f'{missing[0]}: image: expected one for each of '
+                            f'the {len(rig)} views of the rig, found none')
+        return paths
+    if len(given) != len(rig):
+        raise UserError(f'--images: expected {len(rig)}, one for each view '
+                        f'of the rig, found {len(given)}')
+    return given
+
+
+@one_sentence
+def main() -> None:
+    """Build, load, predict, write."""
+    args = parse_args()
+    cfg = load_config(args.config)
+    import_modules_from_strings(**cfg.custom_imports)
+    init_default_scope('mmdet3d')
+    try:
+        rig = Rig.load(args.rig)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    paths = find_images(args.images, rig)
+    model = MODELS.build(cfg.model)
+    checkpoint = check_checkpoint(args.checkpoint, model)
+    model.load_state_dict(checkpoint['state_dict'])
+    model.to(args.device).eval()
+    steps = [dict(step) for step in cfg.test_pipeline]
+    for step in steps:
+        if step['type'] == 'LoadXRayViews':
+            for name in ('scale', 'offset'):
+                if getattr(args, name) is not None:
+                    step[name] = getattr(args, name)
+    sample = dict(
+        token=Path(args.out).stem, box_type_3d=LiDARInstance3DBoxes,
+        box_mode_3d=Box3DMode.LIDAR, images={
+            view.name: dict(
+                img_path=str(path), height=view.height, width=view.width,
+                cam2img=view.cam2img, lidar2cam=view.ct2cam,
+                lidar2img=view.ct2img)
+            for view, path in zip(rig.views, paths)
+        })
+    packed = Compose([TRANSFORMS.build(step) for step in steps])(sample)
+    with torch.no_grad():
+        result = model.test_step(pseudo_collate([packed]))[0]
+    found = result.pred_instances_3d
+    found = found[found.scores_3d >= args.score_thr]
+    centres = found.bboxes_3d.gravity_center.cpu().numpy()
+    boxes = np.concatenate(
+        [centres, found.bboxes_3d.tensor[:, 3:7].cpu().numpy()], 1)
+    classes = checkpoint.get('meta', {}).get(
+        'dataset_meta', {}).get('classes', ('indication', ))
+    dump_json(
+        dict(
+            frame='ct: RAS+ (x right, y anterior, z superior), origin at the '
+            'isocentre of the rig', units='mm',
+            axis_order='bbox_3d is [x, y, z, dx, dy, dz, yaw], gravity centre',
+            boxes=[
+                dict(bbox_3d=[round(float(v), 3) for v in box],
+                     score=float(score), label=int(label),
+                     class_name=classes[int(label)])
+                for box, score, label in zip(boxes, found.scores_3d,
+                                             found.labels_3d)
+            ]), args.out)
+    if args.show:
+        draw_views(packed['inputs']['img'][:, 0].numpy(),
+                   np.asarray(result.metainfo['ct2img']), args.show,
+                   names=[v.name for v in rig.views],
+                   scores=found.scores_3d.cpu().numpy(), prediction=boxes)
+    print(f'{args.out}: {len(boxes)} boxes')
+
+
+if __name__ == '__main__':
+    main()
