@@ -1,0 +1,141 @@
+"""The data set hands over what is on disk, and says what is wrong with it."""
+
+import copy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.infos import InfosError, dump_infos, load_infos
+
+from .spheres import make_sphere_set
+
+PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
+
+
+def build(root, **kwargs):
+    return DATASETS.build(
+        dict(dict(type='XRayDataset', data_root=str(root),
+                  ann_file='lidc_infos_train.pkl', pipeline=PIPELINE),
+             **kwargs))
+
+
+def test_sample(sphere_root):
+    data = build(sphere_root,
+                 coco_file='lidc_infos_train_2d_anno.coco.json')
+    assert len(data) == 4 and data.metainfo['classes'] == ('nodule', )
+    infos = load_infos(sphere_root / 'lidc_infos_train.pkl')['data_list']
+    for item, info in zip((data[i] for i in range(4)), infos):
+        image, sample = item['inputs']['img'], item['data_samples']
+        assert image.shape == (5, 1, 64, 64) and image.dtype == torch.float32
+        kept = [i for i, x in enumerate(info['instances'])
+                if not x['ignore']]
+        centres = sample.gt_instances_3d.bboxes_3d.gravity_center.numpy()
+        np.testing.assert_allclose(
+            centres, np.array([info['instances'][i]['bbox_3d'][:3]
+                               for i in kept]).reshape(-1, 3), rtol=1e-5)
+        # Every 2D box is there, in its view, linked to its 3D box.
+        boxes = sample.gt_instances
+        assert len(boxes) == 5 * len(kept)
+        for box, view, row in zip(boxes.bboxes, boxes.view_ids,
+                                  boxes.instance_ids):
+            uv, _ = geometry.project(
+                centres[row][None].astype(float),
+                np.asarray(sample.metainfo['ct2img'])[view])
+            middle = (box[:2] + box[2:]) / 2
+            np.testing.assert_allclose(uv[0], middle, atol=1.)
+
+
+def test_line_integrals_come_back(sphere_root):
+    # Through the middle of the body: 240 mm of 0.01 / mm, and the spheres.
+    image = build(sphere_root)[1]['inputs']['img']
+    assert image[0, 0, 32, 32].item() == pytest.approx(2.4, abs=.01)
+
+
+def test_empty_scan_and_ignored_finding(sphere_root):
+    data = build(sphere_root)
+    empty = data[1]['data_samples']
+    assert empty.gt_instances.bboxes.shape == (0, 4)
+    assert len(empty.gt_instances_3d) == 0
+    third = data[2]['data_samples']
+    assert len(third.ignored_instances_3d) == 1
+    assert len(third.ignored_instances) == 5
+
+
+def test_small_findings_are_ignored(sphere_root):
+    some = build(sphere_root, min_diameter=20.)
+    total = sum(
+        len(some[i]['data_samples'].gt_instances_3d) for i in range(4))
+    infos = load_infos(sphere_root / 'lidc_infos_train.pkl')['data_list']
+    large = sum(x['diameter'] >= 20 and not x['ignore'] for s in infos
+                for x in s['instances'])
+    assert total == large
+
+
+def test_reading_twice_gives_the_same(sphere_root):
+    data = build(sphere_root)
+    first, again = data[0], data[0]
+    assert torch.equal(first['inputs']['img'], again['inputs']['img'])
+    for key in ('cam2img', 'ct2cam', 'ct2img'):
+        np.testing.assert_array_equal(
+            first['data_samples'].metainfo[key],
+            again['data_samples'].metainfo[key])
+    one, two = (copy.deepcopy(x['data_samples'].gt_instances_3d.bboxes_3d)
+                for x in (first, again))
+    assert torch.equal(one.tensor, two.tensor)
+
+
+def test_truth_for_the_metric(sphere_root):
+    info = build(sphere_root, test_mode=True)[2]['data_samples'].eval_ann_info
+    assert len(info['ignored_bboxes_3d']) == 1
+    assert len(info['gt_diameters']) == len(info['gt_labels_3d'])
+
+
+def test_one_view(tmp_path):
+    make_sphere_set(tmp_path, num_views=1)
+    item = build(tmp_path, num_views=1)[0]
+    assert item['inputs']['img'].shape == (1, 1, 64, 64)
+    assert np.asarray(item['data_samples'].metainfo['ct2img']).shape == (
+        1, 4, 4)
+
+
+def test_wrong_number_of_views(sphere_root):
+    with pytest.raises(InfosError, match='expected 10 views, found 5'):
+        build(sphere_root, num_views=10)
+
+
+def test_box_outside_the_scene_names_the_scan(sphere_root):
+    # Ranges in metres, kept for data in millimetres.
+    metres = [-51.2, -51.2, -5, 51.2, 51.2, 3]
+    with pytest.raises(InfosError, match='LIDC-IDRI-.*scene box'):
+        build(sphere_root, scene_range=metres)
+
+
+def test_invalid_finding_may_lie_outside(tmp_path):
+    infos = make_sphere_set(tmp_path)
+    infos['data_list'][0]['instances'][0].update(
+        valid_flag=False, bbox_3d=[500., 0, 0, 9, 9, 9, 0])
+    dump_infos(infos, tmp_path / 'lidc_infos_train.pkl')
+    data = build(tmp_path, scene_range=[-200.] * 3 + [200.] * 3)
+    assert len(data[0]['data_samples'].ignored_instances_3d) == 1
+
+
+def test_missing_image_and_wrong_size(tmp_path):
+    infos = make_sphere_set(tmp_path)
+    path = tmp_path / infos['data_list'][0]['images']['CAM_02']['img_path']
+    cv2.imwrite(str(path), np.zeros((32, 64), np.uint16))
+    with pytest.raises(InfosError, match='expected 64 x 64 .*found 64 x 32'):
+        build(tmp_path)[0]
+    path.unlink()
+    with pytest.raises(InfosError, match='CAM_02.png: image'):
+        build(tmp_path)[0]
+
+
+def test_coco_of_another_set(sphere_root, tmp_path):
+    make_sphere_set(tmp_path, seed=7)
+    with pytest.raises(InfosError, match='as in the info pickle'):
+        build(sphere_root,
+              coco_file=str(tmp_path / 'lidc_infos_train_2d_anno.coco.json'))
