@@ -7,6 +7,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import InfosError
 
@@ -31,15 +33,34 @@ BENCHMARKS = {
 }
 
 
+def _count(text: str) -> int:
+    """A positive whole number."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(
+            f'expected a positive whole number, found "{text}"')
+    return int(text)
+
+
+def _device(text: str) -> str:
+    """A torch device that this machine has."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError):
+        raise argparse.ArgumentTypeError(
+            'expected a torch device that this machine has, as cpu or '
+            f'cuda:0, found "{text}"') from None
+    return text
+
+
 def _jobs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--jobs', type=int, default=1,
+    parser.add_argument('--jobs', type=_count, default=1,
                         help='processes; they share the cores evenly')
 
 
 def _rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--renderer', choices=list(RENDERERS),
                         default='joseph', help='default: joseph')
-    parser.add_argument('--device', default='cpu',
+    parser.add_argument('--device', type=_device, default='cpu',
                         help='torch device of the renderer, as cuda:0')
     _jobs(parser)
 
@@ -56,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         description='Write LIDC-IDRI-shaped DICOM series in TCIA\'s layout: '
         'one real chest, deformed for each patient, with real LIDC nodules.')
     sub.add_argument('--out-dir', type=Path, required=True)
-    sub.add_argument('--num-scans', type=int, required=True)
+    sub.add_argument('--num-scans', type=_count, required=True)
     sub.add_argument('--seed', type=int, default=0)
     _jobs(sub)
     sub.set_defaults(run=run_phantom)
@@ -69,11 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
                      help='folder that holds the LIDC-IDRI-* patients')
     sub.add_argument('--out-dir', '--out', type=Path, required=True)
     sub.add_argument('--rig', type=Path, help='rig.json, instead of a circle')
-    sub.add_argument('--num-views', type=int,
+    sub.add_argument('--num-views', type=_count,
                      help='views on the circle; default 10')
-    sub.add_argument('--image-size', type=int,
+    sub.add_argument('--image-size', type=_count,
                      help='pixels per side; default 1024')
-    sub.add_argument('--min-readers', type=int, default=1,
+    sub.add_argument('--min-readers', type=_count, default=1,
                      help='nodules of fewer readers are marked "ignore"')
     sub.add_argument('--min-diameter', type=float, default=0.,
                      help='nodules below (mm) are marked "ignore"')
@@ -91,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         'delete its DICOM: the disk never holds more than a few scans.')
     sub.add_argument('name', choices=list(BENCHMARKS))
     sub.add_argument('--out-dir', type=Path, required=True)
-    sub.add_argument('--num-scans', type=int, help='make fewer scans')
+    sub.add_argument('--num-scans', type=_count, help='make fewer scans')
     sub.add_argument('--seed', type=int, default=0)
     _rendering(sub)
     sub.set_defaults(run=run_benchmark)
@@ -102,9 +123,6 @@ def run_phantom(args: argparse.Namespace) -> None:
     """Write DICOM series."""
     from joblib import Parallel, delayed
     from tqdm import tqdm
-    if args.num_scans < 1:
-        raise ConversionError(f'--num-scans: expected at least 1, found '
-                              f'{args.num_scans}')
     # Found one after the other, written side by side.
     found = phantom.find_phantoms(args.num_scans, args.seed)
     with Parallel(n_jobs=args.jobs, return_as='generator_unordered',
@@ -118,7 +136,6 @@ def run_phantom(args: argparse.Namespace) -> None:
 
 
 def _write_phantom(series_uid: str, field, out_dir: Path) -> None:
-    import torch
     torch.set_num_threads(1)
     phantom.write_scan(phantom.restore_scan(series_uid, field), out_dir)
 
@@ -171,8 +188,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
         fractions=spec['fractions'], seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')
     found = phantom.find_phantoms(count, args.seed, **spec['choice'])
-    convert_scans(found, functools.partial(_load_phantom, args.out_dir), options,
-                  args.out_dir, args.jobs, args.device, count)
+    convert_scans(found, functools.partial(_load_phantom, args.out_dir),
+                  options, args.out_dir, args.jobs, args.device, count)
     _report(finish_set(args.out_dir, options), args.out_dir)
 
 

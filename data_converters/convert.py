@@ -223,7 +223,10 @@ def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
                 categories=dict(nodule=0), split=split, units='mm',
                 frame='ct: RAS+, origin at the centre of the voxel grid',
                 rig=options.rig,
-                renderer=dict(name=options.renderer, mu_water=MU_WATER),
+                renderer=dict(
+                    name=options.renderer, mu_water=MU_WATER,
+                    averaging='blocks of whole voxels, at most a pixel of '
+                    'the finest view at the isocentre'),
                 intensity=dict(unit='line integral of attenuation',
                                scale=INTEGRAL_MAX / _LEVELS, offset=0.),
                 min_readers=options.min_readers,

@@ -274,17 +274,21 @@ def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
             f'{where}: slice spacing: expected even, found {steps.min():g} '
             f'to {steps.max():g} mm')
     first, last = slices[0], slices[-1]
-    orientation = np.array(first.ImageOrientationPatient, dtype=float)
-    spacing = np.array(first.PixelSpacing, dtype=float)
+    try:
+        orientation = np.array(first.ImageOrientationPatient, dtype=float)
+        spacing = np.array(first.PixelSpacing, dtype=float)
+        hu = np.stack([
+            s.pixel_array * np.float32(s.RescaleSlope) + np.float32(
+                s.RescaleIntercept) for s in slices
+        ], -1).astype(np.float32)
+    except Exception as error:  # missing fields, damaged pixels
+        raise ConversionError(
+            f'{where}: DICOM series: cannot be read: {error}') from error
     if not np.allclose(np.cross(orientation[:3], orientation[3:]),
                        [0, 0, 1], atol=1e-3):
         raise ConversionError(
             f'{where}: ImageOrientationPatient: expected axial slices seen '
             f'from the feet, found {orientation.tolist()}')
-    hu = np.stack([
-        s.pixel_array * np.float32(s.RescaleSlope) + np.float32(
-            s.RescaleIntercept) for s in slices
-    ], -1).astype(np.float32)
     start = np.array(first.ImagePositionPatient, dtype=float)
     end = np.array(last.ImagePositionPatient, dtype=float)
     lps = np.stack([
