@@ -69,19 +69,22 @@ class Volume:
         incomplete block is filled with zeros."""
         if max(factors) == 1:
             return self
-        shape = np.array(self.values.shape)
-        padding = -shape % factors
-        tensor = torch.from_numpy(np.ascontiguousarray(self.values))
-        tensor = F.pad(tensor, [v for n in padding[::-1] for v in (0, int(n))])
-        values = F.avg_pool3d(tensor[None], tuple(map(int, factors)))[0]
+        padding = -np.array(self.values.shape) % factors
+        # Reversed axes: a DICOM volume has its columns side by side.
+        tensor = torch.from_numpy(np.ascontiguousarray(self.values.T))
+        tensor = F.pad(tensor, [v for n in padding for v in (0, int(n))])
+        values = F.avg_pool3d(tensor[None], tuple(map(int, factors))[::-1])[0]
         scale = np.diag([*factors, 1.]).astype(float)
         scale[:3, 3] = (np.array(factors) - 1) / 2
-        return Volume(values.numpy(), self.voxel2ct @ scale)
+        return Volume(values.numpy().T, self.voxel2ct @ scale)
 
 
 def hu_to_mu(hu: np.ndarray) -> np.ndarray:
     """Hounsfield units to linear attenuation (1/mm), never negative."""
-    return np.maximum(MU_WATER * (1 + hu.astype(np.float32) / 1000), 0)
+    mu = hu.astype(np.float32)
+    mu *= MU_WATER / 1000
+    mu += MU_WATER
+    return np.maximum(mu, 0, out=mu)
 
 
 def prepare(hu: Volume, rig: Rig) -> Volume:

