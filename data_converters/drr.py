@@ -121,6 +121,15 @@ def _far_depth(mu: Volume, view: View) -> float:
     return float(max(depth.max(), 1.)) + 1.
 
 
+def _ahead(mu: Volume, view: View) -> np.ndarray:
+    """Values without those behind the source; Siddon's lines have no end."""
+    row = view.ct2cam[2] @ mu.voxel2ct
+    depth = row[3] + sum(
+        step * np.arange(n).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, (step, n) in enumerate(zip(row, mu.values.shape)))
+    return mu.values * (depth > 0) if depth.min() <= 0 else mu.values
+
+
 def _pixels(view: View, rows: slice) -> np.ndarray:
     """Pixel centres (N, 2) of some rows (px)."""
     v, u = np.meshgrid(
@@ -244,6 +253,8 @@ def _diffdrr(renderer: str, **options) -> Callable:
         images = []
         for view in rig.views:
             depth = _far_depth(mu, view)
+            density = torch.from_numpy(
+                np.ascontiguousarray(_ahead(mu, view))).to(drr.density)
             source = geometry.camera_centres(view.ct2img)
             source = torch.as_tensor(source, dtype=torch.float32,
                                      device=device)[None, None]
@@ -255,7 +266,7 @@ def _diffdrr(renderer: str, **options) -> Callable:
                 target = torch.as_tensor(target, dtype=torch.float32,
                                          device=device)[None]
                 strips.append(
-                    drr.render(drr.density, source, target, **options)
+                    drr.render(density, source, target, **options)
                     .reshape(-1, view.width))
             images.append(torch.cat(strips).cpu().numpy())
         return np.stack(images)

