@@ -2,18 +2,15 @@
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
+from mmengine.registry import init_default_scope
 
 import projects.mv2d_xray  # noqa: F401  registers everything
 
 from .spheres import make_sphere_set
 
 
-@pytest.fixture(autouse=True)
-def _scope():
-    """Objects are looked up as the tools look them up."""
-    with DefaultScope.overwrite_default_scope('mmdet3d'):
-        yield
+# Objects are looked up as the tools look them up.
+init_default_scope('mmdet3d')
 
 
 @pytest.fixture(autouse=True)

@@ -210,7 +210,7 @@ class XRayVolumeHead(BaseModule):
         place = uv / size * 2 - 1
         seen = ((place.abs() <= 1).all(-1) & (depth > 0)).to(features.dtype)
         sampled = F.grid_sample(
-            features, place[:, None].to(features.dtype),
+            features.contiguous(), place[:, None].to(features.dtype),
             align_corners=False)[:, :, 0]
         mean, deviation = _PoolViews.apply(sampled, seen[:, None], 1e-4)
         pooled = torch.cat(
@@ -228,8 +228,9 @@ class XRayVolumeHead(BaseModule):
             tuple: heatmap logits (classes, X, Y, Z), box code (6, X, Y, Z)
             and hidden features (C', X, Y, Z).
         """
+        volume = self.lift(self.reduce(features), ct2img, img_shape)
         volume = self.convs(
-            self.lift(self.reduce(features), ct2img, img_shape))
+            volume.contiguous(memory_format=torch.channels_last_3d))
         context = F.interpolate(
             self.context(volume), size=volume.shape[2:], mode='trilinear',
             align_corners=False)

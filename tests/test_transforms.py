@@ -1,0 +1,245 @@
+"""What each transform does to an image whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, TRANSFORMS
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.infos import InfosError
+from projects.mv2d_xray.transforms import XRayPhotometric
+
+from .spheres import chord_lengths, make_sphere_set
+
+
+@pytest.fixture(scope='module')
+def loaded(tmp_path_factory):
+    """One loaded sample of three spheres, and what made it."""
+    root = tmp_path_factory.mktemp('one')
+    spheres = [[((60., 10, 40), 14.), ((-30., 50, -20), 10.),
+                ((0., -65, 5), 12.)]]
+    make_sphere_set(root, 1, 6, 96, spheres=spheres, ignored=False)
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(root),
+             ann_file='lidc_infos_train.pkl',
+             pipeline=[dict(type='LoadXRayViews')]))
+
+    def fresh():
+        np.random.seed(0)
+        return data[0]
+
+    return fresh
+
+
+def consistent(results, tolerance=1.):
+    """2D boxes, 3D boxes, matrices and bright spots agree."""
+    boxes = results['gt_bboxes_3d']
+    centres = boxes.gravity_center.numpy().astype(np.float64)
+    assert len(results['img']) == results['num_views'] == len(
+        results['ct2img'])
+    np.testing.assert_allclose(
+        results['ct2img'],
+        geometry.compose_ct2img(results['cam2img'], results['ct2cam']))
+    for box, view, row in zip(results['gt_bboxes'],
+                              results['gt_bboxes_view'],
+                              results['gt_bboxes_instance']):
+        uv, _ = geometry.project(centres[row][None], results['ct2img'][view])
+        np.testing.assert_allclose(
+            uv[0], (box[:2] + box[2:]) / 2, atol=tolerance)
+        # The sphere adds to the body, whose image is smooth.
+        image = results['img'][view][..., 0]
+        height, width = image.shape
+        u, v = np.clip(uv[0].astype(int), 1, [width - 2, height - 2])
+        x1, y1, x2, y2 = box
+        ring = [image[int(np.clip(y, 0, height - 1)),
+                      int(np.clip(x, 0, width - 1))]
+                for x, y in ((x1 - 2, v), (x2 + 2, v), (u, y1 - 2),
+                             (u, y2 + 2))]
+        assert image[v, u] > np.median(ring)
+
+
+def test_loading_is_consistent(loaded):
+    consistent(loaded())
+
+
+@pytest.mark.parametrize('transform', [
+    dict(type='ResizeXRay', scale=(48, 64)),
+    dict(type='XRayRandomFlip', prob=1.),
+    dict(type='XRayRandomRotate', max_angle=180.),
+    dict(type='XRayRandomRotate', max_angle=180., step=60.),
+    dict(type='XRayViewDropout', prob=1., min_views=2),
+])
+def test_geometric_transforms_keep_everything_together(loaded, transform):
+    step = TRANSFORMS.build(transform)
+    for _ in range(4):
+        consistent(step(loaded()), 1.5)
+
+
+def test_all_of_them_together(loaded):
+    results = loaded()
+    for transform in (dict(type='XRayRandomFlip', prob=1.),
+                      dict(type='XRayRandomRotate'),
+                      dict(type='XRayViewDropout', prob=1., min_views=3),
+                      dict(type='ResizeXRay', scale=(64, 64))):
+        results = TRANSFORMS.build(transform)(results)
+    consistent(results, 1.5)
+
+
+def test_flip_moves_the_image(loaded):
+    before, after = loaded(), TRANSFORMS.build(
+        dict(type='XRayRandomFlip', prob=1.))(loaded())
+    np.testing.assert_array_equal(after['img'][2], before['img'][2][:, ::-1])
+    np.testing.assert_allclose(
+        after['gt_bboxes_3d'].gravity_center[:, 0],
+        -before['gt_bboxes_3d'].gravity_center[:, 0])
+    twice = TRANSFORMS.build(dict(type='XRayRandomFlip', prob=1.))(after)
+    np.testing.assert_allclose(twice['ct2img'], before['ct2img'], atol=1e-9)
+
+
+def test_rotation_by_one_view_is_another_order_of_views(loaded):
+    before = loaded()['ct2cam'].copy()
+    step = TRANSFORMS.build(
+        dict(type='XRayRandomRotate', max_angle=60., step=60.))
+    results = loaded()
+    np.random.seed(4)  # draws 56 degrees
+    rotated = step(results)
+    shift = [int(np.abs(before - m).reshape(6, -1).max(1).argmin())
+             for m in rotated['ct2cam']]
+    assert sorted(shift) == list(range(6)) and shift != list(range(6))
+    np.testing.assert_allclose(rotated['ct2cam'], before[shift], atol=1e-9)
+
+
+def test_flip_and_rotate_do_nothing_at_zero(loaded):
+    results = TRANSFORMS.build(dict(type='XRayRandomFlip', prob=0.))(loaded())
+    results = TRANSFORMS.build(
+        dict(type='XRayRandomRotate', max_angle=0.))(results)
+    np.testing.assert_allclose(results['ct2img'], loaded()['ct2img'])
+
+
+def ramp():
+    return np.linspace(2, 6, 64 * 64, dtype=np.float32).reshape(64, 64, 1)
+
+
+@pytest.mark.parametrize('amounts, expected', [
+    (dict(brightness=.1), lambda x: x + .4),
+    (dict(contrast=.5), lambda x: 4 + 1.5 * (x - 4)),
+    (dict(gamma=2.), lambda x: 2 + 4 * ((x - 2) / 4)**2),
+    (dict(blur=1.), lambda x: x),  # a ramp stays a ramp away from its edge
+    ({}, lambda x: x),
+])
+def test_photometric_on_a_ramp(amounts, expected):
+    image = ramp()
+    kept = image.copy()
+    changed = XRayPhotometric.apply(image, amounts)
+    np.testing.assert_allclose(
+        changed[8:-8, 8:-8], expected(image)[8:-8, 8:-8], atol=2e-3)
+    np.testing.assert_array_equal(image, kept)
+    assert changed.dtype == np.float32 and changed.shape == image.shape
+
+
+def test_noise_has_the_asked_deviation():
+    np.random.seed(0)
+    change = XRayPhotometric.apply(ramp(), dict(noise=.05)) - ramp()
+    assert change.std() == pytest.approx(.05 * 4, rel=.05)
+
+
+def test_salt_and_pepper_takes_the_asked_share():
+    np.random.seed(0)
+    image = ramp()
+    changed = XRayPhotometric.apply(image, dict(salt_and_pepper=.1))
+    touched = np.abs(changed - image) > 1e-4
+    assert touched.mean() == pytest.approx(.1, abs=.015)
+    assert set(np.round(changed[touched], 3)) <= {2., 6.}
+
+
+def test_vignetting_darkens_the_corners_only():
+    flat = ramp() * 0 + 3
+    flat[0, 0] = 0.
+    changed = XRayPhotometric.apply(flat, dict(vignetting=.4))
+    assert changed[32, 32, 0] == pytest.approx(3, abs=.01)
+    assert changed[-1, -1, 0] == pytest.approx(3 * .6, rel=.05)
+
+
+def test_blur_smooths_a_spot():
+    image = np.zeros((21, 21, 1), np.float32)
+    image[10, 10] = 1
+    changed = XRayPhotometric.apply(image, dict(blur=1.5))
+    assert changed[10, 10, 0] < .15 and changed.sum() == pytest.approx(
+        1, rel=.05)
+
+
+def test_each_is_drawn_with_its_probability():
+    np.random.seed(0)
+    step = XRayPhotometric(prob=.5)
+    drawn = [step.draw() for _ in range(400)]
+    assert len(step.amounts) == 7
+    for name in step.amounts:
+        assert .4 < np.mean([name in d for d in drawn]) < .6
+    assert XRayPhotometric(prob=0.).draw() == {}
+
+
+def test_same_seed_same_picture(loaded):
+    step = TRANSFORMS.build(dict(type='XRayPhotometric', prob=1.))
+    one, two = (step(loaded())['img'][0] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_grid_mask_hides_squares(loaded):
+    results = TRANSFORMS.build(
+        dict(type='XRayGridMask', prob=1., ratio=.5))(loaded())
+    hidden = [np.abs(a - b)[..., 0] > 1e-6
+              for a, b in zip(results['img'], loaded()['img'])]
+    share = np.mean(hidden)
+    assert .1 < share < .4  # half of the step in both directions
+
+
+def test_dropped_views_are_gone(loaded):
+    np.random.seed(1)
+    results = TRANSFORMS.build(
+        dict(type='XRayViewDropout', prob=1., min_views=2))(loaded())
+    assert 2 <= results['num_views'] <= 6
+    assert results['gt_bboxes_view'].max(initial=0) < results['num_views']
+    counts = np.bincount(results['gt_bboxes_view'],
+                         minlength=results['num_views'])
+    assert (counts == 3).all()  # all three boxes stay in every kept view
+
+
+def test_no_boxes(tmp_path):
+    make_sphere_set(tmp_path, 1, 3, 32, spheres=[[]])
+    item = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(tmp_path),
+             ann_file='lidc_infos_train.pkl', pipeline=[
+                 dict(type='LoadXRayViews'),
+                 dict(type='XRayRandomFlip', prob=1.),
+                 dict(type='XRayRandomRotate'),
+                 dict(type='XRayViewDropout', prob=1., min_views=1),
+                 dict(type='XRayPhotometric', prob=1.),
+                 dict(type='XRayGridMask', prob=1.),
+                 dict(type='ResizeXRay', scale=(16, 16)),
+                 dict(type='PackXRayInputs')]))[0]
+    assert item['inputs']['img'].shape[1:] == (1, 16, 16)
+    assert item['data_samples'].gt_instances.bboxes.shape == (0, 4)
+
+
+def test_views_of_different_size_need_a_resize(loaded):
+    results = loaded()
+    results['img'][1] = results['img'][1][:48]
+    with pytest.raises(InfosError, match='add ResizeXRay'):
+        TRANSFORMS.build(dict(type='PackXRayInputs'))(results)
+
+
+def test_packed_sample(loaded):
+    packed = TRANSFORMS.build(dict(type='PackXRayInputs'))(loaded())
+    sample = packed['data_samples']
+    assert packed['inputs']['img'].shape == (6, 1, 96, 96)
+    assert sample.gt_instances.view_ids.dtype == torch.int64
+    assert sample.metainfo['token'].startswith('LIDC-IDRI')
+
+
+def test_sphere_images_are_what_they_say():
+    # The oracle of this file: a central ray crosses the whole diameter.
+    from projects.mv2d_xray.geometry import Rig
+    view = Rig.circle(1, image_size=65).views[0]
+    image = chord_lengths([0, 0, 0], 20, view)
+    assert image[32, 32] == pytest.approx(40)
+    assert image[0, 0] == 0
