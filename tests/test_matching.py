@@ -1,0 +1,92 @@
+"""Box correlation on spheres whose images are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.matching import (cubes_at_depth, relevant_rois,
+                                         sweep_overlaps)
+
+SCENE = [-200.] * 3 + [200.] * 3
+
+
+def cameras(num_views=6):
+    rig = Rig.circle(num_views, image_size=256)
+    return {
+        key: torch.tensor(np.stack([getattr(v, key) for v in rig.views]),
+                          dtype=torch.float32)
+        for key in ('cam2img', 'ct2img')
+    }
+
+
+def rois_of(boxes, cams):
+    rects, _ = geometry.project_boxes(torch.tensor(boxes), cams['ct2img'])
+    views = torch.arange(len(rects)).repeat_interleave(len(boxes))
+    return rects.reshape(-1, 4), views
+
+
+def overlaps_of(rois, views, cams, num_depths=48):
+    bounds = geometry.depth_bounds(cams['ct2img'], SCENE)
+    return sweep_overlaps(rois, views, cams['cam2img'], cams['ct2img'],
+                          bounds, num_depths)
+
+
+def test_same_object_in_other_views_is_relevant():
+    cams = cameras()
+    rois, views = rois_of([[30., 20, 60, 16, 16, 16],
+                           [-40., 10, -50, 16, 16, 16]], cams)
+    overlaps = overlaps_of(rois, views, cams)
+    objects = torch.arange(len(rois)) % 2
+    same = (objects[:, None] == objects) & (views[:, None] != views)
+    other = objects[:, None] != objects
+    assert overlaps[same].min() > .3
+    assert overlaps[other].max() < .05  # 110 mm apart in height
+    index, valid = relevant_rois(overlaps, views, 6, 'topk', .1)
+    assert valid.sum(1).tolist() == [6] * 12  # itself and one of each other
+    assert (objects[index][valid] == objects[:, None].expand_as(index)[valid]
+            ).all()
+    assert (index[:, 0] == torch.arange(12)).all()
+
+
+def test_cubes_project_back_onto_their_rois():
+    cams = cameras()
+    rois, views = rois_of([[0., 0, 0, 20, 20, 20]], cams)
+    cubes = cubes_at_depth(rois, torch.full((6, 1), 300.),
+                           cams['cam2img'][views], cams['ct2img'][views])
+    uv, depth = geometry.project(cubes[2, :, :3], cams['ct2img'][2])
+    np.testing.assert_allclose(uv[0], (rois[2, :2] + rois[2, 2:]) / 2,
+                               atol=1e-2)
+    assert depth.item() == pytest.approx(300, abs=.1)
+
+
+def test_all_takes_more_than_the_best():
+    cams = cameras(2)
+    rois, views = rois_of([[30., 20, 60, 16, 16, 16],
+                           [30., 20, 66, 16, 16, 16]], cams)
+    overlaps = overlaps_of(rois, views, cams)
+    _, best = relevant_rois(overlaps, views, 2, 'topk', .1)
+    _, every = relevant_rois(overlaps, views, 2, 'all', .1)
+    assert best.sum(1).tolist() == [2] * 4
+    assert every.sum(1).tolist() == [3] * 4
+
+
+@pytest.mark.parametrize('mode', ['topk', 'all'])
+def test_no_rois_and_one_view(mode):
+    cams = cameras(3)
+    none = torch.zeros(0, 4)
+    index, valid = relevant_rois(
+        overlaps_of(none, torch.zeros(0, dtype=torch.long), cams),
+        torch.zeros(0, dtype=torch.long), 3, mode, .1)
+    assert len(index) == len(valid) == 0
+    cams = cameras(1)
+    rois, views = rois_of([[0., 0, 0, 20, 20, 20]], cams)
+    index, valid = relevant_rois(
+        overlaps_of(rois, views, cams), views, 1, mode, .1)
+    assert valid.sum().item() == 1 and index[0, 0] == 0
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match='expected "topk" or "all"'):
+        relevant_rois(torch.zeros(1, 1), torch.zeros(1), 1, 'best', .1)

@@ -1,0 +1,163 @@
+"""The volume source: evidence of all views where the object is."""
+
+import numpy as np
+import pytest
+import torch
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.volume_head import (XRayVolumeHead, _PoolViews,
+                                            draw_gaussians)
+
+RANGE = [-60., -60, -60, 60, 60, 60]
+
+
+def head(**kwargs):
+    module = XRayVolumeHead(
+        in_channels=4, volume_range=RANGE, voxel_size=6., feat_channels=4,
+        hidden_channels=8, num_convs=1, **kwargs)
+    module.init_weights()
+    return module
+
+
+def ct2img(num_views=8, size=64):
+    rig = Rig.circle(num_views, image_size=size)
+    return torch.tensor(np.stack([v.ct2img for v in rig.views]),
+                        dtype=torch.float32)
+
+
+def test_grid_is_centred_on_the_range():
+    points = head().grid_points()
+    assert points.shape == (20, 20, 20, 3)
+    assert points[0, 0, 0].tolist() == [-57, -57, -57]
+    assert points.reshape(-1, 3).mean(0).abs().max() < 1e-4
+
+
+def test_lifting_puts_evidence_where_the_object_is():
+    matrices = ct2img(size=256)
+    centre = torch.tensor([[21., -15., 9.]])
+    uv, _ = geometry.project(centre, matrices)
+    maps = torch.zeros(8, 4, 64, 64)  # stride 4
+    yy, xx = torch.meshgrid(torch.arange(64) + .5, torch.arange(64) + .5,
+                            indexing='ij')
+    for view in range(8):
+        u, v = uv[view, 0] / 4
+        maps[view] = torch.exp(-((xx - u)**2 + (yy - v)**2) / 4)
+    module = head()
+    volume = module.lift(maps, matrices, (256, 256))
+    assert volume.shape == (1, 9, 20, 20, 20)
+    best = volume[0, 0].flatten().argmax()
+    peak = module.grid_points().reshape(-1, 3)[best]
+    assert (peak - centre[0]).norm() < 6
+    assert (volume[0, -1] == 1).all()  # all views see this small range
+
+
+def test_pooling_is_the_masked_mean_and_deviation():
+    torch.manual_seed(0)
+    sampled = torch.randn(5, 3, 11, dtype=torch.double, requires_grad=True)
+    seen = (torch.rand(5, 1, 11) > .4).double()
+    seen[:, :, 0] = 0
+    mean, deviation = _PoolViews.apply(sampled, seen, 1e-4)
+    for voxel in range(11):
+        chosen = sampled[seen[:, 0, voxel] > 0, :, voxel]
+        if len(chosen) == 0:
+            assert (mean[:, voxel] == 0).all()
+            continue
+        assert torch.allclose(mean[:, voxel], chosen.mean(0))
+        variance = chosen.var(0, unbiased=False)
+        assert torch.allclose(deviation[:, voxel], (variance + 1e-4).sqrt())
+    assert torch.autograd.gradcheck(
+        lambda s: _PoolViews.apply(s, seen, 1e-4), (sampled, ))
+
+
+def test_gaussians_have_one_at_the_centre_cell():
+    axes = [torch.arange(10.), torch.arange(8.)]
+    heat = draw_gaussians(torch.tensor([[3.2, 5.4]]), torch.tensor([1.5]),
+                          axes)
+    assert heat[3, 5] == 1 and heat.max() == 1
+    assert heat[3, 7] == pytest.approx(np.exp(-2 / 2.25))
+    assert draw_gaussians(torch.zeros(0, 2), torch.zeros(0), axes).sum() == 0
+
+
+def test_codes_invert():
+    module = head()
+    boxes = torch.tensor([[3., 4, 5, 10, 12, 14, 0], [0, 0, 0, 5, 6, 7, 0]])
+    points = torch.tensor([[0., 6, 6], [0, 0, 0]])
+    centres, sizes = module.decode(module.encode(boxes, points), points)
+    torch.testing.assert_close(centres, boxes[:, :3])
+    torch.testing.assert_close(sizes, boxes[:, 3:6])
+
+
+def test_a_perfect_heatmap_gives_back_its_boxes():
+    module = head()
+    boxes = torch.tensor([[-30., 10, 22, 10, 12, 14, 0],
+                          [40., -41, 2, 20, 20, 20, 0]])
+    axes = module.grid_axes()
+    target = draw_gaussians(boxes[:, :3], torch.tensor([4., 5.]), axes)
+    heatmap = torch.logit(target.clamp(1e-4, 1 - 1e-4))[None]
+    points = module.grid_points()
+    code = torch.zeros(6, 20, 20, 20)
+    for box in boxes:
+        x, y, z = (int((a - c).abs().argmin()) for a, c in zip(axes, box))
+        code[:, x, y, z] = module.encode(box[None], points[x, y, z][None])[0]
+    queries = module.queries(heatmap, code, torch.zeros(8, 20, 20, 20))
+    top = queries.logits[:, 0].argsort(descending=True)[:2]
+    found = torch.cat([queries.centres, queries.sizes], 1)[top]
+    found = found[found[:, 0].argsort()]
+    torch.testing.assert_close(found, boxes[:, :6], atol=1e-4, rtol=0)
+    losses = module.loss_by_feat(heatmap, code, boxes,
+                                 torch.zeros(2, dtype=torch.long),
+                                 torch.zeros(0, 7))
+    assert losses['loss_volume_box'].item() == pytest.approx(0, abs=1e-5)
+    worse = module.loss_by_feat(-heatmap, code, boxes,
+                                torch.zeros(2, dtype=torch.long),
+                                torch.zeros(0, 7))
+    assert losses['loss_heatmap'] < .01 * worse['loss_heatmap']
+
+
+def test_no_truth_and_truth_outside():
+    module = head()
+    heatmap = torch.zeros(1, 20, 20, 20, requires_grad=True)
+    code = torch.zeros(6, 20, 20, 20, requires_grad=True)
+    far = torch.tensor([[500., 0, 0, 9, 9, 9, 0]])
+    none = torch.zeros(0, dtype=torch.long)
+    for boxes, labels in ((torch.zeros(0, 7), none), (far, none.new_zeros(1))):
+        losses = module.loss_by_feat(heatmap, code, boxes, labels,
+                                     torch.zeros(0, 7))
+        total = sum(losses.values())
+        assert torch.isfinite(total)
+        total.backward()
+    assert heatmap.grad.abs().sum() > 0
+
+
+def test_nothing_is_learned_on_ignored_findings():
+    module = head()
+    ignored = torch.tensor([[0., 0, 0, 12, 12, 12, 0]])
+    heatmap = torch.zeros(1, 20, 20, 20, requires_grad=True)
+    losses = module.loss_by_feat(
+        heatmap, torch.zeros(6, 20, 20, 20), torch.zeros(0, 7),
+        torch.zeros(0, dtype=torch.long), ignored)
+    losses['loss_heatmap'].backward()
+    points = module.grid_points()
+    on = (points.abs() <= 6).all(-1)
+    assert (heatmap.grad[0][on] == 0).all()
+    assert (heatmap.grad[0][~on] != 0).float().mean() > .9
+
+
+def test_peaks_are_local_maxima_above_the_threshold():
+    module = head(max_queries=5, score_thr=.5)
+    heatmap = torch.full((1, 20, 20, 20), -9.)
+    heatmap[0, 4, 4, 4], heatmap[0, 4, 4, 5] = 3., 2.  # one peak of two
+    heatmap[0, 12, 3, 9] = 1.
+    index, labels = module.peaks(heatmap)
+    assert len(index) == 2 and labels.tolist() == [0, 0]
+    assert index[0].item() == (4 * 20 + 4) * 20 + 4
+
+
+def test_2d_heatmap_loss_prefers_the_truth():
+    module = head()
+    boxes = [torch.tensor([[8., 8, 24, 24, 0]]), torch.zeros(0, 5)]
+    low = module.loss_2d(torch.zeros(2, 4, 16, 16), 4, boxes)
+    assert torch.isfinite(low['loss_heatmap_2d'])
+    assert head(loss_heatmap_2d=None).loss_2d(
+        torch.zeros(1, 4, 16, 16), 4, [torch.zeros(0, 5)]) == {}
