@@ -66,13 +66,12 @@ def sweep_overlaps(rois: Tensor, views: Tensor, cam2img: Tensor,
         cubes = cubes_at_depth(rois, depth, cam2img[views],
                                ct2img[views])[:, 0]
         rects, centre_depth = geometry.project_boxes(cubes, ct2img)
-        for view in range(len(ct2img)):
-            columns = (views == view).nonzero()[:, 0]
-            if len(columns) == 0:
-                continue
-            overlap = bbox_overlaps(rects[view], rois[columns])
-            overlap = overlap * (centre_depth[view] > 0)[:, None]
-            best[:, columns] = torch.maximum(best[:, columns], overlap)
+        # Row i swept into the view of column j.
+        swept = rects[views].transpose(0, 1)
+        overlap = bbox_overlaps(
+            swept, rois[None].expand_as(swept), is_aligned=True)
+        seen = centre_depth[views].T > 0
+        best = torch.maximum(best, overlap * seen)
     return best * (views[:, None] != views[None])
 
 
