@@ -64,11 +64,10 @@ class SparseCrossAttention(BaseModule):
         heads = self.num_heads
 
         def gather(projected: Tensor, null: Tensor) -> Tensor:
-            gathered = projected[index].reshape(num_queries, -1, channels)
+            gathered = projected[index].flatten(1, 2)
             null = null.expand(num_queries, 1, channels)
             gathered = torch.cat([null, gathered], 1)
-            return gathered.reshape(num_queries, -1, heads,
-                                    channels // heads).transpose(1, 2)
+            return gathered.unflatten(2, (heads, -1)).transpose(1, 2)
 
         if len(tokens) == 0:
             index = index[:, :0]

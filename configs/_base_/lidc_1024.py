@@ -1,0 +1,35 @@
+# LIDC-IDRI, 10 views x 1024², as the converter writes it; ranges in mm.
+data_root = 'data/lidc/'
+scene_range = [-200., -200., -200., 200., 200., 200.]
+
+train_pipeline = [
+    dict(type='LoadXRayViews'),
+    dict(type='XRayRandomFlip', prob=.5),
+    dict(type='XRayRandomRotate', max_angle=15.),
+    dict(type='XRayPhotometric', prob=.5),
+    dict(type='PackXRayInputs'),
+]
+test_pipeline = [
+    dict(type='LoadXRayViews'),
+    dict(type='PackXRayInputs'),
+]
+
+train_dataloader = dict(
+    batch_size=1, num_workers=4, persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='XRayDataset', data_root=data_root,
+        ann_file='lidc_infos_train.pkl',
+        coco_file='lidc_infos_train_2d_anno.coco.json',
+        scene_range=scene_range, pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=1, num_workers=2, persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='XRayDataset', data_root=data_root,
+        ann_file='lidc_infos_val.pkl',
+        coco_file='lidc_infos_val_2d_anno.coco.json',
+        scene_range=scene_range, test_mode=True, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = [dict(type='XRay3DMetric'), dict(type='XRay2DMetric')]
+test_evaluator = val_evaluator

@@ -1,0 +1,64 @@
+"""Every config builds, and its parts agree."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmdet3d.registry import MODELS
+
+CONFIGS = sorted(
+    p for p in Path(__file__).parent.parent.glob('configs/*.py'))
+MODEL_CONFIGS = [p for p in CONFIGS if p.stem.startswith('mv2d-xray')]
+
+
+def load(path):
+    cfg = Config.fromfile(path)
+    # No hub is asked for weights in a test.
+    cfg.model.detector_2d.backbone.init_cfg = None
+    return cfg
+
+
+@pytest.mark.parametrize('path', MODEL_CONFIGS, ids=lambda p: p.stem)
+def test_config(path):
+    cfg = load(path)
+    model = MODELS.build(cfg.model)
+    assert type(model).__name__ == 'MV2DXRay'
+    # Millimetres everywhere: a patient is wider than 50 and thinner than
+    # 1000 of them.
+    scene = cfg.train_dataloader.dataset.scene_range
+    assert 50 < scene[3] - scene[0] < 1000
+    if model.lifting_head is not None:
+        assert model.lifting_head.scene_range == scene
+        assert model.lifting_head.position_encoding.scene_range == scene
+    if model.volume_head is not None:
+        inner = model.volume_head.volume_range
+        assert all(a <= b for a, b in zip(scene[:3], inner[:3]))
+        assert all(a >= b for a, b in zip(scene[3:], inner[3:]))
+    assert Path(path).read_text().count('\n') <= 130
+
+
+def test_papers_numbers():
+    cfg = load(next(p for p in CONFIGS if 'r50_roi_1xb1' in p.stem))
+    detector = cfg.model.detector_2d
+    assert detector.backbone.depth == 50
+    assert detector.backbone.stage_with_dcn == (False, False, True, True)
+    assert list(cfg.model.feat_strides) == [8, 16, 32, 64, 128]
+    assert detector.rpn_head.anchor_generator.scales == [1, 2, 4]
+    assert detector.test_cfg.rcnn.max_per_img == 100
+    assert cfg.model.lifting_head.decoder.num_layers == 6
+    assert cfg.optim_wrapper.optimizer.lr == 2e-4
+    assert cfg.train_cfg.max_epochs == 24
+
+
+def test_strides_that_disagree_are_refused():
+    # RoI strides half of the FPN's pooled every box from the wrong place.
+    cfg = load(next(p for p in CONFIGS if 'r50_roi_1xb1' in p.stem))
+    extractor = cfg.model.detector_2d.roi_head.bbox_roi_extractor
+    extractor.featmap_strides = [4, 8, 16, 32]
+    with pytest.raises(ValueError, match='strides of the RoI extractor'):
+        MODELS.build(cfg.model)
+    cfg = load(next(p for p in CONFIGS if 'r50_roi_1xb1' in p.stem))
+    cfg.model.detector_2d.rpn_head.anchor_generator.strides = [
+        4, 8, 16, 32, 64]
+    with pytest.raises(ValueError, match='strides of the anchor generator'):
+        MODELS.build(cfg.model)

@@ -1,0 +1,307 @@
+"""The whole model on spheres: it trains and tests whatever it is given."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+
+from projects.mv2d_xray.transforms import keep_views
+
+from .spheres import make_sphere_set
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
+
+
+def quick(**changes):
+    """The small config, for images of 64² and a smaller volume."""
+    cfg = Config.fromfile(CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py')
+    cfg.model.data_preprocessor.band_sigmas = [1., 3.]
+    cfg.model.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
+                                 voxel_size=12.)
+    cfg.merge_from_dict({f'model.{k}': v for k, v in changes.items()})
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return model
+
+
+def full_size(name):
+    """A full-size config without weights from a hub."""
+    cfg = Config.fromfile(CONFIGS / name).model
+    cfg.detector_2d.backbone.init_cfg = None
+    if cfg.get('volume_head'):
+        cfg.volume_head.update(voxel_size=30.)
+    cfg.lifting_head.relevance.num_depths = 8
+    model = MODELS.build(cfg)
+    model.init_weights()
+    return model
+
+
+@pytest.fixture(scope='module')
+def samples(sphere_root):
+    """Packed training samples: three, none, some ignored, some."""
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(sphere_root),
+             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+    return lambda *rows: [data[i] for i in rows]
+
+
+def loss_of(model, batch):
+    data = model.data_preprocessor(pseudo_collate(batch), True)
+    losses = model(**data, mode='loss')
+    return model.parse_losses(losses)
+
+
+def boxes_of(model, batch):
+    model.eval()
+    with torch.no_grad():
+        return model.test_step(pseudo_collate(batch))
+
+
+VARIANTS = {
+    'both': {},
+    'roi': dict(volume_head=None),
+    'volume': {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.},
+    'peaks': dict(lifting_head=None, loss_weight_2d=0.),
+    'all overlapped': {'lifting_head.relevance.mode': 'all'},
+    'denoising': {'lifting_head.denoising': dict(
+        groups=3, centre_noise=10., size_noise=.3)},
+    'no 2d heatmap': {'volume_head.loss_heatmap_2d': None},
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_variant_trains_and_tests(samples, variant):
+    model = quick(**VARIANTS[variant])
+    for rows in ((0, ), (1, ), (2, ), (0, 1)):
+        model.train()
+        loss, _ = loss_of(model, samples(*rows))
+        assert torch.isfinite(loss)
+        loss.backward()
+        for result in boxes_of(model, samples(*rows)):
+            found = result.pred_instances_3d
+            assert torch.isfinite(found.bboxes_3d.tensor).all()
+            scores = found.scores_3d
+            assert (scores[:-1] >= scores[1:]).all()
+    # Everything that trains got a gradient somewhere.
+    idle = [n for n, p in model.named_parameters()
+            if p.requires_grad and p.grad is None]
+    assert not idle
+
+
+def test_loss_falls(samples):
+    model = quick()
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    history = []
+    for _ in range(20):
+        loss, _ = loss_of(model, samples(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert np.mean(history[-3:]) < .67 * np.mean(history[:2])
+
+
+@pytest.mark.parametrize('num_views', [1, 2, 5])
+def test_any_number_of_views(tmp_path, num_views):
+    make_sphere_set(tmp_path, 1, num_views)
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(tmp_path),
+             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+    model = quick()
+    loss, _ = loss_of(model, [data[0]])
+    assert torch.isfinite(loss)
+    assert len(boxes_of(model, [data[0]])) == 1
+
+
+def test_batch_of_two_is_two_batches_of_one(samples):
+    model = quick()
+    together = boxes_of(model, samples(0, 3))
+    alone = [boxes_of(model, samples(i))[0] for i in (0, 3)]
+    for one, two in zip(together, alone):
+        torch.testing.assert_close(
+            one.pred_instances_3d.bboxes_3d.tensor,
+            two.pred_instances_3d.bboxes_3d.tensor, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(one.pred_instances_3d.scores_3d,
+                                   two.pred_instances_3d.scores_3d)
+
+
+def test_samples_of_different_views_in_one_batch(sphere_root, samples):
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(sphere_root),
+             ann_file='lidc_infos_train.pkl',
+             pipeline=[dict(type='LoadXRayViews')]))
+    from mmdet3d.registry import TRANSFORMS
+    pack = TRANSFORMS.build(dict(type='PackXRayInputs'))
+    few = pack(keep_views(data[0], [0, 2, 3]))
+    model = quick()
+    loss, _ = loss_of(model, [few, samples(3)[0]])
+    assert torch.isfinite(loss)
+    alone = boxes_of(model, [few])[0].pred_instances_3d.scores_3d
+    mixed = boxes_of(model, [few, samples(3)[0]])[0]
+    torch.testing.assert_close(mixed.pred_instances_3d.scores_3d, alone)
+
+
+def test_no_detection_in_any_view(samples):
+    # Nothing is invented: a threshold that nothing passes leaves the roi
+    # source without queries, and the model without boxes.
+    model = quick(**{'volume_head': None,
+                     'detector_2d.test_cfg.rcnn.score_thr': 1.1})
+    result = boxes_of(model, samples(0))[0]
+    assert len(result.pred_instances) == 0
+    assert len(result.pred_instances_3d) == 0
+    model.train()
+    model.train_rois['add_gt'] = False
+    loss, _ = loss_of(model, samples(0))
+    assert torch.isfinite(loss)
+
+
+def test_every_2d_box_becomes_a_roi(samples):
+    model = quick()
+    result = boxes_of(model, samples(0))[0]
+    views = result.pred_instances.view_ids
+    assert len(result.pred_instances) > 0
+    seen = []
+    forward = model.lifting_head.forward
+    model.lifting_head.forward = lambda *a: (seen.append(a[3]), forward(*a))[1]
+    again = boxes_of(model, samples(0))[0]
+    rois = seen[0]
+    assert len(rois) == len(again.pred_instances)
+    torch.testing.assert_close(rois[:, 1:], again.pred_instances.bboxes)
+    assert torch.equal(rois[:, 0].long(), views)
+
+
+def test_an_untrained_head_leaves_volume_peaks_alone(samples):
+    peaks = quick(lifting_head=None, loss_weight_2d=0.)
+    both = quick(**{'lifting_head.roi_queries': None, 'loss_weight_2d': 0.,
+                    'lifting_head.test_cfg': dict(
+                        score_thr=0., nms_iou=.1, max_per_img=50)})
+    weights = {k: v for k, v in both.state_dict().items()
+               if k in peaks.state_dict()}
+    peaks.load_state_dict(weights)
+    one = boxes_of(peaks, samples(0))[0].pred_instances_3d
+    two = boxes_of(both, samples(0))[0].pred_instances_3d
+    torch.testing.assert_close(
+        one.bboxes_3d.tensor, two.bboxes_3d.tensor, atol=.1, rtol=1e-3)
+    torch.testing.assert_close(one.scores_3d, two.scores_3d)
+
+
+def test_denoising_does_not_leak_into_other_queries(samples):
+    # What the other queries say must not depend on the given truth.
+    model = quick(**VARIANTS['denoising'])
+    for branch in model.lifting_head.cls_branches:
+        torch.nn.init.normal_(branch[-1].weight)
+    model.eval()
+    data = model.data_preprocessor(pseudo_collate(samples(0)), True)
+    sample = data['data_samples'][0]
+    maps = model.extract_feat(data['inputs']['imgs'])
+    cameras = model._cameras(sample, maps[0].device)
+    points = model.volume_head.queries(
+        *model.volume_head(maps[0], cameras['ct2img'], (64, 64)))
+    gt = model._ground_truth(sample, maps[0].device)
+
+    def run(truth):
+        out = model.lifting_head(maps[model.lift_level], cameras, (64, 64),
+                                 None, points, truth)
+        return out[out.source != 2].all_logits
+
+    torch.testing.assert_close(run(gt), run(None))
+
+
+def retina_model():
+    """The small config with another mmdet detector as 2D stage."""
+    retina = dict(
+        type='mmdet.RetinaNet',
+        backbone=dict(
+            type='mmdet.ResNet', depth=18, base_channels=16, num_stages=3,
+            strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2)),
+        neck=dict(type='mmdet.FPN', in_channels=[16, 32, 64],
+                  out_channels=32, num_outs=3),
+        bbox_head=dict(
+            type='mmdet.RetinaHead', num_classes=1, in_channels=32,
+            stacked_convs=1, feat_channels=32,
+            anchor_generator=dict(
+                type='mmdet.AnchorGenerator', scales=[2], ratios=[1.],
+                strides=[4, 8, 16]),
+            bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder')),
+        train_cfg=dict(
+            assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=.5,
+                          neg_iou_thr=.4, min_pos_iou=0.),
+            sampler=dict(type='mmdet.PseudoSampler'), allowed_border=-1,
+            pos_weight=-1, debug=False),
+        test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=.05,
+                      nms=dict(type='nms', iou_threshold=.5),
+                      max_per_img=5))
+    cfg = Config.fromfile(
+        CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py').model
+    cfg.detector_2d = retina
+    cfg.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
+                           voxel_size=24.)
+    return MODELS.build(cfg)
+
+
+def test_any_2d_detector_can_take_the_place(samples):
+    model = retina_model()
+    model.init_weights()
+    loss, log = loss_of(model, samples(0))
+    loss.backward()
+    assert torch.isfinite(loss) and '2d.loss_cls' in log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [
+    'mv2d-xray_r50_roi_1xb1-24e_lidc.py',
+    'mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py'])
+def test_full_size_models_take_a_step(tmp_path, name):
+    make_sphere_set(tmp_path, 1, 3, 128)
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(tmp_path),
+             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+    model = full_size(name)
+    model.train()
+    model.train_rois = dict(max_per_view=5, add_gt=True, jitter=.2)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    before = model.lifting_head.decoder.layers[0].ffn.layers[0][
+        0].weight.clone()
+    for _ in range(2):
+        loss, _ = loss_of(model, [data[0]])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert torch.isfinite(loss)
+    after = model.lifting_head.decoder.layers[0].ffn.layers[0][0].weight
+    assert not torch.equal(before, after)
+    assert len(boxes_of(model, [data[0]])) == 1
+
+
+def test_strides_are_checked_against_the_maps(samples):
+    model = quick()
+    model.feat_strides = (2, 4, 8)
+    with pytest.raises(ValueError, match='feat_strides'):
+        loss_of(model, samples(0))
+
+
+def test_needs_a_source_of_boxes():
+    with pytest.raises(ValueError, match='found neither'):
+        quick(lifting_head=None, volume_head=None)
+
+
+def test_bands_of_a_flat_and_a_spotted_image():
+    model = quick()
+    pre = model.data_preprocessor
+    flat = torch.full((1, 1, 32, 32), 3.1)
+    out = pre.bands(flat)
+    assert out.shape == (1, 3, 32, 32)
+    assert out.abs().max() < 1e-4  # the mean is subtracted, no contrast
+    flat[0, 0, 16, 16] += 1
+    spot = pre.bands(flat)
+    assert spot[0, 1, 16, 16] > 0 and spot[0, 2, 16, 16] > 0
+    with pytest.raises(ValueError, match='expected 3 values'):
+        MODELS.build(dict(type='XRayDataPreprocessor', mean=[0.], std=[1.]))
