@@ -13,7 +13,7 @@ from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import InfosError
 
 from . import lidc, phantom
-from .convert import Options, convert_scans, finish_set
+from .convert import Options, claim, convert_scans, finish_set
 from .drr import RENDERERS
 from .lidc import ConversionError
 
@@ -191,9 +191,14 @@ def run_benchmark(args: argparse.Namespace) -> None:
         args.renderer, min_diameter=spec['min_diameter'],
         fractions=spec['fractions'], seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')
-    found = phantom.find_phantoms(count, args.seed, **spec['choice'])
+    claim(args.out_dir, options)
+    if len(list((args.out_dir / 'scans').glob('*.json'))) >= count:
+        found = []  # choosing scans takes a while
+    else:
+        found = phantom.find_phantoms(count, args.seed, **spec['choice'])
     convert_scans(found, functools.partial(_load_phantom, args.out_dir),
-                  options, args.out_dir, args.jobs, args.device, count)
+                  options, args.out_dir, args.jobs, args.device,
+                  count if found else 0)
     _report(finish_set(args.out_dir, options), args.out_dir)
 
 

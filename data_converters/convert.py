@@ -31,7 +31,7 @@ INTEGRAL_MAX = 16.
 _LEVELS = 65535
 _SPLITS = ('train', 'val', 'test')
 
-__all__ = ['Options', 'convert_scan', 'convert_scans', 'finish_set']
+__all__ = ['Options', 'claim', 'convert_scan', 'convert_scans', 'finish_set']
 
 
 @dataclass
@@ -155,7 +155,7 @@ def convert_scans(keys: Iterable[str], load: Callable[[str], Scan],
         ConversionError: A scan cannot be converted, or the folder holds a
             set made with other options.
     """
-    _claim(out_dir, options)
+    claim(out_dir, options)
     threads = max((torch.get_num_threads()) // max(jobs, 1), 1)
     with Parallel(n_jobs=jobs, return_as='generator_unordered',
                   pre_dispatch='2*n_jobs') as pool:
@@ -175,7 +175,7 @@ def _convert_one(key, load, options, out_dir, device, threads) -> None:
             convert_scan(scan, options, out_dir, device)
 
 
-def _claim(out_dir: Path, options: Options) -> None:
+def claim(out_dir: Path, options: Options) -> None:
     """Refuse to mix two kinds of set in one folder."""
     path = out_dir / 'options.json'
     current = json.loads(json.dumps(asdict(options)))

@@ -7,8 +7,8 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from projects.mv2d_xray.runtime import (UserError, allow_checkpoint_types,
-                                        build_runner, load_config,
-                                        one_sentence)
+                                        build_runner, keep_freed_memory,
+                                        load_config, one_sentence)
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,6 +45,7 @@ def main() -> None:
     """Build the runner and train."""
     args = parse_args()
     allow_checkpoint_types()
+    keep_freed_memory()
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(

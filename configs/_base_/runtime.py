@@ -9,7 +9,10 @@ default_hooks = dict(
         type='CheckpointHook', by_epoch=False, interval=100,
         max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'))
-custom_hooks = [dict(type='XRayProgressHook')]
+custom_hooks = [
+    dict(type='XRayProgressHook'),
+    dict(type='XRayRandomStateHook'),
+]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -13,7 +13,7 @@ from .metrics import XRay2DMetric, XRay3DMetric
 from .position_encoding import XRayPositionEncoding
 from .preprocessing import XRayDataPreprocessor
 from .roi_queries import XRayRoIQueryGenerator
-from .runtime import XRayProgressHook
+from .runtime import XRayProgressHook, XRayRandomStateHook
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayPhotometric, XRayRandomFlip,
                          XRayRandomRotate, XRayViewDropout)
@@ -26,5 +26,5 @@ __all__ = [
     'XRayDataset', 'XRayDecoder', 'XRayDrawHook', 'XRayGridMask',
     'XRayLiftingHead', 'XRayPhotometric', 'XRayPositionEncoding',
     'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayRoIQueryGenerator', 'XRayViewDropout', 'XRayVolumeHead'
+    'XRayRandomStateHook', 'XRayRoIQueryGenerator', 'XRayViewDropout', 'XRayVolumeHead'
 ]

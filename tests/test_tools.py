@@ -1,0 +1,237 @@
+"""The commands, as a user types them."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from projects.mv2d_xray import runtime
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.infos import load_infos
+
+from .spheres import make_sphere_set
+
+ROOT = Path(__file__).parent.parent
+CONFIG = 'configs/mv2d-xray_quick_roi-volume_phantom.py'
+SMALL = [
+    'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'
+    'band_sigmas=[1.,3.]', 'train_dataloader.dataset.min_diameter=0.',
+    'test_dataloader.dataset.min_diameter=0.', 'default_hooks.logger.'
+    'interval=1', 'train_cfg.val_interval=100'
+]
+
+
+def tool(name, *args, cwd=ROOT, options=()):
+    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
+    if options:
+        command += ['--cfg-options', *options]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=300,
+        env=dict(os.environ, OMP_NUM_THREADS='1'))
+
+
+def train(work_dir, data, iters, *args, options=()):
+    return tool(
+        'train.py', CONFIG, '--work-dir', work_dir, '--data-root', data,
+        *args, options=[*SMALL, f'train_cfg.max_iters={iters}',
+                        'default_hooks.checkpoint.interval=2', *options])
+
+
+def losses(work_dir):
+    """Loss by iteration from mmengine's own log of scalars."""
+    curve = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if 'loss' in row:
+                curve[row['step']] = row['loss']
+    return curve
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A set, and a training of four iterations on it."""
+    root = tmp_path_factory.mktemp('tools')
+    for split, seed in (('train', 0), ('val', 1)):
+        make_sphere_set(root / 'data', 3, 4, 64, seed=seed, split=split)
+    done = train(root / 'work', root / 'data', 4)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return root
+
+
+def test_training_shows_its_progress(trained):
+    curve = losses(trained / 'work')
+    assert sorted(curve) == [1, 2, 3, 4]
+    assert all(np.isfinite(v) for v in curve.values())
+
+
+def test_checkpoint_loads_as_data_only(trained):
+    runtime.allow_checkpoint_types()
+    checkpoint = torch.load(trained / 'work' / 'iter_4.pth',
+                            weights_only=True)
+    assert checkpoint['meta']['iter'] == 4
+
+
+def test_test_writes_figures_and_pictures(trained, tmp_path):
+    done = tool(
+        'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
+        tmp_path, '--data-root', trained / 'data', '--out',
+        tmp_path / 'results.json', '--show-dir', tmp_path / 'pictures',
+        '--split', 'val', options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '3D mAP' in done.stdout + done.stderr
+    results = json.loads((tmp_path / 'results.json').read_text())
+    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
+    counting = [i for s in infos['data_list'] for i in s['instances']
+                if not i['ignore']]
+    assert results['num_scans'] == 3
+    assert results['num_gt'] == len(counting)
+    for key in ('mAP_3d', 'AP_5mm', 'AP_iou0.5', 'CPM', 'froc',
+                'centre_error_mm', 'size_error_mm'):
+        assert key in results
+    pictures = list((tmp_path / 'pictures').glob('*.png'))
+    assert len(pictures) == 3 and min(p.stat().st_size
+                                      for p in pictures) > 10000
+
+
+def test_infer_on_one_object_from_any_folder(trained, tmp_path):
+    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
+    token = infos['data_list'][0]['token']
+    Rig.circle(4, image_size=64).save(tmp_path / 'rig.json')
+    done = tool(
+        'infer.py', ROOT / CONFIG, trained / 'work' / 'iter_4.pth',
+        '--images', trained / 'data' / 'images' / token, '--rig',
+        'rig.json', '--out', 'boxes.json', '--show', 'views.png',
+        '--score-thr', '0', '--device', 'cpu', cwd=tmp_path)
+    # The grid of the config is finer than the trained one's; shapes agree.
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / 'boxes.json').read_text())
+    assert result['units'] == 'mm' and 'axis_order' in result
+    assert all(len(b['bbox_3d']) == 7 and 0 <= b['score'] <= 1
+               for b in result['boxes'])
+    assert (tmp_path / 'views.png').stat().st_size > 10000
+
+
+@pytest.mark.slow
+def test_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
+    # A training that stopped after iteration 2 of 4, then went on.
+    first = train(tmp_path, trained / 'data', 4, options=[
+        'custom_hooks.0.type=StopAfterTwo',
+        'custom_imports.imports=[projects.mv2d_xray,tests.stop_hook]'])
+    assert first.returncode != 0
+    assert sorted(losses(tmp_path)) == [1, 2]
+    second = train(tmp_path, trained / 'data', 4, '--resume')
+    assert second.returncode == 0, second.stderr[-2000:]
+    whole, resumed = losses(trained / 'work'), losses(tmp_path)
+    assert sorted(resumed) == [1, 2, 3, 4]
+    for step in whole:
+        assert resumed[step] == pytest.approx(whole[step], rel=1e-4)
+
+
+# --------------------------------------------------------------- wrong input
+def error_of(done):
+    """The one sentence; a traceback is not one."""
+    assert done.returncode != 0
+    assert 'Traceback' not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_empty_pickle(trained, tmp_path):
+    make_sphere_set(tmp_path, 1, 4, 64, split='val')
+    (tmp_path / 'lidc_infos_val.pkl').write_bytes(b'')
+    done = tool('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
+                '--work-dir', tmp_path / 'w', '--data-root', tmp_path,
+                '--out', tmp_path / 'r.json')
+    assert 'lidc_infos_val.pkl: is empty' in error_of(done)
+    assert not (tmp_path / 'r.json').exists()
+
+
+def test_missing_image_during_a_test(trained, tmp_path):
+    make_sphere_set(tmp_path, 1, 4, 64, split='val')
+    next((tmp_path / 'images').rglob('CAM_02.png')).unlink()
+    done = tool('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
+                '--work-dir', tmp_path / 'w', '--data-root', tmp_path,
+                '--out', tmp_path / 'r.json')
+    assert 'CAM_02.png: image: expected a readable PNG' in error_of(done)
+    assert not (tmp_path / 'r.json').exists()
+
+
+def test_misspelt_key_in_a_config(trained, tmp_path):
+    text = (ROOT / CONFIG).read_text().replace(
+        "'./_base_", f"'{ROOT}/configs/_base_")
+    path = tmp_path / 'config.py'
+    path.write_text(text.replace('voxel_size=', 'voxel_sise='))
+    done = tool('train.py', path, '--work-dir', tmp_path / 'w',
+                '--data-root', trained / 'data')
+    message = error_of(done)
+    assert 'config.py' in message and 'voxel_sise' in message
+
+
+def test_misspelt_names_are_found(tmp_path):
+    path = tmp_path / 'c.py'
+    path.write_text('train_dataloder = dict()\n')
+    with pytest.raises(runtime.UserError, match='expected "train_dataloader"'):
+        runtime.load_config(str(path))
+    with pytest.raises(runtime.UserError, match='expected "max_iters"'):
+        runtime.load_config(str(ROOT / CONFIG), {'max_itres': 3})
+    with pytest.raises(runtime.UserError, match='expected a file'):
+        runtime.load_config(str(tmp_path / 'none.py'))
+
+
+def test_checkpoint_of_another_model(trained, tmp_path):
+    from mmdet3d.registry import MODELS
+    cfg = runtime.load_config(str(ROOT / CONFIG),
+                              {'model.lifting_head.embed_dims': 32})
+    model = MODELS.build(cfg.model)
+    with pytest.raises(runtime.UserError, match='another model.*expected '
+                       'shape'):
+        runtime.check_checkpoint(str(trained / 'work' / 'iter_4.pth'), model)
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1))),
+               tmp_path / 'x.pth')
+    with pytest.raises(runtime.UserError, match='1 unknown'):
+        runtime.check_checkpoint(str(tmp_path / 'x.pth'), model)
+
+
+class _Evil:
+
+    def __reduce__(self):
+        return os.system, ('echo broken > hostile.txt', )
+
+
+def test_hostile_or_damaged_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dict(state_dict={}, extra=_Evil()), 'evil.pth')
+    Path('raw.pth').write_bytes(pickle.dumps(_Evil()))
+    Path('half.pth').write_bytes(Path('evil.pth').read_bytes()[:100])
+    Path('other.pth').write_bytes(b'')
+    for name in ('evil.pth', 'raw.pth', 'half.pth', 'other.pth'):
+        with pytest.raises(runtime.UserError, match=f'{name}: checkpoint'):
+            runtime.load_checkpoint(name)
+    assert not Path('hostile.txt').exists()
+    with pytest.raises(runtime.UserError, match='expected a file'):
+        runtime.load_checkpoint('none.pth')
+
+
+def test_wrong_number_of_images(trained, tmp_path):
+    Rig.circle(10, image_size=64).save(tmp_path / 'rig.json')
+    done = tool(
+        'infer.py', CONFIG, trained / 'work' / 'iter_4.pth', '--images',
+        'a.png', 'b.png', '--rig', tmp_path / 'rig.json', '--out',
+        tmp_path / 'boxes.json')
+    assert 'expected 10, one for each view of the rig, found 2' in error_of(
+        done)
+    assert not (tmp_path / 'boxes.json').exists()
+
+
+@pytest.mark.parametrize('name', ['train.py', 'test.py', 'infer.py'])
+def test_help_is_complete(name):
+    done = tool(name, '--help')
+    assert done.returncode == 0
+    assert 'config' in done.stdout and '--cfg-options' in (
+        done.stdout + '--cfg-options' * (name == 'infer.py'))
