@@ -68,6 +68,7 @@ def test_loading_is_consistent(loaded):
     dict(type='XRayRandomRotate', max_angle=180.),
     dict(type='XRayRandomRotate', max_angle=180., step=60.),
     dict(type='XRayViewDropout', prob=1., min_views=2),
+    dict(type='XRayInsertNodules', region=[-60.] * 3 + [60.] * 3),
 ])
 def test_geometric_transforms_keep_everything_together(loaded, transform):
     step = TRANSFORMS.build(transform)
@@ -114,6 +115,45 @@ def test_flip_and_rotate_do_nothing_at_zero(loaded):
     results = TRANSFORMS.build(
         dict(type='XRayRandomRotate', max_angle=0.))(results)
     np.testing.assert_allclose(results['ct2img'], loaded()['ct2img'])
+
+
+def test_an_inserted_sphere_is_a_sphere(loaded):
+    from projects.mv2d_xray.transforms import XRayInsertNodules
+    results = loaded()
+    centre, radius = np.array([20., -30., 35.]), 11.
+    for view, image in enumerate(results['img']):
+        changed = image.copy()
+        rect = XRayInsertNodules.add(changed, results['ct2img'][view], centre,
+                                     np.eye(3) / radius, .02)
+        info = results['images'][results['view_names'][view]]
+        from projects.mv2d_xray.geometry import View
+        oracle = View('', info['cam2img'], info['lidar2cam'], 96, 96)
+        np.testing.assert_allclose(
+            (changed - image)[..., 0],
+            .02 * chord_lengths(centre, radius, oracle), atol=1e-5)
+        rows, columns = np.nonzero((changed - image)[..., 0] > 1e-6)
+        assert rect.tolist() == [columns.min(), rows.min(),
+                                 columns.max() + 1, rows.max() + 1]
+
+
+def test_inserted_nodules_are_annotated(loaded):
+    step = TRANSFORMS.build(
+        dict(type='XRayInsertNodules', region=[-60.] * 3 + [60.] * 3,
+             max_nodules=5, diameters=(10., 30.)))
+    counts = []
+    for seed in range(12):
+        before = loaded()
+        np.random.seed(seed)
+        after = step(before)
+        boxes = after['gt_bboxes_3d']
+        counts.append(len(boxes) - 3)
+        assert len(after['gt_labels_3d']) == len(boxes)
+        assert after['gt_bboxes_instance'].max() == len(boxes) - 1
+        sizes = boxes.tensor[3:, 3:6]
+        assert ((sizes > 10 / 1.36) & (sizes < 30 * 1.36)).all()
+    assert min(counts) == 0 and max(counts) == 5
+    # The loaded sample itself was not changed.
+    np.testing.assert_array_equal(loaded()['img'][0], loaded()['img'][0])
 
 
 def ramp():
@@ -215,6 +255,8 @@ def test_no_boxes(tmp_path):
                  dict(type='XRayViewDropout', prob=1., min_views=1),
                  dict(type='XRayPhotometric', prob=1.),
                  dict(type='XRayGridMask', prob=1.),
+                 dict(type='XRayInsertNodules', max_nodules=0,
+                      region=[-9.] * 3 + [9.] * 3),
                  dict(type='ResizeXRay', scale=(16, 16)),
                  dict(type='PackXRayInputs')]))[0]
     assert item['inputs']['img'].shape[1:] == (1, 16, 16)

@@ -15,8 +15,8 @@ from .preprocessing import XRayDataPreprocessor
 from .roi_queries import XRayRoIQueryGenerator
 from .runtime import XRayProgressHook, XRayRandomStateHook
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
-                         XRayGridMask, XRayPhotometric, XRayRandomFlip,
-                         XRayRandomRotate, XRayViewDropout)
+                         XRayGridMask, XRayInsertNodules, XRayPhotometric,
+                         XRayRandomFlip, XRayRandomRotate, XRayViewDropout)
 from .visualization import XRayDrawHook
 from .volume_head import XRayVolumeHead
 
@@ -24,7 +24,8 @@ __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
     'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayDataPreprocessor',
     'XRayDataset', 'XRayDecoder', 'XRayDrawHook', 'XRayGridMask',
-    'XRayLiftingHead', 'XRayPhotometric', 'XRayPositionEncoding',
+    'XRayInsertNodules', 'XRayLiftingHead', 'XRayPhotometric', 'XRayPositionEncoding',
     'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayRandomStateHook', 'XRayRoIQueryGenerator', 'XRayViewDropout', 'XRayVolumeHead'
+    'XRayRandomStateHook', 'XRayRoIQueryGenerator',
+    'XRayViewDropout', 'XRayVolumeHead'
 ]

@@ -9,7 +9,6 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from . import geometry
 from .boxes import nms_boxes
 from .lifting_head import build_box3d_instances
 

@@ -232,7 +232,7 @@ def camera_centres(ct2img: Array) -> Array:
 
 
 def rays(uv: Array, ct2img: Array) -> Tuple[Array, Array]:
-    """Rays through pixels: source (*, 1, 3) (mm), unit directions (*, N, 3)."""
+    """Rays through pixels: source (*, 1, 3) (mm), units (*, N, 3)."""
     origins = camera_centres(ct2img)[..., None, :]
     directions = unproject(uv, uv[..., 0] * 0 + 1, ct2img) - origins
     norm = (directions**2).sum(-1)[..., None]**.5
@@ -535,7 +535,8 @@ class Rig:
                 View(str(item['name']), cam2img, pose, width, height))
         names = [v.name for v in rig.views]
         if len(set(names)) != len(names):
-            raise ValueError(f'{source}: view names must differ, found {names}')
+            raise ValueError(
+                f'{source}: view names must differ, found {names}')
         return rig
 
     @classmethod

@@ -1,6 +1,6 @@
 """Queries and RoIs of one sample to 3D boxes."""
 
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn

@@ -81,22 +81,20 @@ def match(scan: ScanResult, distance: Optional[float],
         prediction counts (N,).
     """
     found = np.full(len(scan.boxes), -1)
-    counts = np.ones(len(scan.boxes), dtype=bool)
     gaps = _distances(scan.boxes, scan.truth)
     reach = np.full(len(scan.truth), distance) if distance else (
         scan.diameters / 2)
     ignored_reach = np.full(len(scan.ignored), distance) if distance else (
         scan.ignored_diameters / 2)
-    on_ignored = (_distances(scan.boxes, scan.ignored) <=
-                  ignored_reach).any(1)
+    counts = ~(_distances(scan.boxes, scan.ignored) <= ignored_reach).any(1)
+    near = gaps <= reach
     free = np.ones(len(scan.truth), dtype=bool)
-    for row in range(len(scan.boxes)):
-        near = gaps[row] <= reach
-        candidates = np.flatnonzero(near & free)
+    for row in np.flatnonzero(near.any(1)):
+        candidates = np.flatnonzero(near[row] & free)
         if len(candidates):
             best = candidates[gaps[row, candidates].argmin()]
-            found[row], free[best] = best, False
-        elif on_ignored[row] or (near.any() and not duplicates):
+            found[row], free[best], counts[row] = best, False, True
+        elif not duplicates:
             counts[row] = False
     return found, counts
 
@@ -123,22 +121,26 @@ class _Ranked:
             rows.append(np.full(counts.sum(), i))
         scores = np.concatenate(scores) if scans else np.zeros(0)
         order = np.argsort(-scores, kind='stable')
-        pick = (lambda parts, kind: (np.concatenate(parts) if parts else
-                                     np.zeros(0)).astype(kind)[order])
-        return cls(pick(hits, bool), pick(rows, int),
+        hits = np.concatenate(hits or [np.zeros(0)]).astype(bool)
+        rows = np.concatenate(rows or [np.zeros(0)]).astype(int)
+        return cls(hits[order], rows[order],
                    np.array([len(s.truth) for s in scans], dtype=float))
 
     def curves(self, weights: np.ndarray) -> Tuple[np.ndarray, ...]:
-        """Hits and false positives down the ranking, and findings in all.
+        """Hits and false positives so far at each hit, and findings in all.
+
+        Only there do recall and interpolated precision change, and hits are
+        few among thousands of predictions.
 
         Args:
             weights: (S, scans) how often each scan is taken.
 
         Returns:
-            tuple: (S, N), (S, N), (S,).
+            tuple: (S, hits), (S, hits), (S,).
         """
         each = weights[:, self.scan]
-        return (np.cumsum(each * self.hit, 1), np.cumsum(each * ~self.hit, 1),
+        return (np.cumsum(each[:, self.hit], 1),
+                np.cumsum(each * ~self.hit, 1)[:, self.hit],
                 weights @ self.findings)
 
     def ap(self, weights: np.ndarray) -> np.ndarray:
@@ -193,11 +195,14 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(
             len(scans), np.full(len(scans), 1 / len(scans)), bootstrap)
+        # In parts, to stay small in memory.
+        parts = np.array_split(draws, -(-bootstrap // 50))
         samples = dict(
-            mAP_3d=np.mean([r.ap(draws) for r in ranked.values()], 0),
-            CPM=luna.sensitivity(draws).mean(1))
+            mAP_3d=[np.mean([r.ap(part) for r in ranked.values()], 0)
+                    for part in parts],
+            CPM=[luna.sensitivity(part).mean(1) for part in parts])
         for name, values in samples.items():
-            low, high = np.percentile(values, [2.5, 97.5])
+            low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
             result[f'{name}_low'] = float(low)
             result[f'{name}_high'] = float(high)
     result.update(_errors(scans))
