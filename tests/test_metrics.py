@@ -9,7 +9,8 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
 from projects.mv2d_xray.metrics import (ScanResult, XRay2DMetric,
-                                        XRay3DMetric, evaluate, match)
+                                        XRay3DMetric, _Ranked, evaluate,
+                                        match)
 
 
 def box(x, size=10., y=0., z=0.):
@@ -129,6 +130,115 @@ def test_ignored_findings_are_neither():
         'AP_10mm'] == pytest.approx(.5)
 
 
+def test_overlap_with_an_ignored_finding_is_forgiven():
+    # 12 mm from the middle of a 30 mm finding: too far for 10 mm, but on it.
+    truth, near = box(-60, 20.), box(12, 30.)
+    found = [near, truth]
+    flat, _ = run([scan(found, truth=[truth], ignored=[box(0, 30.)])])
+    assert flat['AP_iou0.5'] == pytest.approx(1)
+    assert run([scan(found, truth=[truth])])[0]['AP_iou0.5'] < 1
+    # Beside a finding that counts, a good box is not taken for the other's.
+    flat, _ = run([scan([box(0)], truth=[box(0)], ignored=[box(6)])])
+    assert flat['AP_iou0.5'] == pytest.approx(1)
+
+
+def random_scans(count, rng):
+    """Findings, boxes near some of them, boxes elsewhere."""
+    scans = []
+    for _ in range(count):
+        truth = rng.uniform(-60, 60, (rng.integers(0, 5), 3))
+        near = truth.repeat(2, 0) + rng.normal(0, 6, (2 * len(truth), 3))
+        found = np.concatenate([near, rng.uniform(-60, 60, (4, 3))])
+        scores = np.sort(rng.random(len(found)))[::-1]
+        scans.append(scan([box(x, 12., y, z) for x, y, z in found], scores,
+                          [box(x, 12., y, z) for x, y, z in truth]))
+    return scans
+
+
+@pytest.mark.parametrize('distance', [5., 10., 20.])
+def test_matching_agrees_with_the_nuscenes_devkit(distance):
+    from nuscenes.eval.common.data_classes import EvalBoxes
+    from nuscenes.eval.detection.algo import accumulate
+    from nuscenes.eval.detection.data_classes import DetectionBox
+    scans = random_scans(12, np.random.default_rng(3))
+    true, found = EvalBoxes(), EvalBoxes()
+    for i, s in enumerate(scans):
+        def devkit(boxes, scores, token=str(i)):
+            return [
+                DetectionBox(sample_token=token, translation=tuple(b[:3]),
+                             size=tuple(b[3:6]), rotation=(1, 0, 0, 0),
+                             velocity=(0, 0), detection_name='car',
+                             attribute_name='', detection_score=float(v))
+                for b, v in zip(boxes, scores)
+            ]
+
+        true.add_boxes(str(i), devkit(s.truth, [-1.] * len(s.truth)))
+        found.add_boxes(str(i), devkit(s.boxes, s.scores))
+    theirs = accumulate(
+        true, found, 'car', lambda a, b: np.linalg.norm(
+            np.subtract(a.translation, b.translation)), distance)
+    ours = _Ranked.of(scans, distance, True)
+    hits = np.cumsum(ours.hit)
+    precision = hits / np.arange(1, len(hits) + 1)
+    np.testing.assert_allclose(
+        np.interp(np.linspace(0, 1, 101), hits / ours.findings.sum(),
+                  precision, right=0), theirs.precision)
+    # The area under the same points, each precision the best from there on.
+    best = np.maximum.accumulate(precision[::-1])[::-1]
+    assert ours.ap(np.ones((1, 12)))[0] == pytest.approx(
+        best[ours.hit].sum() / ours.findings.sum(), abs=1e-6)
+
+
+def test_froc_agrees_with_every_threshold_tried():
+    scans = random_scans(8, np.random.default_rng(4))
+    froc = evaluate(scans, 0)['froc']
+    thresholds = np.concatenate([s.scores for s in scans])
+    best = np.zeros(7)
+    for threshold in thresholds:
+        hits = misses = 0
+        for s in scans:
+            gaps = np.linalg.norm(
+                s.boxes[s.scores >= threshold, None, :3] - s.truth[None, :,
+                                                                   :3],
+                axis=-1)
+            inside = gaps <= s.diameters / 2
+            misses += (~inside.any(1)).sum()
+            # Boxes of several findings at once take one each; here, none
+            # are so close.
+            hits += inside.any(0).sum()
+        for i, rate in enumerate(froc['false_positives_per_scan']):
+            if misses / len(scans) <= rate:
+                best[i] = max(best[i], hits)
+    total = sum(len(s.truth) for s in scans)
+    np.testing.assert_allclose(froc['sensitivity'], best / total)
+
+
+def test_equal_scores_keep_their_order():
+    same = [scan([box(90)] * 40 + [box(0)], [.5] * 41, truth=[box(0)])]
+    assert run(same)[0]['AP_10mm'] == pytest.approx(1 / 41)
+
+
+def test_two_classes_weigh_the_same():
+    def boxes(*xs):
+        return LiDARInstance3DBoxes(
+            torch.tensor([box(x) for x in xs]).reshape(-1, 7),
+            origin=(.5, .5, .5))
+
+    metric = XRay3DMetric(bootstrap=0)
+    metric.dataset_meta = dict(classes=('pore', 'inclusion'))
+    metric.process({}, [
+        dict(token='part', pred_instances_3d=dict(
+            bboxes_3d=boxes(0, 50, 90), scores_3d=torch.tensor([.9, .8, .7]),
+            labels_3d=torch.tensor([0, 0, 0])),
+            eval_ann_info=dict(
+                gt_bboxes_3d=boxes(0, 50, 90),
+                gt_labels_3d=np.array([0, 0, 1]),
+                ignored_bboxes_3d=boxes()))
+    ])
+    flat = metric.compute_metrics(metric.results)
+    assert flat['mAP_3d'] == pytest.approx(.5) and flat['num_gt'] == 3
+
+
 def test_small_findings_are_left_out_by_size():
     mixed = [scan([box(0, 5.), box(50, 9.)], truth=[box(0, 5.), box(50, 9.),
                                                     box(-50, 20.)])]
@@ -137,6 +247,7 @@ def test_small_findings_are_left_out_by_size():
     sizes = run(mixed)[1]['by_size']
     assert [sizes[k]['num_gt'] for k in sizes] == [1, 1, 1]
     assert [sizes[k]['mAP_3d'] for k in sizes] == [1, 1, 0]
+    assert [sizes[k]['AP_iou0.5'] for k in sizes] == pytest.approx([1, 1, 0])
 
 
 def test_froc_by_hand():
@@ -178,7 +289,6 @@ def test_intervals_hold_the_figure_and_repeat():
 
 def test_bootstrap_agrees_with_doing_it_again():
     # Taking scan 0 twice and scan 1 not at all is the set of two scans 0.
-    from projects.mv2d_xray.metrics import _Ranked
     rng = np.random.default_rng(1)
     scans = [scan([box(rng.choice([0., 60.])), box(80)], rng.random(2),
                   truth=[box(0), box(-40)]) for _ in range(2)]
@@ -209,25 +319,30 @@ def boxes_2d(bboxes, views, scores=None):
     return InstanceData(**fields)
 
 
-def run_2d(found, truth, ignored=((), ())):
+def run_2d(found, truth, ignored=((), ()), classes=('nodule', ), **fields):
     metric = XRay2DMetric()
-    metric.dataset_meta = dict(classes=('nodule', ))
+    metric.dataset_meta = dict(classes=classes)
     metric.process({}, [
-        dict(ct2img=np.zeros((2, 4, 4)), pred_instances=found,
+        dict(fields, ct2img=np.zeros((2, 4, 4)), pred_instances=found,
              eval_ann_info=dict(
                  gt_bboxes=np.array(truth[0], float).reshape(-1, 4),
                  gt_bboxes_labels=np.zeros(len(truth[0]), int),
                  gt_bboxes_view=np.array(truth[1], int),
                  ignored_bboxes=np.array(ignored[0], float).reshape(-1, 4),
                  ignored_bboxes_view=np.array(ignored[1], int)))])
-    return metric.compute_metrics(metric.results)
+    figures = metric.compute_metrics(metric.results)
+    assert figures.items() <= metric.full_results.items()
+    json.dumps(metric.full_results, allow_nan=False)
+    return metric.full_results
 
 
 def test_2d_figures():
     truth = ([[10, 10, 20, 20], [30, 30, 44, 44]], [0, 1])
     found = boxes_2d(truth[0], truth[1], [.9, .8])
-    assert run_2d(found, truth) == pytest.approx(
-        dict(AP=1, AP50=1, AP_small=1, recall=1))
+    full = run_2d(found, truth)
+    for key in ('AP', 'AP50', 'AP_small', 'recall'):
+        assert full[key] == pytest.approx(1), key
+    assert full['recall_per_view'] == {'0': 1, '1': 1}
     # The right place in the wrong view is a miss.
     swapped = boxes_2d(truth[0], [1, 0], [.9, .8])
     assert run_2d(swapped, truth)['AP50'] == 0
@@ -242,3 +357,68 @@ def test_2d_without_boxes_is_zero():
     empty = boxes_2d([], [], [])
     assert run_2d(empty, ([], []))['AP'] == 0
     assert run_2d(empty, ([[1, 1, 9, 9]], [0]))['recall'] == 0
+
+
+def test_2d_recall_of_each_view_and_of_the_proposals():
+    truth = ([[10, 10, 20, 20], [30, 30, 44, 44], [50, 50, 60, 60]],
+             [0, 1, 1])
+    found = boxes_2d([truth[0][0], truth[0][1]], [0, 1], [.9, .8])
+    # One proposal per box, but the second in the wrong view and the third
+    # with IoU 0.4.
+    proposals = boxes_2d([truth[0][0], truth[0][1], [50, 50, 60, 54]],
+                         [0, 0, 1])
+    full = run_2d(found, truth, view_names=['front', 'side'],
+                  proposals=proposals)
+    assert full['recall_per_view'] == {'front': 1, 'side': .5}
+    assert full['rpn_recall'] == pytest.approx(1 / 3)
+    assert full['recall'] == pytest.approx(2 / 3)
+    assert 'rpn_recall' not in run_2d(found, truth)
+
+
+def test_2d_ignored_box_is_forgiven_in_every_class():
+    found = boxes_2d([[60, 60, 70, 70], [10, 10, 20, 20]], [0, 0], [.99, .9])
+    found.labels[0] = 1
+    other = boxes_2d([[60, 60, 70, 70], [10, 10, 20, 20]], [0, 0], [.99, .9])
+    for these in (found, other):
+        full = run_2d(these, ([[10, 10, 20, 20]], [0]),
+                      ([[60, 60, 70, 70]], [0]), ('pore', 'inclusion'))
+        assert full['AP50'] == pytest.approx(1)
+
+
+def test_no_2d_stage_no_figures():
+    metric = XRay2DMetric()
+    metric.dataset_meta = dict(classes=('nodule', ))
+    metric.process({}, [dict(eval_ann_info={})])
+    assert metric.compute_metrics(metric.results) == {}
+
+
+def test_through_the_evaluator(sphere_root):
+    """As mmengine's loops do it: packed samples, batches of two."""
+    from mmdet3d.registry import DATASETS
+    from mmengine.evaluator import Evaluator
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(sphere_root), test_mode=True,
+             ann_file='lidc_infos_train.pkl', pipeline=[
+                 dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]))
+    evaluator = Evaluator([dict(type='XRay3DMetric', bootstrap=20),
+                           dict(type='XRay2DMetric')])
+    evaluator.dataset_meta = data.metainfo
+    samples = [data[i]['data_samples'] for i in range(4)]
+    for sample in samples:
+        truth = sample.eval_ann_info
+        every = truth['gt_bboxes_3d'].cat(
+            [truth['gt_bboxes_3d'], truth['ignored_bboxes_3d']])
+        sample.pred_instances_3d = InstanceData(
+            bboxes_3d=every, scores_3d=torch.ones(len(every)),
+            labels_3d=torch.zeros(len(every), dtype=torch.long))
+        flat = np.concatenate([truth['gt_bboxes'], truth['ignored_bboxes']])
+        views = np.concatenate([truth['gt_bboxes_view'],
+                                truth['ignored_bboxes_view']])
+        sample.pred_instances = boxes_2d(flat, views, np.ones(len(flat)))
+    for pair in (samples[:2], samples[2:]):
+        evaluator.process(pair)
+    figures = evaluator.evaluate(4)
+    for key in ('mAP_3d', 'AP_iou0.5', 'CPM', '2d/AP', '2d/recall'):
+        assert figures[key] == pytest.approx(1), key
+    full = evaluator.metrics[1].full_results
+    assert list(full['recall_per_view']) == [f'CAM_{i:02d}' for i in range(5)]

@@ -13,12 +13,15 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet3d.evaluation.functional.indoor_eval import (average_precision,
                                                        indoor_eval)
 from mmdet3d.registry import METRICS
 from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
 from .infos import dump_json
@@ -101,6 +104,16 @@ def match(scan: ScanResult, distance: Optional[float],
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.linalg.norm(a[:, None, :3] - b[None, :, :3], axis=-1)
+
+
+def _on_ignored(scan: ScanResult) -> np.ndarray:
+    """Predictions that overlap an ignored finding and are nearer to it than
+    to any other, (N,)."""
+    gaps = _distances(scan.boxes, scan.ignored)
+    apart = np.abs(scan.boxes[:, None, :3] - scan.ignored[None, :, :3])
+    reach = (scan.boxes[:, None, 3:6] + scan.ignored[None, :, 3:6]) / 2
+    nearest = _distances(scan.boxes, scan.truth).min(1, initial=np.inf)
+    return ((apart < reach).all(-1) & (gaps < nearest[:, None])).any(1)
 
 
 @dataclass
@@ -232,7 +245,10 @@ def _errors(scans: Sequence[ScanResult]) -> dict:
 
 
 def _mean_over_classes(parts: List[dict]) -> dict:
-    """Classes weigh the same; classes without findings are left out."""
+    """Classes weigh the same; classes without findings are left out.
+
+    Bounds of intervals are averaged, too: too wide rather than too narrow.
+    """
     parts = [p for p in parts if p['num_gt']] or parts[:1]
     if len(parts) == 1:
         return dict(parts[0])
@@ -256,8 +272,9 @@ class XRay3DMetric(BaseMetric):
     """3D mAP, FROC and errors of 3D boxes (design: LUNA16 and nuScenes).
 
     - ``mAP_3d``: mean of AP at centre distances of 5, 10, 15 and 20 mm;
-    - ``AP_iou*``: AP at 3D IoU, by mmdet3d's ``indoor_eval``, findings that
-      do not count left out;
+    - ``AP_iou*``: AP at 3D IoU, by mmdet3d's ``indoor_eval``, without the
+      findings that do not count and the predictions that overlap one and are
+      nearer to it than to any that counts;
     - ``froc``, ``CPM``: sensitivity at 1/8 to 8 false positives per scan with
       LUNA16's hit criterion (centre within the finding's radius), and mean;
     - errors of the matches at 10 mm, and all of it by diameter.
@@ -288,7 +305,7 @@ class XRay3DMetric(BaseMetric):
         """Keep the boxes of a batch."""
         for sample in data_samples:
             found, truth = sample['pred_instances_3d'], sample['eval_ann_info']
-            order = found['scores_3d'].argsort(descending=True)
+            order = found['scores_3d'].argsort(descending=True, stable=True)
             self.results.append(
                 dict(
                     token=str(sample.get('token', len(self.results))),
@@ -319,12 +336,13 @@ class XRay3DMetric(BaseMetric):
         full = _mean_over_classes(
             [evaluate(s, self.bootstrap, self.seed) for s in per_class])
         full.update(self._iou(per_class))
-        full['by_size'] = {
-            name: _mean_over_classes([
-                evaluate([s.restricted(*limits) for s in scans], 0)
-                for scans in per_class
-            ]) for name, limits in SIZE_BINS.items()
-        }
+        full['by_size'] = {}
+        for name, limits in SIZE_BINS.items():
+            chosen = [[s.restricted(*limits) for s in scans]
+                      for scans in per_class]
+            full['by_size'][name] = dict(
+                _mean_over_classes([evaluate(s, 0) for s in chosen]),
+                **self._iou(chosen))
         full['min_diameter_mm'] = self.min_diameter
         full['scans'] = [
             _describe(scan, classes[c])
@@ -348,9 +366,7 @@ class XRay3DMetric(BaseMetric):
                 continue
             predicted, annotated = [], []
             for scan in scans:
-                # A prediction counts unless it lies on a finding left out.
-                found, counts = match(scan, 10., True)
-                counts |= found >= 0
+                counts = ~_on_ignored(scan)
                 predicted.append(
                     dict(
                         bboxes_3d=_boxes(scan.boxes[counts]),
@@ -448,7 +464,10 @@ class XRay2DMetric(BaseMetric):
     """The 2D stage: COCO's AP and recall of each view's boxes.
 
     Evaluated by pycocotools on the ``pred_instances`` of all views; findings
-    that do not count are crowd regions, which COCO forgives.
+    that do not count are crowd regions, which COCO forgives. Where samples
+    have ``proposals`` (``bboxes``, ``view_ids``), their recall is told, too.
+    Without any ground truth all figures are 0. ``full_results`` has, besides
+    the figures, ``recall_per_view`` by name.
     """
 
     default_prefix = '2d'
@@ -459,56 +478,95 @@ class XRay2DMetric(BaseMetric):
             if 'pred_instances' not in sample:
                 continue
             found, truth = sample['pred_instances'], sample['eval_ann_info']
+            views = len(sample['ct2img'])
             self.results.append(
                 dict(
-                    num_views=len(sample['ct2img']),
+                    view_names=list(
+                        sample.get('view_names') or map(str, range(views))),
                     bboxes=found['bboxes'].cpu().numpy(),
                     scores=found['scores'].cpu().numpy(),
                     labels=found['labels'].cpu().numpy(),
-                    views=found['view_ids'].cpu().numpy(), truth=truth))
+                    views=found['view_ids'].cpu().numpy(), truth=truth,
+                    covered=_covered(truth, found),
+                    proposed=_covered(truth, sample['proposals'])
+                    if 'proposals' in sample else None))
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
-        """``AP``, ``AP50``, ``AP_small``, ``recall`` (IoU 0.5, 100 boxes)."""
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
+        """``AP``, ``AP50``, ``AP_small``, ``recall`` (IoU 0.5, 100 boxes) and
+        perhaps ``rpn_recall`` (IoU 0.5); nothing without a 2D stage."""
+        self.full_results = {}
+        if not results:
+            return {}
         images, truth, found = [], [], []
+        classes = range(len(self.dataset_meta['classes']))
         for r in results:
             first = len(images) + 1
-            images += [dict(id=first + v) for v in range(r['num_views'])]
+            images += [dict(id=first + v) for v in range(len(r['view_names']))]
             info = r['truth']
-            for kind, crowd in (('gt', 0), ('ignored', 1)):
-                boxes = info[f'{kind}_bboxes']
-                labels = info.get(f'{kind}_bboxes_labels',
-                                  np.zeros(len(boxes), dtype=int))
-                for box, label, view in zip(boxes, labels,
-                                            info[f'{kind}_bboxes_view']):
-                    truth.append(_coco_box(box, first + int(view),
-                                           int(label), id=len(truth) + 1,
-                                           iscrowd=crowd))
+            for box, label, view in zip(info['gt_bboxes'],
+                                        info['gt_bboxes_labels'],
+                                        info['gt_bboxes_view']):
+                truth.append(_coco_box(box, first + int(view), int(label),
+                                       id=len(truth) + 1, iscrowd=0))
+            for box, view in zip(info['ignored_bboxes'],
+                                 info['ignored_bboxes_view']):
+                for label in classes:
+                    truth.append(_coco_box(box, first + int(view), label,
+                                           id=len(truth) + 1, iscrowd=1))
             for box, score, label, view in zip(r['bboxes'], r['scores'],
                                                r['labels'], r['views']):
                 found.append(_coco_box(box, first + int(view), int(label),
                                        score=float(score)))
-        names = ('AP', 'AP50', 'AP_small', 'recall')
-        if not found or not any(not t['iscrowd'] for t in truth):
-            return dict.fromkeys(names, 0.)
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO()
-            coco.dataset = dict(
-                images=images, annotations=truth, categories=[
-                    dict(id=i + 1) for i in range(
-                        len(self.dataset_meta['classes']))
-                ])
-            coco.createIndex()
-            run = COCOeval(coco, coco.loadRes(found), 'bbox')
-            run.evaluate()
-            run.accumulate()
-            run.summarize()
-        recall = run.eval['recall'][0, :, 0, -1]
-        values = dict(AP=run.stats[0], AP50=run.stats[1],
-                      AP_small=run.stats[3],
-                      recall=recall[recall > -1].mean())
-        return {k: max(float(v), 0.) for k, v in values.items()}
+        figures = _coco_figures(images, truth, found, classes)
+        if all(r['proposed'] is not None for r in results):
+            proposed = np.concatenate([r['proposed'] for r in results])
+            figures['rpn_recall'] = float(proposed.sum() /
+                                          max(len(proposed), 1))
+        self.full_results = dict(
+            figures, recall_per_view=_recall_per_view(results))
+        return figures
+
+
+def _covered(truth: dict, found) -> np.ndarray:
+    """Which true 2D boxes a box of their view overlaps by IoU 0.5, (N,)."""
+    boxes = torch.as_tensor(truth['gt_bboxes'], dtype=torch.float32)
+    views = torch.as_tensor(truth['gt_bboxes_view'])
+    overlaps = bbox_overlaps(boxes, found['bboxes'].cpu().float())
+    overlaps = overlaps * (views[:, None] == found['view_ids'].cpu()[None])
+    return (overlaps >= .5).any(1).numpy()
+
+
+def _recall_per_view(results: List[dict]) -> Dict[str, Optional[float]]:
+    """Share of the true boxes found, by the view's name."""
+    hits = {}
+    for r in results:
+        for name in r['view_names']:
+            hits.setdefault(name, [])
+        for view, hit in zip(r['truth']['gt_bboxes_view'], r['covered']):
+            hits[r['view_names'][int(view)]].append(hit)
+    return {name: float(np.mean(values)) if values else None
+            for name, values in hits.items()}
+
+
+def _coco_figures(images: List[dict], truth: List[dict], found: List[dict],
+                  classes: Sequence[int]) -> Dict[str, float]:
+    """pycocotools' figures, 0 instead of its -1 and without its prints."""
+    if not found or all(t['iscrowd'] for t in truth):
+        return dict.fromkeys(('AP', 'AP50', 'AP_small', 'recall'), 0.)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = dict(
+            images=images, annotations=truth,
+            categories=[dict(id=c + 1) for c in classes])
+        coco.createIndex()
+        run = COCOeval(coco, coco.loadRes(found), 'bbox')
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    recall = run.eval['recall'][0, :, 0, -1]
+    values = dict(AP=run.stats[0], AP50=run.stats[1], AP_small=run.stats[3],
+                  recall=recall[recall > -1].mean())
+    return {k: max(float(v), 0.) for k, v in values.items()}
 
 
 def _coco_box(box: np.ndarray, image_id: int, label: int, **fields) -> dict:
