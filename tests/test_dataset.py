@@ -1,17 +1,21 @@
 """The data set hands over what is on disk, and says what is wrong with it."""
 
 import copy
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import DATASETS
+from mmdet3d.registry import DATASETS, MODELS
+from mmengine.dataset import (DefaultSampler, pseudo_collate,
+                              worker_init_fn)
+from torch.utils.data import DataLoader
 
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.infos import InfosError, dump_infos, load_infos
 
-from .spheres import make_sphere_set
+from .spheres import SCALE, make_sphere_set
 
 PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
 
@@ -55,6 +59,59 @@ def test_line_integrals_come_back(sphere_root):
     assert image[0, 0, 32, 32].item() == pytest.approx(2.4, abs=.01)
 
 
+def rewrite(root, change):
+    """Make a set and change its infos."""
+    infos = make_sphere_set(root)
+    change(infos)
+    dump_infos(infos, root / 'lidc_infos_train.pkl')
+    return infos
+
+
+def test_the_set_says_what_a_grey_level_is(tmp_path):
+    rewrite(tmp_path, lambda infos: infos['metainfo'].update(
+        intensity=dict(scale=2 * SCALE, offset=.5)))
+    image = build(tmp_path)[1]['inputs']['img']
+    assert image[0, 0, 32, 32].item() == pytest.approx(4.8 + .5, abs=.02)
+    # The pipeline has the last word.
+    image = build(tmp_path, pipeline=[
+        dict(type='LoadXRayViews', scale=SCALE, offset=0.),
+        dict(type='PackXRayInputs')])[1]['inputs']['img']
+    assert image[0, 0, 32, 32].item() == pytest.approx(2.4, abs=.01)
+
+
+def test_classes_are_those_of_the_file(tmp_path):
+    def two_classes(infos):
+        infos['metainfo']['classes'] = ('pore', 'inclusion')
+        for sample in infos['data_list']:
+            for i, instance in enumerate(sample['instances']):
+                instance['bbox_label_3d'] = i % 2
+            for boxes in sample['cam_instances'].values():
+                for box in boxes:
+                    box['bbox_label'] = box['instance_idx'] % 2
+
+    infos = rewrite(tmp_path, two_classes)
+    # Scan 2 has ignored findings and scan 1 none; take one with both classes.
+    scan = max((0, 3), key=lambda i: len(infos['data_list'][i]['instances']))
+    count = len(infos['data_list'][scan]['instances'])
+    assert count > 1
+    data = build(tmp_path)
+    assert data.metainfo['classes'] == ('pore', 'inclusion')
+    sample = data[scan]['data_samples']
+    assert sample.gt_instances_3d.labels_3d.tolist() == [
+        i % 2 for i in range(count)]
+    assert torch.equal(
+        sample.gt_instances.labels,
+        sample.gt_instances_3d.labels_3d[sample.gt_instances.instance_ids])
+    # Of some classes only: the others are neither objects nor background.
+    one = build(tmp_path, metainfo=dict(classes=('inclusion', )))
+    sample = one[scan]['data_samples']
+    assert sample.gt_instances_3d.labels_3d.tolist() == [0] * (count // 2)
+    assert len(sample.ignored_instances_3d) == count - count // 2
+    assert len(sample.gt_instances) == 5 * (count // 2)
+    with pytest.raises(InfosError, match=r"expected \['crack'\]"):
+        build(tmp_path, metainfo=dict(classes=('crack', )))
+
+
 def test_empty_scan_and_ignored_finding(sphere_root):
     data = build(sphere_root)
     empty = data[1]['data_samples']
@@ -75,8 +132,12 @@ def test_small_findings_are_ignored(sphere_root):
     assert total == large
 
 
-def test_reading_twice_gives_the_same(sphere_root):
-    data = build(sphere_root)
+@pytest.mark.parametrize('serialize', [True, False])
+def test_reading_twice_gives_the_same(sphere_root, serialize):
+    # Intrinsics were once changed in place at each read.
+    data = build(sphere_root, serialize_data=serialize, pipeline=[
+        dict(type='LoadXRayViews'), dict(type='ResizeXRay', scale=(32, 32)),
+        dict(type='XRayRandomFlip', prob=1.), dict(type='PackXRayInputs')])
     first, again = data[0], data[0]
     assert torch.equal(first['inputs']['img'], again['inputs']['img'])
     for key in ('cam2img', 'ct2cam', 'ct2img'):
@@ -86,6 +147,44 @@ def test_reading_twice_gives_the_same(sphere_root):
     one, two = (copy.deepcopy(x['data_samples'].gt_instances_3d.bboxes_3d)
                 for x in (first, again))
     assert torch.equal(one.tensor, two.tensor)
+    assert torch.equal(first['data_samples'].gt_instances.bboxes,
+                       again['data_samples'].gt_instances.bboxes)
+
+
+def test_a_seed_fixes_every_worker(sphere_root):
+    def epoch(seed):
+        data = build(sphere_root, pipeline=[
+            dict(type='LoadXRayViews'), dict(type='XRayRandomFlip'),
+            dict(type='XRayRandomRotate'),
+            dict(type='XRayViewDropout', min_views=2),
+            dict(type='XRayPhotometric'), dict(type='PackXRayInputs')])
+        loader = DataLoader(
+            data, 2, num_workers=2, collate_fn=pseudo_collate,
+            sampler=DefaultSampler(data, seed=seed),
+            worker_init_fn=partial(worker_init_fn, num_workers=2, rank=0,
+                                   seed=seed))
+        return [(s.metainfo['token'], image) for batch in loader
+                for s, image in zip(batch['data_samples'],
+                                    batch['inputs']['img'])]
+
+    one, two, other = epoch(3), epoch(3), epoch(4)
+    assert len(one) == 4
+    for a, b in zip(one, two):
+        assert a[0] == b[0] and torch.equal(a[1], b[1])
+    assert any(a[1].shape != b[1].shape or not torch.equal(a[1], b[1])
+               for a, b in zip(one, other))
+
+
+def test_batch_of_scans_with_different_numbers_of_views(sphere_root,
+                                                        tmp_path):
+    make_sphere_set(tmp_path, 1, num_views=3)
+    batch = pseudo_collate([build(sphere_root)[0], build(tmp_path)[0],
+                            build(sphere_root)[1]])
+    data = MODELS.build(
+        dict(type='XRayDataPreprocessor', mean=[0.] * 3, std=[1.] * 3))(batch)
+    assert data['inputs']['imgs'].shape == (5 + 3 + 5, 3, 64, 64)
+    assert [len(s.metainfo['ct2img']) for s in data['data_samples']] == [
+        5, 3, 5]
 
 
 def test_truth_for_the_metric(sphere_root):
@@ -102,6 +201,15 @@ def test_one_view(tmp_path):
         1, 4, 4)
 
 
+def test_no_view(tmp_path):
+    def no_view(infos):
+        infos['data_list'][0].update(images={}, cam_instances={})
+
+    rewrite(tmp_path, no_view)
+    with pytest.raises(InfosError, match='LIDC-IDRI-0000.*at least one view'):
+        build(tmp_path)
+
+
 def test_wrong_number_of_views(sphere_root):
     with pytest.raises(InfosError, match='expected 10 views, found 5'):
         build(sphere_root, num_views=10)
@@ -114,11 +222,11 @@ def test_box_outside_the_scene_names_the_scan(sphere_root):
         build(sphere_root, scene_range=metres)
 
 
-def test_invalid_finding_may_lie_outside(tmp_path):
-    infos = make_sphere_set(tmp_path)
-    infos['data_list'][0]['instances'][0].update(
-        valid_flag=False, bbox_3d=[500., 0, 0, 9, 9, 9, 0])
-    dump_infos(infos, tmp_path / 'lidc_infos_train.pkl')
+@pytest.mark.parametrize('flags', [
+    dict(valid_flag=False), dict(ignore=True)])
+def test_finding_that_does_not_count_may_lie_outside(tmp_path, flags):
+    rewrite(tmp_path, lambda infos: infos['data_list'][0]['instances'][0]
+            .update(flags, bbox_3d=[500., 0, 0, 9, 9, 9, 0]))
     data = build(tmp_path, scene_range=[-200.] * 3 + [200.] * 3)
     assert len(data[0]['data_samples'].ignored_instances_3d) == 1
 
@@ -132,6 +240,19 @@ def test_missing_image_and_wrong_size(tmp_path):
     path.unlink()
     with pytest.raises(InfosError, match='CAM_02.png: image'):
         build(tmp_path)[0]
+
+
+def test_eight_bits_are_not_enough(tmp_path):
+    infos = make_sphere_set(tmp_path)
+    path = tmp_path / infos['data_list'][0]['images']['CAM_02']['img_path']
+    cv2.imwrite(str(path), np.full((64, 64, 3), 7, np.uint8))
+    with pytest.raises(InfosError, match='CAM_02.*16 bits.*found 8 bits'):
+        build(tmp_path)[0]
+    # The user's own images may be of any kind, with a scale.
+    image = build(tmp_path, pipeline=[
+        dict(type='LoadXRayViews', scale=.1),
+        dict(type='PackXRayInputs')])[0]['inputs']['img'][2]
+    assert torch.allclose(image, torch.tensor(.7))
 
 
 def test_coco_of_another_set(sphere_root, tmp_path):

@@ -1,5 +1,7 @@
 """What each transform does to an image whose answer is known."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,61 @@ def test_all_of_them_together(loaded):
                       dict(type='ResizeXRay', scale=(64, 64))):
         results = TRANSFORMS.build(transform)(results)
     consistent(results, 1.5)
+
+
+@pytest.mark.parametrize('transform', [
+    dict(type='ResizeXRay', scale=(48, 64)),
+    dict(type='XRayRandomFlip', prob=1.),
+    dict(type='XRayRandomRotate', max_angle=180.),
+    dict(type='XRayViewDropout', prob=1., min_views=2),
+])
+def test_what_the_metrics_read_moves_along(loaded, transform):
+    """Test pipelines may transform, too: then the truth is in eval_ann_info
+    alone."""
+    results = loaded()
+    truth = results.pop('ann_info')
+    for key in truth:
+        results.pop(key)
+    kept = {k: copy.deepcopy(v) for k, v in truth.items()}
+    results['eval_ann_info'] = truth
+    results = TRANSFORMS.build(transform)(results)
+    consistent(dict(results, **results['eval_ann_info']), 1.5)
+    for key, value in kept.items():
+        same = (torch.equal(value.tensor, truth[key].tensor)
+                if hasattr(value, 'tensor') else
+                np.array_equal(value, truth[key]))
+        assert same, key
+
+
+def test_ignored_boxes_move_along(tmp_path):
+    """The ignored sphere's boxes stay on its image."""
+    make_sphere_set(tmp_path, 3, 4, 96, spheres=[
+        [], [], [((50., -20, 30), 14.), ((-40., 30, 0), 12.)]])
+    results = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(tmp_path),
+             ann_file='lidc_infos_train.pkl',
+             pipeline=[dict(type='LoadXRayViews')]))[2]
+    np.random.seed(0)
+    for transform in (dict(type='ResizeXRay', scale=(64, 48)),
+                      dict(type='XRayRandomFlip', prob=1.),
+                      dict(type='XRayRandomRotate'),
+                      dict(type='XRayViewDropout', prob=1., min_views=2)):
+        results = TRANSFORMS.build(transform)(results)
+    assert len(results['ignored_bboxes']) == results['num_views']
+    as_truth = dict(
+        results, gt_bboxes_3d=results['ignored_bboxes_3d'],
+        gt_bboxes=results['ignored_bboxes'],
+        gt_bboxes_view=results['ignored_bboxes_view'],
+        gt_bboxes_instance=np.zeros(results['num_views'], int))
+    consistent(as_truth, 1.5)
+
+
+def test_enlarging_interpolates(loaded):
+    results = TRANSFORMS.build(
+        dict(type='ResizeXRay', scale=(192, 192)))(loaded())
+    consistent(results, 2.)
+    steps = np.abs(np.diff(results['img'][0][:, 96, 0]))
+    assert (steps[60:130] > 0).mean() > .9  # not every pixel twice
 
 
 def test_flip_moves_the_image(loaded):

@@ -19,17 +19,23 @@ class XRayDataset(Det3DDataset):
 
     ``lidar`` in mmdet3d's names is the CT world of
     :mod:`projects.mv2d_xray.geometry`. Findings marked ``ignore`` or not
-    ``valid_flag`` are kept apart: neither object nor background.
+    ``valid_flag`` are kept apart: neither object nor background. So are those
+    of classes that ``metainfo`` leaves out; by default the classes are the
+    file's.
 
     Args:
         ann_file (str): Info pickle, relative to ``data_root``.
         data_root (str): Root of the set.
         scene_range (Sequence[float], optional): ``[x0, y0, z0, x1, y1, z1]``
-            (mm); a finding whose centre is outside is an error.
+            (mm); a finding that counts with its centre outside is an error.
         num_views (int, optional): Views that every sample must have.
         coco_file (str, optional): COCO JSON, relative to ``data_root``, that
             must agree with the infos.
-        min_diameter (float): Findings below (mm) are ignored, too.
+        min_diameter (float): Findings below (mm) are ignored, too. Where the
+            file has no diameter, the box's mean edge is taken.
+        filter_empty_gt (bool): Leave out samples without findings in
+            training. Defaults to False.
+        metainfo (dict, optional): ``classes`` to use, of the file's.
         **kwargs: As for ``Det3DDataset``.
 
     Raises:
@@ -47,6 +53,7 @@ class XRayDataset(Det3DDataset):
                  coco_file: Optional[str] = None,
                  min_diameter: float = 0.,
                  filter_empty_gt: bool = False,
+                 metainfo: Optional[dict] = None,
                  **kwargs) -> None:
         self.scene_range = scene_range
         self.num_views = num_views
@@ -57,9 +64,17 @@ class XRayDataset(Det3DDataset):
             path = osp.join(data_root, coco_file)
             check_coco(self._infos, load_json(path), path)
         # Classes are data: the file's, not this class's.
-        self.METAINFO = dict(classes=tuple(self._infos['metainfo']['classes']))
+        known = tuple(self._infos['metainfo']['classes'])
+        self.METAINFO = dict(classes=known)
+        metainfo = dict(metainfo or {})
+        unknown = set(metainfo.setdefault('classes', known)) - set(known)
+        if unknown:
+            raise InfosError(
+                f'{self.source}: field "metainfo.classes": expected '
+                f'{sorted(unknown)} of the dataset\'s metainfo, found '
+                f'{list(known)}')
         super().__init__(
-            ann_file=ann_file, data_root=data_root,
+            ann_file=ann_file, data_root=data_root, metainfo=metainfo,
             data_prefix=dict(img=''), box_type_3d='LiDAR',
             modality=dict(use_lidar=False, use_camera=True),
             filter_empty_gt=filter_empty_gt, **kwargs)
@@ -69,9 +84,12 @@ class XRayDataset(Det3DDataset):
         infos, self._infos = self._infos, None
         for key, value in infos['metainfo'].items():
             self._metainfo.setdefault(key, value)
+        samples = []
         for sample in infos['data_list']:
             self._check_sample(sample)
-        return [self.parse_data_info(s) for s in infos['data_list']]
+            samples.append(self.parse_data_info(sample))
+            samples[-1]['intensity'] = infos['metainfo'].get('intensity')
+        return samples
 
     def _check_sample(self, sample: dict) -> None:
         where = f'{self.source}: scan {sample["token"]}'
@@ -89,7 +107,8 @@ class XRayDataset(Det3DDataset):
             centre = np.asarray(instance['bbox_3d'][:3])
             inside = (centre >= scene[:3]).all() and (centre <=
                                                       scene[3:]).all()
-            if instance['valid_flag'] and not inside:
+            counts = instance['valid_flag'] and not instance['ignore']
+            if counts and not inside:
                 raise InfosError(
                     f'{where}: field "instances[{i}].bbox_3d": expected a '
                     f'centre within the scene box {scene.tolist()} mm, found '
@@ -118,10 +137,14 @@ class XRayDataset(Det3DDataset):
             ``ignored_bboxes_view``.
         """
         instances = info['instances']
+        diameters = np.array(
+            [item.get('diameter') or np.mean(item['bbox_3d'][3:6])
+             for item in instances], dtype=np.float64)
         kept = [
             i for i, item in enumerate(instances)
-            if item['valid_flag'] and not item['ignore'] and not (
-                item.get('diameter', np.inf) < self.min_diameter)
+            if item['valid_flag'] and not item['ignore']
+            and diameters[i] >= self.min_diameter
+            and self.label_mapping[item['bbox_label_3d']] >= 0
         ]
         place = {instance: row for row, instance in enumerate(kept)}
         left_out = [i for i in range(len(instances)) if i not in place]
@@ -139,10 +162,6 @@ class XRayDataset(Det3DDataset):
         for label in labels:
             self.num_ins_per_cat[label] += 1
 
-        def pick(key, rows):
-            return np.array([instances[i].get(key, np.nan) for i in rows],
-                            dtype=np.float32)
-
         def boxes_3d(rows):
             tensor = np.array([instances[i]['bbox_3d'] for i in rows],
                               dtype=np.float32).reshape(-1, 7)
@@ -151,9 +170,9 @@ class XRayDataset(Det3DDataset):
         return dict(
             gt_bboxes_3d=boxes_3d(kept),
             gt_labels_3d=np.array(labels, dtype=np.int64),
-            gt_diameters=pick('diameter', kept),
+            gt_diameters=diameters[kept],
             ignored_bboxes_3d=boxes_3d(left_out),
-            ignored_diameters=pick('diameter', left_out),
+            ignored_diameters=diameters[left_out],
             gt_bboxes=boxes[:, :4],
             gt_bboxes_labels=boxes[:, 4].astype(np.int64),
             gt_bboxes_view=boxes[:, 5].astype(np.int64),

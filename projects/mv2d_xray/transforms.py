@@ -6,7 +6,7 @@ Randomness comes from NumPy's global generator, which mmengine seeds in every
 worker. Images are lists of (H, W, 1) float32 line integrals.
 """
 
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -22,11 +22,22 @@ from .infos import InfosError
 
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
-    'XRayInsertNodules', 'XRayPhotometric', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayViewDropout'
+    'XRayInsertNodules', 'XRayPhotometric', 'XRayRandomFlip',
+    'XRayRandomRotate', 'XRayViewDropout'
 ]
 
 _PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')
+_BOXES_2D = ('gt_bboxes', 'ignored_bboxes')
+
+
+def _annotations(results: dict) -> List[dict]:
+    """Where boxes are: in a sample for training and, for testing, in what the
+    metrics will read, which is as much in the sample's frame."""
+    held = [results] if 'gt_bboxes' in results else []
+    if 'eval_ann_info' in results:
+        results['eval_ann_info'] = dict(results['eval_ann_info'])
+        held.append(results['eval_ann_info'])
+    return held
 
 
 @TRANSFORMS.register_module()
@@ -38,23 +49,33 @@ class LoadXRayViews(BaseTransform):
     ``ann_info``.
 
     Args:
-        scale (float): Line integral of one grey level; the converter's
-            metainfo.intensity. Defaults to 16 / 65535.
-        offset (float): Line integral of grey level 0. Defaults to 0.
+        scale (float, optional): Line integral of one grey level. Defaults to
+            the set's own (metainfo.intensity) and, for images without a set,
+            to the converter's 16 / 65535.
+        offset (float, optional): Line integral of grey level 0. Defaults to
+            the set's own or 0.
 
     Raises:
-        InfosError: An image is missing, unreadable or of another size than
-            the infos say.
+        InfosError: An image is missing, unreadable, of another size than the
+            infos say, or has 8 bits where no scale is given for them.
     """
 
-    def __init__(self, scale: float = 16 / 65535, offset: float = 0.) -> None:
+    def __init__(self, scale: Optional[float] = None,
+                 offset: Optional[float] = None) -> None:
         self.scale = scale
         self.offset = offset
 
     def transform(self, results: dict) -> dict:
         """Load one sample."""
         views = results['images']
-        results['img'] = [self._read(view) for view in views.values()]
+        window = dict(scale=16 / 65535, offset=0.)
+        window.update(results.get('intensity') or {})
+        scale = window['scale'] if self.scale is None else self.scale
+        offset = window['offset'] if self.offset is None else self.offset
+        results['img'] = [
+            self._read(view) * np.float32(scale) + np.float32(offset)
+            for view in views.values()
+        ]
         for key, name in zip(_PER_VIEW, ('cam2img', 'lidar2cam',
                                          'lidar2img')):
             results[key] = np.stack([
@@ -69,20 +90,20 @@ class LoadXRayViews(BaseTransform):
 
     def _read(self, view: dict) -> np.ndarray:
         path = view['img_path']
-        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        image = cv2.imread(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if image is None:
             raise InfosError(f'{path}: image: expected a readable PNG, found '
                              'none')
-        if image.ndim == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        if image.dtype == np.uint8 and self.scale is None:
+            raise InfosError(f'{path}: image depth: expected 16 bits, or a '
+                             'scale for other grey levels, found 8 bits')
         expected = (view['height'], view['width'])
         if image.shape != expected:
             raise InfosError(
                 f'{path}: image size: expected {expected[1]} x {expected[0]} '
                 f'px as in the infos, found {image.shape[1]} x '
                 f'{image.shape[0]}')
-        image = image.astype(np.float32) * self.scale + self.offset
-        return image[..., None]
+        return image.astype(np.float32)[..., None]
 
 
 @TRANSFORMS.register_module()
@@ -102,8 +123,11 @@ class ResizeXRay(BaseTransform):
         factors = np.array([[width / i.shape[1], height / i.shape[0]]
                             for i in results['img']])
         results['img'] = [
-            cv2.resize(i, self.scale, interpolation=cv2.INTER_AREA).reshape(
-                height, width, 1) for i in results['img']
+            cv2.resize(
+                i, self.scale, interpolation=cv2.INTER_AREA
+                if min(f) <= 1 else cv2.INTER_LINEAR).reshape(
+                    height, width, 1)
+            for i, f in zip(results['img'], factors)
         ]
         results['cam2img'] = np.stack([
             geometry.scale_cam2img(k, *f)
@@ -111,11 +135,11 @@ class ResizeXRay(BaseTransform):
         ])
         results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
                                                     results['ct2cam'])
-        for key in ('gt_bboxes', 'ignored_bboxes'):
-            if key in results:
-                factor = factors[results[f'{key}_view']]
-                results[key] = (results[key] * np.tile(factor, 2)).astype(
-                    np.float32)
+        for annotations in _annotations(results):
+            for key in _BOXES_2D:
+                factor = factors[annotations[f'{key}_view']]
+                annotations[key] = (annotations[key] *
+                                    np.tile(factor, 2)).astype(np.float32)
         results['img_shape'] = (height, width)
         return results
 
@@ -383,11 +407,11 @@ class XRayRandomFlip(BaseTransform):
         results['ct2cam'] = np.stack([m[1] for m in mirrored])
         results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
                                                     results['ct2cam'])
-        for key in ('gt_bboxes', 'ignored_bboxes'):
-            if key in results:
-                width = widths[results[f'{key}_view']][:, None]
-                boxes = results[key]
-                results[key] = np.concatenate([
+        for annotations in _annotations(results):
+            for key in _BOXES_2D:
+                width = widths[annotations[f'{key}_view']][:, None]
+                boxes = annotations[key]
+                annotations[key] = np.concatenate([
                     width - boxes[:, 2:3], boxes[:, 1:2],
                     width - boxes[:, 0:1], boxes[:, 3:4]
                 ], 1).astype(np.float32)
@@ -424,12 +448,12 @@ class XRayRandomRotate(BaseTransform):
 
 
 def _move_boxes(results: dict, matrix: np.ndarray) -> None:
-    for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
-        if key in results:
-            boxes = results[key]
+    for annotations in _annotations(results):
+        for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
+            boxes = annotations[key]
             tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]],
                                1)
-            results[key] = LiDARInstance3DBoxes(
+            annotations[key] = LiDARInstance3DBoxes(
                 geometry.transform_boxes(tensor, matrix),
                 origin=(.5, .5, .5))
 
@@ -466,16 +490,16 @@ def keep_views(results: dict, views: Sequence[int]) -> dict:
         results[key] = [results[key][v] for v in views]
     results['num_views'] = len(views)
     place = {view: row for row, view in enumerate(views.tolist())}
-    for key in ('gt_bboxes', 'ignored_bboxes'):
-        if key not in results:
-            continue
-        stays = np.isin(results[f'{key}_view'], views)
-        for name in (key, f'{key}_view', f'{key}_labels', f'{key}_instance'):
-            if name in results:
-                results[name] = results[name][stays]
-        results[f'{key}_view'] = np.array(
-            [place[v] for v in results[f'{key}_view'].tolist()],
-            dtype=np.int64)
+    for annotations in _annotations(results):
+        for key in _BOXES_2D:
+            stays = np.isin(annotations[f'{key}_view'], views)
+            for name in (key, f'{key}_view', f'{key}_labels',
+                         f'{key}_instance'):
+                if name in annotations:
+                    annotations[name] = annotations[name][stays]
+            annotations[f'{key}_view'] = np.array(
+                [place[v] for v in annotations[f'{key}_view'].tolist()],
+                dtype=np.int64)
     return results
 
 
