@@ -210,6 +210,24 @@ def test_no_view(tmp_path):
         build(tmp_path)
 
 
+def test_no_scan(tmp_path):
+    rewrite(tmp_path, lambda infos: infos['data_list'].clear())
+    with pytest.raises(InfosError, match='at least one sample, found 0'):
+        build(tmp_path)
+
+
+def test_diameter_of_a_box_without_one(tmp_path):
+    def without(infos):
+        for instance in infos['data_list'][0]['instances']:
+            del instance['diameter']
+
+    infos = rewrite(tmp_path, without)
+    info = build(tmp_path, test_mode=True)[0]['data_samples'].eval_ann_info
+    np.testing.assert_allclose(
+        info['gt_diameters'], [np.mean(x['bbox_3d'][3:6])
+                               for x in infos['data_list'][0]['instances']])
+
+
 def test_wrong_number_of_views(sphere_root):
     with pytest.raises(InfosError, match='expected 10 views, found 5'):
         build(sphere_root, num_views=10)

@@ -1,6 +1,8 @@
 """Files of a converted set: trusted by nobody, whole or absent."""
 
 import copy
+import json
+import os
 import pickle
 
 import numpy as np
@@ -30,17 +32,30 @@ def test_round_trip(tmp_path, infos):
 
 class _Evil:
 
+    def __init__(self, function, *args):
+        self.call = function, args
+
     def __reduce__(self):
-        import os
-        return os.system, ('echo broken > hostile.txt', )
+        return self.call
 
 
-def test_hostile_pickle_does_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize('call, name', [
+    ((os.system, 'echo broken > hostile.txt'), 'system'),
+    ((eval, 'open("hostile.txt", "w").close()'), 'builtins.eval'),
+    ((np.save, 'hostile.txt', np.zeros(3)), 'numpy.save'),
+    ((np.ndarray.tofile, np.zeros(3), 'hostile.txt'), 'builtins.getattr'),
+])
+@pytest.mark.parametrize('protocol', [4, 5])
+def test_hostile_pickle_does_nothing(tmp_path, monkeypatch, call, name,
+                                     protocol, infos):
+    # Deep in an otherwise sound file.
+    hostile = copy.deepcopy(infos)
+    hostile['data_list'][1]['token'] = _Evil(*call)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(_Evil()))
-    with pytest.raises(InfosError, match='not allowed'):
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(hostile, protocol))
+    with pytest.raises(InfosError, match=f'{name}" is not allowed'):
         load_infos(tmp_path / 'x.pkl')
-    assert not (tmp_path / 'hostile.txt').exists()
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pkl']
 
 
 @pytest.mark.parametrize('content, message', [
@@ -80,6 +95,17 @@ def test_truncated_and_missing_pickle(tmp_path, infos):
      'instance_idx'),
     (lambda s: s['cam_instances']['CAM_00'][0].update(bbox=[5, 5, 5, 9]),
      'x1 < x2'),
+    (lambda s: s['cam_instances']['CAM_00'][0].update(bbox_label=1),
+     'its instance.s label, 0'),
+    (lambda s: s['cam_instances']['CAM_00'].append(None), 'a dict'),
+    (lambda s: s['cam_instances'].update(CAM_00=3), 'a list'),
+    (lambda s: s['cam_instances'].update(CAM_77=[]), 'views named in'),
+    (lambda s: s['images'].update(CAM_00=None), 'images.CAM_00'),
+    (lambda s: s['instances'].append('nodule'), 'a dict'),
+    (lambda s: s['instances'][0].update(diameter=np.nan), 'positive number'),
+    (lambda s: s['instances'][0].update(valid_flag=1), 'a bool'),
+    (lambda s: s['instances'][0].update(characteristics=dict(margin='x')),
+     'margin'),
 ])
 def test_faults_name_file_scan_and_field(infos, change, message):
     broken = copy.deepcopy(infos)
@@ -87,6 +113,60 @@ def test_faults_name_file_scan_and_field(infos, change, message):
     with pytest.raises(InfosError, match=message) as error:
         validate_infos(broken, 'set.pkl')
     assert 'set.pkl: data_list[0]' in str(error.value)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(units='m'), 'units": expected "mm", found .m.'),
+    (dict(schema_version=2), 'expected 1, found 2'),
+    (dict(classes=['a', 'a']), 'different class names'),
+    (dict(classes='nodule'), 'different class names'),
+    (dict(intensity=3), 'metainfo.intensity": expected a dict'),
+    (dict(intensity=dict(scale=0., offset=0.)), 'a positive number, found 0'),
+    (dict(intensity=dict(scale=1.)), 'offset'),
+])
+def test_faults_of_the_metainfo(infos, change, message):
+    broken = dict(infos, metainfo=dict(infos['metainfo'], **change))
+    with pytest.raises(InfosError, match=message):
+        validate_infos(broken, 'set.pkl')
+
+
+JUNK = (None, 'x', -1, 3.5, float('nan'), [], {}, [1, 2], {1: 2}, [None],
+        True, 10**20, np.zeros(3), np.array([None]), np.int64(0))
+
+
+def _keys(item, above=()):
+    """Path of the first entry of every container."""
+    if isinstance(item, dict):
+        for key, value in item.items():
+            yield above + (key, )
+            yield from _keys(value, above + (key, ))
+    elif isinstance(item, list) and item:
+        yield above + (0, )
+        yield from _keys(item[0], above + (0, ))
+
+
+def test_no_junk_anywhere_ends_in_a_traceback(infos):
+    """Whatever is in a field: it is sound, or one clear sentence."""
+    small = dict(metainfo=infos['metainfo'], data_list=[
+        dict(infos['data_list'][0],
+             images=dict(CAM_00=infos['data_list'][0]['images']['CAM_00']),
+             cam_instances=dict(
+                 CAM_00=infos['data_list'][0]['cam_instances']['CAM_00']))])
+    tried = 0
+    for path in list(_keys(small)):
+        for junk in JUNK:
+            broken = copy.deepcopy(small)
+            place = broken
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = junk
+            tried += 1
+            try:
+                validate_infos(broken, 'set.pkl')
+                json.dumps(build_coco(broken), allow_nan=False)
+            except InfosError as error:
+                assert 'set.pkl' in str(error)
+    assert tried > 500
 
 
 def test_two_samples_of_one_name(infos):
@@ -143,6 +223,10 @@ def test_coco_loads_in_pycocotools(infos, tmp_path):
     (lambda c: c['annotations'].pop(), 'entries as in the info pickle'),
     (lambda c: c['annotations'][2]['bbox'].__setitem__(0, -9.), 'bbox'),
     (lambda c: c['images'][1].update(file_name='x.png'), 'file_name'),
+    (lambda c: c['annotations'][0].pop('bbox'), '4 finite numbers'),
+    (lambda c: c['annotations'][0].update(bbox=[1, 2]), '4 finite numbers'),
+    (lambda c: c['images'].__setitem__(0, None), 'a dict'),
+    (lambda c: c.update(categories=[]), 'categories'),
     (lambda c: c.pop('images'), 'field "images": expected a list')])
 def test_coco_that_does_not_match(infos, change, message):
     coco = build_coco(infos)
@@ -156,3 +240,16 @@ def test_broken_json(tmp_path):
     (tmp_path / 'c.json').write_text('{"a":')
     with pytest.raises(InfosError, match='is not JSON'):
         load_json(tmp_path / 'c.json')
+
+
+def test_same_seed_same_bytes(tmp_path):
+    for name, seed in (('a', 3), ('b', 3), ('c', 4)):
+        make_sphere_set(tmp_path / name, 2, 2, 16, seed=seed)
+
+    def content(name):
+        return {p.relative_to(tmp_path / name).as_posix(): p.read_bytes()
+                for p in (tmp_path / name).rglob('*') if p.is_file()}
+
+    assert content('a') == content('b')
+    assert content('a')['lidc_infos_train.pkl'] != content('c')[
+        'lidc_infos_train.pkl']

@@ -85,6 +85,9 @@ class XRayDataset(Det3DDataset):
         for key, value in infos['metainfo'].items():
             self._metainfo.setdefault(key, value)
         samples = []
+        if not infos['data_list']:
+            raise InfosError(f'{self.source}: field "data_list": expected at '
+                             'least one sample, found 0')
         for sample in infos['data_list']:
             self._check_sample(sample)
             samples.append(self.parse_data_info(sample))
@@ -104,7 +107,7 @@ class XRayDataset(Det3DDataset):
             return
         scene = np.asarray(self.scene_range, dtype=np.float64)
         for i, instance in enumerate(sample['instances']):
-            centre = np.asarray(instance['bbox_3d'][:3])
+            centre = np.asarray(instance['bbox_3d'][:3], dtype=np.float64)
             inside = (centre >= scene[:3]).all() and (centre <=
                                                       scene[3:]).all()
             counts = instance['valid_flag'] and not instance['ignore']
@@ -138,7 +141,8 @@ class XRayDataset(Det3DDataset):
         """
         instances = info['instances']
         diameters = np.array(
-            [item.get('diameter') or np.mean(item['bbox_3d'][3:6])
+            [item.get('diameter') or np.mean(
+                np.asarray(item['bbox_3d'][3:6], dtype=np.float64))
              for item in instances], dtype=np.float64)
         kept = [
             i for i, item in enumerate(instances)

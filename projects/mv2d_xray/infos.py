@@ -9,6 +9,7 @@ Frames and units are those of :mod:`projects.mv2d_xray.geometry`.
 
 import io
 import json
+import math
 import os
 import pickle
 import tempfile
@@ -139,26 +140,51 @@ def _expect(condition: bool, where: str, field: str, expected: str,
             f'{where}: field "{field}": expected {expected}, found {text}')
 
 
-def _matrix(item: dict, key: str, where: str) -> np.ndarray:
+def _dict(item, where: str, field: str) -> dict:
+    _expect(isinstance(item, dict), where, field, 'a dict', item)
+    return item
+
+
+def _text(item: dict, key: str, where: str) -> str:
     value = item.get(key)
-    try:
-        matrix = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        matrix = np.empty(0)
-    _expect(matrix.shape == (4, 4) and bool(np.isfinite(matrix).all()), where,
-            key, 'a finite 4x4 matrix', value)
-    return matrix
+    _expect(isinstance(value, str), where, key, 'a string', value)
+    return value
 
 
-def _numbers(item: dict, key: str, size: int, where: str) -> np.ndarray:
+def _integer(item: dict, key: str, where: str, start: int = 0,
+             stop: float = math.inf, what: str = 'an int') -> int:
+    value = item.get(key)
+    _expect(
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        and start <= value < stop, where, key, what, value)
+    return int(value)
+
+
+def _numbers(item: dict, key: str, shape: tuple, where: str,
+             what: str) -> np.ndarray:
     value = item.get(key)
     try:
         numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        numbers = np.empty(0)
-    _expect(numbers.shape == (size, ) and bool(np.isfinite(numbers).all()),
-            where, key, f'{size} finite numbers', value)
+        good = numbers.shape == shape and bool(np.isfinite(numbers).all())
+    except (TypeError, ValueError, OverflowError):
+        good = False
+    _expect(good, where, key, what, value)
     return numbers
+
+
+def _matrix(item: dict, key: str, where: str) -> np.ndarray:
+    return _numbers(item, key, (4, 4), where, 'a finite 4x4 matrix')
+
+
+def _vector(item: dict, key: str, size: int, where: str) -> np.ndarray:
+    return _numbers(item, key, (size, ), where, f'{size} finite numbers')
+
+
+def _number(item: dict, key: str, where: str, low: float = -math.inf,
+            what: str = 'a finite number') -> float:
+    value = _numbers(item, key, (), where, what)
+    _expect(value > low, where, key, what, item[key])
+    return float(value)
 
 
 def validate_infos(infos: dict, source: str = 'infos') -> None:
@@ -173,68 +199,97 @@ def validate_infos(infos: dict, source: str = 'infos') -> None:
     """
     _expect(isinstance(infos, dict), source, 'top level',
             'a dict with "metainfo" and "data_list"', type(infos).__name__)
-    meta, samples = infos.get('metainfo'), infos.get('data_list')
-    _expect(isinstance(meta, dict), source, 'metainfo', 'a dict', meta)
+    meta = _dict(infos.get('metainfo'), source, 'metainfo')
+    samples = infos.get('data_list')
     _expect(isinstance(samples, list), source, 'data_list', 'a list', samples)
-    _expect(meta.get('schema_version') == SCHEMA_VERSION, source,
-            'metainfo.schema_version', str(SCHEMA_VERSION),
-            meta.get('schema_version'))
-    _expect(meta.get('units') == 'mm', source, 'metainfo.units', '"mm"',
-            meta.get('units'))
-    classes = meta.get('classes')
-    _expect(isinstance(classes, (list, tuple)) and len(classes) > 0, source,
-            'metainfo.classes', 'a list of class names', classes)
+    classes = _validate_meta(meta, source)
     tokens = set()
     for index, sample in enumerate(samples):
         where = f'{source}: data_list[{index}]'
-        _expect(isinstance(sample, dict), where, 'sample', 'a dict', sample)
-        token = sample.get('token')
+        token = _dict(sample, where, 'sample').get('token')
         _expect(isinstance(token, str) and token not in tokens, where, 'token',
                 'a string that no other sample has', token)
         tokens.add(token)
-        where = f'{where} ({token})'
-        _expect(isinstance(sample.get('images'), dict), where, 'images',
-                'a dict of views', sample.get('images'))
-        for name, view in sample['images'].items():
-            at = f'{where}: images.{name}'
-            _expect(isinstance(view.get('img_path'), str), at, 'img_path',
-                    'a string', view.get('img_path'))
-            for key in ('height', 'width'):
-                _expect(isinstance(view.get(key), int) and view[key] > 0, at,
-                        key, 'a positive int', view.get(key))
-            product = _matrix(view, 'cam2img', at) @ _matrix(
-                view, 'lidar2cam', at)
-            _expect(
-                np.allclose(product, _matrix(view, 'lidar2img', at),
-                            rtol=1e-5, atol=1e-2), at, 'lidar2img',
-                'cam2img @ lidar2cam', view['lidar2img'])
-        instances = sample.get('instances')
-        _expect(isinstance(instances, list), where, 'instances', 'a list',
-                instances)
-        for i, instance in enumerate(instances):
-            at = f'{where}: instances[{i}]'
-            box = _numbers(instance, 'bbox_3d', 7, at)
-            _expect(bool((box[3:6] > 0).all()), at, 'bbox_3d',
-                    'positive sizes', instance['bbox_3d'])
-            _expect(instance.get('bbox_label_3d') in range(len(classes)), at,
-                    'bbox_label_3d', f'a label below {len(classes)}',
-                    instance.get('bbox_label_3d'))
-            for key in ('valid_flag', 'ignore'):
-                _expect(isinstance(instance.get(key), bool), at, key, 'a bool',
-                        instance.get(key))
-        cams = sample.get('cam_instances')
+        _validate_sample(sample, classes, f'{where} ({token})')
+
+
+def _validate_meta(meta: dict, source: str) -> int:
+    """Number of classes."""
+    _integer(meta, 'schema_version', source, SCHEMA_VERSION,
+             SCHEMA_VERSION + 1, str(SCHEMA_VERSION))
+    _expect(_text(meta, 'units', source) == 'mm', source, 'metainfo.units',
+            '"mm"', meta['units'])
+    classes = meta.get('classes')
+    _expect(
+        isinstance(classes, (list, tuple)) and len(classes) > 0
+        and all(isinstance(name, str) for name in classes)
+        and len(set(classes)) == len(classes), source, 'metainfo.classes',
+        'a list of different class names', classes)
+    if meta.get('intensity') is not None:
+        where = f'{source}: metainfo.intensity'
+        window = _dict(meta['intensity'], source, 'metainfo.intensity')
+        _number(window, 'scale', where, 0., 'a positive number')
+        _number(window, 'offset', where)
+    return len(classes)
+
+
+def _validate_sample(sample: dict, classes: int, where: str) -> None:
+    images = _dict(sample.get('images'), where, 'images')
+    for name, view in images.items():
+        at = f'{where}: images.{name}'
+        _dict(view, where, f'images.{name}')
+        _text(view, 'img_path', at)
+        _text(view, 'sample_data_token', at)
+        for key in ('height', 'width'):
+            _integer(view, key, at, 1, what='a positive int')
+        product = _matrix(view, 'cam2img', at) @ _matrix(
+            view, 'lidar2cam', at)
         _expect(
-            isinstance(cams, dict) and set(cams) <= set(sample['images']),
-            where, 'cam_instances', 'a dict of views named in "images"', cams)
-        for name, boxes in cams.items():
-            for i, box in enumerate(boxes):
-                at = f'{where}: cam_instances.{name}[{i}]'
-                xyxy = _numbers(box, 'bbox', 4, at)
-                _expect(bool((xyxy[2:] > xyxy[:2]).all()), at, 'bbox',
-                        'x1 < x2 and y1 < y2', box['bbox'])
-                _expect(box.get('instance_idx') in range(len(instances)), at,
-                        'instance_idx', 'the index of an instance',
-                        box.get('instance_idx'))
+            np.allclose(product, _matrix(view, 'lidar2img', at), rtol=1e-5,
+                        atol=1e-2), at, 'lidar2img', 'cam2img @ lidar2cam',
+            view['lidar2img'])
+    instances = sample.get('instances')
+    _expect(isinstance(instances, list), where, 'instances', 'a list',
+            instances)
+    for i, instance in enumerate(instances):
+        at = f'{where}: instances[{i}]'
+        _dict(instance, where, f'instances[{i}]')
+        box = _vector(instance, 'bbox_3d', 7, at)
+        _expect(bool((box[3:6] > 0).all()), at, 'bbox_3d', 'positive sizes',
+                instance['bbox_3d'])
+        _integer(instance, 'bbox_label_3d', at, 0, classes,
+                 f'a label below {classes}')
+        for key in ('valid_flag', 'ignore'):
+            _expect(isinstance(instance.get(key), bool), at, key, 'a bool',
+                    instance.get(key))
+        if instance.get('diameter') is not None:
+            _number(instance, 'diameter', at, 0., 'a positive number')
+        named = _dict(instance.get('characteristics', {}), at,
+                      'characteristics')
+        for key in set(CHARACTERISTICS) & set(named):
+            if named[key] is not None:
+                _number(named, key, f'{at}: characteristics')
+    cams = sample.get('cam_instances')
+    _expect(
+        isinstance(cams, dict) and set(cams) <= set(images), where,
+        'cam_instances', 'a dict of views named in "images"', cams)
+    for name, boxes in cams.items():
+        _expect(isinstance(boxes, list), where, f'cam_instances.{name}',
+                'a list', boxes)
+        for i, box in enumerate(boxes):
+            at = f'{where}: cam_instances.{name}[{i}]'
+            _dict(box, where, f'cam_instances.{name}[{i}]')
+            xyxy = _vector(box, 'bbox', 4, at)
+            _expect(bool((xyxy[2:] > xyxy[:2]).all()), at, 'bbox',
+                    'x1 < x2 and y1 < y2', box['bbox'])
+            row = _integer(box, 'instance_idx', at, 0, len(instances),
+                           'the index of an instance')
+            label = instances[row]['bbox_label_3d']
+            _integer(box, 'bbox_label', at, label, label + 1,
+                     f'its instance\'s label, {label}')
+            _vector(box, 'bbox_cam3d', 7, at)
+            _vector(box, 'center_2d', 2, at)
+            _number(box, 'depth', at)
 
 
 def build_coco(infos: dict) -> dict:
@@ -251,7 +306,7 @@ def build_coco(infos: dict) -> dict:
             images.append(
                 dict(
                     id=image_id, file_name=view['img_path'],
-                    width=view['width'], height=view['height'],
+                    width=int(view['width']), height=int(view['height']),
                     token=view['sample_data_token'],
                     cam_intrinsic=np.asarray(view['cam2img'])[:3, :3].tolist(),
                     ct2img=np.asarray(view['lidar2img']).tolist()))
@@ -269,7 +324,8 @@ def build_coco(infos: dict) -> dict:
                         center2d=[*(float(v) for v in box['center_2d']),
                                   float(box['depth'])],
                         instance_idx=int(box['instance_idx']),
-                        **{key: instance.get('characteristics', {}).get(key)
+                        **{key: _plain(instance.get(
+                            'characteristics', {}).get(key))
                            for key in CHARACTERISTICS}))
     return dict(
         info=dict(description=str(infos['metainfo'].get('dataset')),
@@ -277,6 +333,10 @@ def build_coco(infos: dict) -> dict:
         images=images, annotations=annotations,
         categories=[dict(id=i + 1, name=name)
                     for i, name in enumerate(infos['metainfo']['classes'])])
+
+
+def _plain(number):
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def check_coco(infos: dict, coco: dict, source: str = 'coco') -> None:
@@ -295,10 +355,14 @@ def check_coco(infos: dict, coco: dict, source: str = 'coco') -> None:
     for key, fields in (('images', ('file_name', 'width', 'height', 'token')),
                         ('annotations', ('image_id', 'category_id', 'bbox'))):
         for i, (want, have) in enumerate(zip(expected[key], coco[key])):
+            where = f'{source}: {key}[{i}]'
+            _dict(have, source, f'{key}[{i}]')
             for name in fields:
-                same = (np.allclose(want[name], have.get(name), atol=1e-3)
-                        if name == 'bbox' and have.get(name) is not None else
-                        want[name] == have.get(name))
-                _expect(same, f'{source}: {key}[{i}]', name,
+                if name == 'bbox':
+                    found = _vector(have, name, 4, where)
+                    same = np.allclose(want[name], found, atol=1e-3)
+                else:
+                    same = want[name] == have.get(name)
+                _expect(same, where, name,
                         f'{want[name]!r} as in the info pickle',
                         have.get(name))
