@@ -16,7 +16,7 @@ model = dict(
         backbone=dict(
             type='mmdet.ResNet', depth=18, base_channels=32, num_stages=3,
             strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
-            norm_cfg=dict(type='BN'), init_cfg=None),
+            norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None),
         neck=dict(
             type='mmdet.FPN', in_channels=[32, 64, 128], out_channels=32,
             num_outs=3),

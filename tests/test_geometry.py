@@ -168,6 +168,76 @@ def test_no_boxes_no_points():
     assert uv.shape == (10, 0, 2)
 
 
+@pytest.mark.parametrize('views', [0, 1])
+@pytest.mark.parametrize('kind', ['numpy', 'torch'])
+def test_no_view_one_view(views, kind):
+    ct2img = matrices(kind=kind)[:views]
+    points = np.array([[10., 20, 30], [-60, 70, -80]])
+    boxes = np.concatenate([points, np.full((2, 4), 9.)], 1)
+    if kind == 'torch':
+        points, boxes = torch.from_numpy(points), torch.from_numpy(boxes)
+    uv, depth = geometry.project(points, ct2img)
+    assert uv.shape == (views, 2, 2) and depth.shape == (views, 2)
+    assert geometry.unproject(uv, depth, ct2img).shape == (views, 2, 3)
+    # Fewer than two rays fix no point.
+    assert np.isnan(np.asarray(geometry.triangulate(uv, ct2img))).all()
+    rects, depth = geometry.project_boxes(boxes, ct2img)
+    assert rects.shape == (views, 2, 4) and depth.shape == (views, 2)
+    bounds = geometry.depth_bounds(ct2img, [-200.] * 3 + [200.] * 3)
+    assert bounds.shape == (views, 2)
+    if kind == 'torch':
+        assert geometry.frustum_points(2, 3, 8, ct2img, bounds,
+                                       4).shape == (views, 2, 3, 4, 3)
+
+
+def test_numpy_and_torch_agree():
+    rng = np.random.default_rng(5)
+    scene = [-200.] * 3 + [200.] * 3
+    cam2img, ct2cam = (np.stack([getattr(v, key) for v in PAPER.views])
+                       for key in ('cam2img', 'ct2cam'))
+    ct2img = matrices()
+    points = rng.uniform(-90, 90, (10, 3))
+    boxes = np.concatenate([points, rng.uniform(5, 20, (10, 4))], 1)
+    uv, depth = geometry.project(points, ct2img)
+    rois = np.concatenate([uv[0], uv[0] + 30], 1)
+    turn = geometry.rotation_z(.7)
+    for function, *arguments in (
+        (geometry.invert_rigid, ct2cam), (geometry.rays, uv, ct2img),
+        (geometry.compose_ct2img, cam2img, ct2cam),
+        (geometry.mirror_view, cam2img, ct2cam, 1024),
+        (geometry.scale_cam2img, cam2img, .5, .25),
+        (geometry.roi_intrinsics, cam2img, rois, 7),
+        (geometry.project, points, ct2img),
+        (geometry.unproject, uv, depth, ct2img),
+        (geometry.camera_centres, ct2img),
+        (geometry.triangulate, uv, ct2img, rng.random((10, 10))),
+        (geometry.box_corners, boxes),
+        (geometry.project_boxes, boxes, ct2img),
+        (geometry.normalise_points, points, scene),
+        (geometry.depth_bounds, ct2cam, scene),
+    ):
+        ours = function(*arguments)
+        theirs = function(*[torch.from_numpy(a) if isinstance(a, np.ndarray)
+                            else a for a in arguments])
+        if not isinstance(ours, tuple):
+            ours, theirs = (ours, ), (theirs, )
+        for a, b in zip(ours, theirs):
+            np.testing.assert_allclose(a, b.numpy(), atol=1e-9,
+                                       err_msg=function.__name__)
+    np.testing.assert_allclose(
+        geometry.transform_boxes(boxes, turn),
+        geometry.transform_boxes(torch.from_numpy(boxes), turn).numpy())
+
+
+def test_single_precision_is_enough():
+    # As the network computes: a thousandth of a millimetre.
+    ct2img = matrices(kind='torch').float()
+    points = torch.rand(50, 3) * 300 - 150
+    uv, depth = geometry.project(points, ct2img)
+    assert (geometry.unproject(uv, depth, ct2img) - points).abs().max() < 1e-3
+    assert (geometry.triangulate(uv, ct2img) - points).abs().max() < 1e-2
+
+
 def test_boxes_turn_with_the_world():
     boxes = np.array([[10., 20, 30, 4, 6, 8, 0]])
     turned = geometry.transform_boxes(boxes, geometry.rotation_z(math.pi / 2))
@@ -223,6 +293,12 @@ def test_gradients():
                  for t in geometry.project(points, ct2img))
     assert torch.autograd.gradcheck(
         lambda a, b: geometry.unproject(a, b, ct2img), (uv, depth))
+    assert torch.autograd.gradcheck(
+        lambda a: geometry.triangulate(a, ct2img), (uv, ))
+    boxes = torch.cat([points.detach(), torch.full((2, 4), 9.).double()], 1)
+    assert torch.autograd.gradcheck(
+        lambda b: geometry.project_boxes(b, ct2img)[0],
+        (boxes.requires_grad_(), ))
 
 
 def test_wrong_shapes_are_named():

@@ -157,7 +157,17 @@ def test_peaks_are_local_maxima_above_the_threshold():
 def test_2d_heatmap_loss_prefers_the_truth():
     module = head()
     boxes = [torch.tensor([[8., 8, 24, 24, 0]]), torch.zeros(0, 5)]
-    low = module.loss_2d(torch.zeros(2, 4, 16, 16), 4, boxes)
-    assert torch.isfinite(low['loss_heatmap_2d'])
+    ignored = [torch.tensor([[40., 40, 56, 56]]), torch.zeros(0, 4)]
+    blank = torch.zeros(2, 4, 16, 16)
+    low = module.loss_2d(blank, 4, boxes, ignored)['loss_heatmap_2d']
+    # What fires on an ignored finding costs nothing; elsewhere it does.
+    torch.nn.init.ones_(module.heatmap_2d.weight)
+    on, off = blank.clone(), blank.clone()
+    on[0, :, 10:14, 10:14] = 5
+    off[0, :, 2:4, 10:14] = 5
+    assert module.loss_2d(on, 4, boxes, ignored)[
+        'loss_heatmap_2d'] <= low + 1e-6
+    assert module.loss_2d(off, 4, boxes, ignored)[
+        'loss_heatmap_2d'] > 2 * low
     assert head(loss_heatmap_2d=None).loss_2d(
-        torch.zeros(1, 4, 16, 16), 4, [torch.zeros(0, 5)]) == {}
+        blank[:1], 4, [torch.zeros(0, 5)], [torch.zeros(0, 4)]) == {}

@@ -11,7 +11,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'))
 custom_hooks = [
     dict(type='XRayProgressHook'),
-    dict(type='XRayRandomStateHook'),
+    dict(type='XRayCheckpointHook'),
 ]
 
 env_cfg = dict(

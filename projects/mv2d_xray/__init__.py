@@ -13,7 +13,7 @@ from .metrics import XRay2DMetric, XRay3DMetric
 from .position_encoding import XRayPositionEncoding
 from .preprocessing import XRayDataPreprocessor
 from .roi_queries import XRayRoIQueryGenerator
-from .runtime import XRayProgressHook, XRayRandomStateHook
+from .runtime import XRayCheckpointHook, XRayProgressHook
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayInsertNodules, XRayPhotometric,
                          XRayRandomFlip, XRayRandomRotate, XRayViewDropout)
@@ -22,10 +22,10 @@ from .volume_head import XRayVolumeHead
 
 __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
-    'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayDataPreprocessor',
-    'XRayDataset', 'XRayDecoder', 'XRayDrawHook', 'XRayGridMask',
-    'XRayInsertNodules', 'XRayLiftingHead', 'XRayPhotometric', 'XRayPositionEncoding',
-    'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayRandomStateHook', 'XRayRoIQueryGenerator',
-    'XRayViewDropout', 'XRayVolumeHead'
+    'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayCheckpointHook',
+    'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDrawHook',
+    'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead', 'XRayPhotometric',
+    'XRayPositionEncoding', 'XRayProgressHook', 'XRayRandomFlip',
+    'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayViewDropout',
+    'XRayVolumeHead'
 ]

@@ -256,7 +256,8 @@ class MV2DXRay(Base3DDetector):
                 part.update(
                     self.volume_head.loss_2d(
                         level, self.feat_strides[self.volume_level],
-                        boxes_2d))
+                        boxes_2d,
+                        [v.ignored_instances.bboxes for v in views]))
                 points = self.volume_head.queries(heatmap, code, hidden)
             if self.lifting_head is not None:
                 rois = self._rois(detections[rows], sample,

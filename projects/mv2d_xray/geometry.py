@@ -300,8 +300,8 @@ def project_boxes(boxes: Array, ct2img: Array) -> Tuple[Array, Array]:
     """
     corners = box_corners(boxes)
     uv, depth = project(corners.reshape(-1, 3), ct2img)
-    uv = uv.reshape(*uv.shape[:-2], -1, 8, 2)
-    depth = depth.reshape(*depth.shape[:-1], -1, 8)
+    uv = uv.reshape(*uv.shape[:-2], len(boxes), 8, 2)
+    depth = depth.reshape(*depth.shape[:-1], len(boxes), 8)
     behind = (depth <= 0).any(-1)
     centre = depth.mean(-1)
     if isinstance(uv, torch.Tensor):
@@ -399,8 +399,11 @@ def frustum_points(height: int, width: int, stride: float, ct2img: Array,
     steps = torch.linspace(0, 1, num_depths).to(ct2img)
     depth = bounds[:, :1] + steps * (bounds[:, 1:] - bounds[:, :1])
     views = len(ct2img)
-    uv = uv.expand(views, -1, num_depths, 2).reshape(views, -1, 2)
-    depth = depth[:, None].expand(-1, height * width, -1).reshape(views, -1)
+    cells = height * width
+    uv = uv.expand(views, -1, num_depths, 2).reshape(views, cells * num_depths,
+                                                     2)
+    depth = depth[:, None].expand(-1, cells, -1).reshape(views,
+                                                         cells * num_depths)
     return unproject(uv, depth, ct2img).reshape(views, height, width,
                                                 num_depths, 3)
 

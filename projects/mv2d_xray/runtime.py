@@ -20,10 +20,9 @@ from tqdm import tqdm
 from .infos import InfosError
 
 __all__ = [
-    'UserError', 'XRayProgressHook', 'XRayRandomStateHook',
+    'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'build_runner', 'check_checkpoint',
-    'keep_freed_memory', 'load_checkpoint',
-    'load_config', 'one_sentence'
+    'keep_freed_memory', 'load_checkpoint', 'load_config', 'one_sentence'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -42,13 +41,13 @@ class UserError(ValueError):
 
 
 def allow_checkpoint_types() -> None:
-    """Let ``torch.load`` read mmengine's own checkpoints and nothing more.
+    """Let ``torch.load`` read NumPy numbers beside weights, nothing more.
 
-    They hold running means of the losses (``HistoryBuffer``) and NumPy
-    scalars beside the weights; torch refuses any type that is not listed.
+    Checkpoints of other mmengine projects may hold them; ours are plain, see
+    :class:`XRayCheckpointHook`.
     """
     torch.serialization.add_safe_globals([
-        HistoryBuffer, np.ndarray, np.dtype,
+        np.ndarray, np.dtype,
         np.core.multiarray._reconstruct, np.core.multiarray.scalar,
         *(type(np.dtype(name)) for name in (
             'bool', 'int32', 'int64', 'uint8', 'float32', 'float64', 'U1'))
@@ -280,31 +279,58 @@ class XRayProgressHook(Hook):
 
 
 @HOOKS.register_module()
-class XRayRandomStateHook(Hook):
-    """Makes a resumed training the same as an uninterrupted one.
+class XRayCheckpointHook(Hook):
+    """Makes checkpoints plain data that resume exactly.
 
+    mmengine stores its running means as objects that torch's safe loading
+    refuses; here they become numbers on saving and objects again on loading.
     mmengine feeds a resumed training the data it would have seen, with the
     same augmentation; torch's generators, from which samplers and dropout in
-    the model draw, are kept in the checkpoint and put back here.
+    the model draw, are stored and put back, too.
     """
 
     def __init__(self) -> None:
-        self.state = None
+        self.random_state = None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add the generators' states."""
+        """Replace objects by numbers, add the generators' states."""
+        scalars = checkpoint['message_hub'].pop('log_scalars')
+        checkpoint['message_hub'] = _plain(checkpoint['message_hub'])
+        checkpoint['message_hub']['log_scalars'] = {
+            name: (buffer.data[0].tolist(), buffer.data[1].tolist(),
+                   buffer.max_length)
+            for name, buffer in scalars.items()
+        }
+        checkpoint['meta'] = _plain(checkpoint['meta'])
         checkpoint['random_state'] = [
             torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Remember them until the data has caught up."""
-        self.state = checkpoint.get('random_state') if runner._resume else None
+        """Rebuild the objects; keep the states until the data caught up."""
+        scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
+        for name, value in scalars.items():
+            if isinstance(value, tuple):
+                scalars[name] = HistoryBuffer(*value)
+        self.random_state = checkpoint.get(
+            'random_state') if runner._resume else None
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        """Put them back before the first iteration."""
-        if self.state is not None:
-            torch.set_rng_state(self.state[0].cpu())
-            if len(self.state) - 1 == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(
-                    [s.cpu() for s in self.state[1:]])
-            self.state = None
+        """Put the generators back before the first iteration."""
+        state, self.random_state = self.random_state, None
+        if state is not None:
+            torch.set_rng_state(state[0].cpu())
+            if len(state) - 1 == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all([s.cpu() for s in state[1:]])
+
+
+def _plain(value):
+    """Containers of Python numbers, strings and tensors only."""
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(v) for v in value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return value

@@ -143,7 +143,9 @@ class XRayVolumeHead(BaseModule):
         self.min_sigma = min_sigma
         self.num_classes = num_classes
         self.reduce = nn.Conv2d(in_channels, feat_channels, 1)
-        layers = [_conv3d(2 * feat_channels + 1, hidden_channels)]
+        # What the 2D heatmap says of each view is evidence, too.
+        sampled = feat_channels + (num_classes if loss_heatmap_2d else 0)
+        layers = [_conv3d(2 * sampled + 1, hidden_channels)]
         layers += [
             _conv3d(hidden_channels, hidden_channels)
             for _ in range(num_convs - 1)
@@ -157,6 +159,11 @@ class XRayVolumeHead(BaseModule):
         self.heatmap_2d = (
             nn.Conv2d(in_channels, num_classes, 1)
             if loss_heatmap_2d else None)
+        # How much the mean of the views' own logits counts from the start;
+        # their sum would be 10 for ten independent views.
+        self.evidence = nn.Parameter(
+            torch.full((num_classes, 1, 1, 1), 2.)) if loss_heatmap_2d else (
+                None)
         self.loss_heatmap = MODELS.build(loss_heatmap)
         self.loss_box = MODELS.build(loss_box)
         self.loss_heatmap_2d = (
@@ -228,14 +235,24 @@ class XRayVolumeHead(BaseModule):
             tuple: heatmap logits (classes, X, Y, Z), box code (6, X, Y, Z)
             and hidden features (C', X, Y, Z).
         """
-        volume = self.lift(self.reduce(features), ct2img, img_shape)
+        sampled = self.reduce(features)
+        if self.heatmap_2d is not None:
+            sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
+        lifted = self.lift(sampled, ct2img, img_shape)
         volume = self.convs(
-            volume.contiguous(memory_format=torch.channels_last_3d))
+            lifted.contiguous(memory_format=torch.channels_last_3d))
         context = F.interpolate(
             self.context(volume), size=volume.shape[2:], mode='trilinear',
             align_corners=False)
         volume = volume + context
-        return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
+        heatmap = self.heatmap(volume)[0]
+        if self.heatmap_2d is not None:
+            # An untrained score grid that the rest learns to correct.
+            stop = sampled.shape[1]
+            mean = lifted[0, stop - self.num_classes:stop]
+            prior = self.heatmap_2d.bias.detach()[:, None, None, None]
+            heatmap = heatmap + self.evidence * (mean - prior)
+        return heatmap, self.box(volume)[0], volume[0]
 
     def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
         """Box codes (N, 6) at voxel centres (N, 3) to centres, sizes (mm)."""
@@ -323,14 +340,15 @@ class XRayVolumeHead(BaseModule):
             avg_factor=6 * len(boxes))
         return dict(loss_heatmap=loss_heatmap, loss_volume_box=loss_box)
 
-    def loss_2d(self, features: Tensor, stride: float,
-                boxes: List[Tensor]) -> dict:
+    def loss_2d(self, features: Tensor, stride: float, boxes: List[Tensor],
+                ignored: List[Tensor]) -> dict:
         """Auxiliary heatmap of each view.
 
         Args:
             features (Tensor): (V, C, h, w).
             stride (float): Pixels per cell.
             boxes (list[Tensor]): Per view (N, 5), xyxy (px) and label.
+            ignored (list[Tensor]): Per view (M, 4), where nothing is learned.
 
         Returns:
             dict: ``loss_heatmap_2d``, or nothing where it is left out.
@@ -340,8 +358,8 @@ class XRayVolumeHead(BaseModule):
         height, width = features.shape[-2:]
         axes = [(torch.arange(n, device=features.device) + .5) * stride
                 for n in (width, height)]
-        targets = []
-        for view in boxes:
+        targets, weights = [], []
+        for view, left_out in zip(boxes, ignored):
             centres = (view[:, :2] + view[:, 2:4]) / 2
             sigmas = ((view[:, 2:4] - view[:, :2]).mean(1) / 5).clamp(
                 min=stride * .6)
@@ -351,8 +369,15 @@ class XRayVolumeHead(BaseModule):
                     draw_gaussians(centres[labels == c], sigmas[labels == c],
                                    axes).T for c in range(self.num_classes)
                 ]))
+            inside = (
+                (axes[0] >= left_out[:, 0:1]) & (axes[0] <= left_out[:, 2:3])
+            )[:, None] & ((axes[1] >= left_out[:, 1:2]) &
+                          (axes[1] <= left_out[:, 3:4]))[..., None]
+            free = ~inside.any(0) | (targets[-1] == 1)
+            weights.append(free.to(features.dtype))
         count = max(sum(len(view) for view in boxes), 1)
         heat = self.heatmap_2d(features).sigmoid().clamp(1e-4, 1 - 1e-4)
         return dict(
             loss_heatmap_2d=self.loss_heatmap_2d(
-                heat, torch.stack(targets), avg_factor=count))
+                heat, torch.stack(targets), weight=torch.stack(weights),
+                avg_factor=count))
