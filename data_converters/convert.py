@@ -156,20 +156,21 @@ def convert_scans(keys: Iterable[str], load: Callable[[str], Scan],
             set made with other options.
     """
     claim(out_dir, options)
-    threads = max((torch.get_num_threads()) // max(jobs, 1), 1)
     with Parallel(n_jobs=jobs, return_as='generator_unordered',
                   pre_dispatch='2*n_jobs') as pool:
         results = pool(
-            delayed(_convert_one)(key, load, options, out_dir, device, threads)
+            delayed(_convert_one)(key, load, options, out_dir, device)
             for key in keys)
         for _ in tqdm(results, total=total, desc='convert', unit='scan',
                       dynamic_ncols=True, smoothing=.1):
             pass
 
 
-def _convert_one(key, load, options, out_dir, device, threads) -> None:
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
+def _convert_one(key, load, options, out_dir, device) -> None:
+    # One thread each: the order of sums, and with it the last bit of an
+    # image, must not depend on the number of processes.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     with load(key) as scan:
         if scan is not None and not _record(out_dir, scan.key).exists():
             convert_scan(scan, options, out_dir, device)

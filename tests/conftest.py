@@ -1,5 +1,6 @@
 """Fixtures that more than one module uses."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -15,6 +16,7 @@ init_default_scope('mmdet3d')
 
 @pytest.fixture(autouse=True)
 def _seed():
+    np.random.seed(0)
     torch.manual_seed(0)
 
 
