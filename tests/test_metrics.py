@@ -275,6 +275,15 @@ def test_nothing_found_or_nothing_there_is_zero_and_never_nan(scans):
     json.dumps(full, allow_nan=False)
 
 
+def test_table_tells_nothing_there_from_nothing_found():
+    from projects.mv2d_xray.metrics import _table
+    table = _table(run([scan(truth=[box(0, 20.)])])[1])
+    rows = {line.split('|')[1].strip(): line.split('|')[3:5]
+            for line in table.splitlines() if line.startswith('| ')}
+    assert [c.strip() for c in rows['above 10mm']] == ['0.000', '0.000']
+    assert [c.strip() for c in rows['below 6mm']] == ['-', '-']
+
+
 def test_intervals_hold_the_figure_and_repeat():
     rng = np.random.default_rng(0)
     scans = [scan([box(rng.choice([0., 60.]))], [rng.random()],

@@ -286,7 +286,7 @@ class XRay3DMetric(BaseMetric):
         out_file (str, optional): JSON with everything, scan by scan, too.
     """
 
-    default_prefix = None
+    default_prefix = ''
 
     def __init__(self,
                  min_diameter: float = 0.,
@@ -434,12 +434,11 @@ def _table(full: dict) -> str:
         return '-' if value is None else f'{value:.3f}'
 
     def row(name, part, interval=''):
-        return [
-            name, str(part['num_gt']), text(part['mAP_3d']) + interval,
-            *(text(part[f'AP_{d:g}mm']) for d in DISTANCES),
-            text(part['CPM']), text(part['centre_error_mm']),
-            text(part['size_error_mm'])
-        ]
+        keys = ['mAP_3d', *(f'AP_{d:g}mm' for d in DISTANCES), 'CPM',
+                'centre_error_mm', 'size_error_mm']
+        cells = [text(part[k] if part['num_gt'] else None) for k in keys]
+        cells[0] += interval
+        return [name, str(part['num_gt']), *cells]
 
     header = ['findings', 'number', '3D mAP', 'AP 5 mm', '10 mm', '15 mm',
               '20 mm', 'CPM', 'centre error (mm)', 'size error (mm)']
