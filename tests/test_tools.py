@@ -33,7 +33,7 @@ def tool(name, *args, cwd=ROOT, options=()):
         command += ['--cfg-options', *options]
     return subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=dict(os.environ, OMP_NUM_THREADS='1'))
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)))
 
 
 def train(work_dir, data, iters, *args, options=()):

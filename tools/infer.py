@@ -10,7 +10,6 @@ from mmdet3d.registry import MODELS, TRANSFORMS
 from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
-from mmengine.utils import import_modules_from_strings
 
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import dump_json
@@ -68,7 +67,6 @@ def main() -> None:
     """Build, load, predict, write."""
     args = parse_args()
     cfg = load_config(args.config)
-    import_modules_from_strings(**cfg.custom_imports)
     init_default_scope('mmdet3d')
     try:
         rig = Rig.load(args.rig)

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
 from mmdet3d.registry import HOOKS
 from tqdm import tqdm
 
@@ -84,6 +85,8 @@ def one_sentence(main):
                 text = text.splitlines()[-1].split(': ', 1)[-1]
         except KeyboardInterrupt:
             text = 'interrupted'
+        for bar in list(tqdm._instances):
+            bar.close()  # or it would be drawn again below the sentence
         sys.exit(f'{Path(sys.argv[0]).name}: error: {text}')
 
     return wrapped
@@ -116,6 +119,8 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     for key in options or ():
         _check_option(cfg, key)
     cfg.merge_from_dict(options or {})
+    if cfg.get('custom_imports'):  # an override may have added to them
+        import_modules_from_strings(**cfg.custom_imports)
     return cfg
 
 
@@ -124,7 +129,7 @@ def _check_option(cfg: Config, key: str) -> None:
 
     Below a dict with ``type`` the class itself knows which keys it takes.
     """
-    node, typed = cfg, False
+    node, typed = cfg.to_dict(), False
     for part in key.split('.'):
         if isinstance(node, (list, tuple)):
             known = [str(i) for i in range(len(node))]
