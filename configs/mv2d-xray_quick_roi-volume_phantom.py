@@ -19,7 +19,7 @@ model = dict(
             norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None),
         neck=dict(
             type='mmdet.FPN', in_channels=[32, 64, 128], out_channels=32,
-            num_outs=3),
+            num_outs=3, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
         rpn_head=dict(
             type='mmdet.RPNHead', in_channels=32, feat_channels=32,
             anchor_generator=dict(

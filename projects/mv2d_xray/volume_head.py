@@ -247,9 +247,10 @@ class XRayVolumeHead(BaseModule):
         volume = volume + context
         heatmap = self.heatmap(volume)[0]
         if self.heatmap_2d is not None:
-            # An untrained score grid that the rest learns to correct.
+            # An untrained score grid that the rest learns to correct; the
+            # 2D heatmap has a loss of its own.
             stop = sampled.shape[1]
-            mean = lifted[0, stop - self.num_classes:stop]
+            mean = lifted[0, stop - self.num_classes:stop].detach()
             prior = self.heatmap_2d.bias.detach()[:, None, None, None]
             heatmap = heatmap + self.evidence * (mean - prior)
         return heatmap, self.box(volume)[0], volume[0]
