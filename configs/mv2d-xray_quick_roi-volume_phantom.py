@@ -1,7 +1,7 @@
 _base_ = ['./_base_/phantom_256.py', './_base_/runtime.py']
 
-# A small network of both query sources that trains from scratch on a CPU:
-# half-width ResNet-18 without its last stage, 64-channel FPN, 6 mm grid.
+# A small network of both query sources that trains from scratch on a CPU: a
+# dilated backbone of 32 channels at stride 4, a grid of 6 mm.
 scene_range = [-200., -200., -200., 200., 200., 200.]
 strides = [4, 8, 16]
 
@@ -14,12 +14,8 @@ model = dict(
     detector_2d=dict(
         type='mmdet.FasterRCNN',
         backbone=dict(
-            type='mmdet.ResNet', depth=18, base_channels=32, num_stages=3,
-            strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2),
-            norm_cfg=dict(type='BN'), norm_eval=False, init_cfg=None),
-        neck=dict(
-            type='mmdet.FPN', in_channels=[32, 64, 128], out_channels=32,
-            num_outs=3, norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
+            type='mmdet3d.XRayDilatedNet', channels=32, dilations=(1, 2, 4),
+            num_levels=3),
         rpn_head=dict(
             type='mmdet.RPNHead', in_channels=32, feat_channels=32,
             anchor_generator=dict(

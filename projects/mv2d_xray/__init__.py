@@ -4,6 +4,7 @@ Importing the package registers everything with mmdet3d, so a config needs
 only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
+from .backbone import XRayDilatedNet
 from .boxes import XRayBoxL1Cost
 from .dataset import XRayDataset
 from .decoder import XRayDecoder
@@ -23,9 +24,9 @@ from .volume_head import XRayVolumeHead
 __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
     'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayCheckpointHook',
-    'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDrawHook',
-    'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead', 'XRayPhotometric',
-    'XRayPositionEncoding', 'XRayProgressHook', 'XRayRandomFlip',
-    'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayViewDropout',
-    'XRayVolumeHead'
+    'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
+    'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
+    'XRayPhotometric', 'XRayPositionEncoding', 'XRayProgressHook',
+    'XRayRandomFlip', 'XRayRandomRotate', 'XRayRoIQueryGenerator',
+    'XRayViewDropout', 'XRayVolumeHead'
 ]

@@ -159,11 +159,6 @@ class XRayVolumeHead(BaseModule):
         self.heatmap_2d = (
             nn.Conv2d(in_channels, num_classes, 1)
             if loss_heatmap_2d else None)
-        # How much the mean of the views' own logits counts from the start;
-        # their sum would be 10 for ten independent views.
-        self.evidence = nn.Parameter(
-            torch.full((num_classes, 1, 1, 1), 2.)) if loss_heatmap_2d else (
-                None)
         self.loss_heatmap = MODELS.build(loss_heatmap)
         self.loss_box = MODELS.build(loss_box)
         self.loss_heatmap_2d = (
@@ -238,22 +233,14 @@ class XRayVolumeHead(BaseModule):
         sampled = self.reduce(features)
         if self.heatmap_2d is not None:
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
-        lifted = self.lift(sampled, ct2img, img_shape)
+        volume = self.lift(sampled, ct2img, img_shape)
         volume = self.convs(
-            lifted.contiguous(memory_format=torch.channels_last_3d))
+            volume.contiguous(memory_format=torch.channels_last_3d))
         context = F.interpolate(
             self.context(volume), size=volume.shape[2:], mode='trilinear',
             align_corners=False)
         volume = volume + context
-        heatmap = self.heatmap(volume)[0]
-        if self.heatmap_2d is not None:
-            # An untrained score grid that the rest learns to correct; the
-            # 2D heatmap has a loss of its own.
-            stop = sampled.shape[1]
-            mean = lifted[0, stop - self.num_classes:stop].detach()
-            prior = self.heatmap_2d.bias.detach()[:, None, None, None]
-            heatmap = heatmap + self.evidence * (mean - prior)
-        return heatmap, self.box(volume)[0], volume[0]
+        return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
 
     def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
         """Box codes (N, 6) at voxel centres (N, 3) to centres, sizes (mm)."""

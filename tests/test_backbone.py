@@ -1,0 +1,34 @@
+"""The small backbone: strides as promised, surroundings seen."""
+
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+
+
+@pytest.mark.parametrize('size', [(64, 64), (48, 80)])
+def test_levels_have_the_promised_strides(size):
+    net = MODELS.build(dict(type='XRayDilatedNet', channels=8, num_levels=4))
+    maps = net(torch.zeros(2, 3, *size))
+    assert [tuple(m.shape[2:]) for m in maps] == [
+        (-(-size[0] // s), -(-size[1] // s)) for s in (4, 8, 16, 32)]
+    assert all(m.shape[1] == 8 for m in maps)
+
+
+def test_a_cell_sees_its_surroundings_and_no_more():
+    net = MODELS.build(dict(type='XRayDilatedNet', channels=4,
+                            dilations=(1, 2, 4))).eval()
+    image = torch.randn(1, 3, 256, 256, requires_grad=True)
+    net(image)[0][0, :, 32, 32].sum().backward()
+    rows = image.grad.abs().sum((0, 1, 3)).nonzero()[:, 0]
+    # 3 + 2 + 4 * 2 * (1 + 1 + 2 + 1 + 4 + 1 + 1) px, as the layers add up.
+    assert len(rows) <= 7 + 8 * 11
+    assert len(rows) > 40
+
+
+def test_statistics_of_the_norm_train():
+    net = MODELS.build(dict(type='XRayDilatedNet', channels=4))
+    net.train()
+    norm = next(m for m in net.modules()
+                if isinstance(m, torch.nn.BatchNorm2d))
+    net(torch.randn(2, 3, 32, 32) + 3)
+    assert norm.running_mean.abs().sum() > 0
