@@ -11,6 +11,7 @@ from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 
+from projects.mv2d_xray.boxes import gravity_boxes
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.runtime import (UserError, check_checkpoint,
@@ -97,9 +98,7 @@ def main() -> None:
         result = model.test_step(pseudo_collate([packed]))[0]
     found = result.pred_instances_3d
     found = found[found.scores_3d >= args.score_thr]
-    centres = found.bboxes_3d.gravity_center.cpu().numpy()
-    boxes = np.concatenate(
-        [centres, found.bboxes_3d.tensor[:, 3:7].cpu().numpy()], 1)
+    boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
     classes = checkpoint.get('meta', {}).get(
         'dataset_meta', {}).get('classes', ('indication', ))
     dump_json(

@@ -9,9 +9,18 @@ from torch import Tensor
 
 from . import geometry
 
-__all__ = ['XRayBoxL1Cost', 'decode_boxes', 'encode_boxes', 'nms_boxes']
+__all__ = [
+    'XRayBoxL1Cost', 'decode_boxes', 'encode_boxes', 'gravity_boxes',
+    'nms_boxes'
+]
 
 _EPS = 1e-5
+
+
+def gravity_boxes(boxes) -> Tensor:
+    """mmdet3d boxes, which are bottom-centred, to (N, 7) with the gravity
+    centre (mm)."""
+    return torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
 
 
 def encode_boxes(boxes: Tensor, scene_range: Sequence[float]) -> Tensor:

@@ -9,7 +9,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from .boxes import nms_boxes
+from .boxes import gravity_boxes, nms_boxes
 from .lifting_head import build_box3d_instances
 
 __all__ = ['MV2DXRay']
@@ -177,9 +177,7 @@ class MV2DXRay(Base3DDetector):
     @staticmethod
     def _ground_truth(sample, device) -> InstanceData:
         def boxes_of(instances):
-            boxes = instances.bboxes_3d
-            return torch.cat([boxes.gravity_center, boxes.tensor[:, 3:]],
-                             1)[:, :7].to(device)
+            return gravity_boxes(instances.bboxes_3d).to(device)
 
         gt = InstanceData(
             boxes=boxes_of(sample.gt_instances_3d),

@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
+from .boxes import gravity_boxes
 from .infos import dump_json
 
 DISTANCES = (5., 10., 15., 20.)  # mm
@@ -388,8 +389,7 @@ class XRay3DMetric(BaseMetric):
 
 def _array(boxes) -> np.ndarray:
     """mmdet3d boxes to (N, 7) with the gravity centre (mm)."""
-    tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
-    return tensor.detach().cpu().numpy().astype(np.float64)
+    return gravity_boxes(boxes).detach().cpu().numpy().astype(np.float64)
 
 
 def _boxes(array: np.ndarray) -> LiDARInstance3DBoxes:

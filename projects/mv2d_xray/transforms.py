@@ -18,6 +18,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
 from . import geometry
+from .boxes import gravity_boxes
 from .infos import InfosError
 
 __all__ = [
@@ -450,11 +451,9 @@ class XRayRandomRotate(BaseTransform):
 def _move_boxes(results: dict, matrix: np.ndarray) -> None:
     for annotations in _annotations(results):
         for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
-            boxes = annotations[key]
-            tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]],
-                               1)
             annotations[key] = LiDARInstance3DBoxes(
-                geometry.transform_boxes(tensor, matrix),
+                geometry.transform_boxes(
+                    gravity_boxes(annotations[key]), matrix),
                 origin=(.5, .5, .5))
 
 

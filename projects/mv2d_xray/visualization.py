@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Optional, Sequence, Union
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,6 +12,7 @@ from mmdet3d.registry import HOOKS
 from mmengine.hooks import Hook
 
 from . import geometry
+from .boxes import gravity_boxes
 
 __all__ = ['XRayDrawHook', 'draw_views']
 
@@ -117,13 +117,7 @@ class XRayDrawHook(Hook):
                 images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']),
                 self.out_dir / f'{meta["token"]}.png', title=meta['token'],
                 scores=found.scores_3d.cpu().numpy(),
-                ground_truth=_boxes(truth['gt_bboxes_3d']),
-                ignored=_boxes(truth['ignored_bboxes_3d']),
-                prediction=_boxes(found.bboxes_3d))
+                ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
+                ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
+                prediction=gravity_boxes(found.bboxes_3d).cpu().numpy())
             self.drawn += 1
-
-
-def _boxes(boxes) -> np.ndarray:
-    """mmdet3d boxes to (N, 7) with the gravity centre (mm)."""
-    tensor = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
-    return tensor.cpu().numpy()
