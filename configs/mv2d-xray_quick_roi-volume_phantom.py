@@ -1,4 +1,5 @@
-_base_ = ['./_base_/phantom_256.py', './_base_/runtime.py']
+_base_ = ['./_base_/faster-rcnn.py', './_base_/phantom_256.py',
+          './_base_/runtime.py']
 
 # A small network of both query sources that trains from scratch on a CPU: a
 # dilated backbone of 32 channels at stride 4, a grid of 6 mm.
@@ -6,76 +7,29 @@ scene_range = [-200., -200., -200., 200., 200., 200.]
 strides = [4, 8, 16]
 
 model = dict(
-    type='MV2DXRay',
     data_preprocessor=dict(
         type='XRayDataPreprocessor', mean=[3.1, 0., 0.], std=[1.6, .13, .34],
         band_sigmas=[4., 12.], pad_size_divisor=16),
     feat_strides=strides,
     detector_2d=dict(
-        type='mmdet.FasterRCNN',
         backbone=dict(
             type='mmdet3d.XRayDilatedNet', channels=32, dilations=(1, 2, 4),
             num_levels=3),
         rpn_head=dict(
-            type='mmdet.RPNHead', in_channels=32, feat_channels=32,
-            anchor_generator=dict(
-                type='mmdet.AnchorGenerator', scales=[2], ratios=[1.],
-                strides=strides),
-            bbox_coder=dict(
-                type='mmdet.DeltaXYWHBBoxCoder', target_means=[0.] * 4,
-                target_stds=[1.] * 4),
-            loss_cls=dict(
-                type='mmdet.CrossEntropyLoss', use_sigmoid=True,
-                loss_weight=1.),
-            loss_bbox=dict(type='mmdet.L1Loss', loss_weight=1.)),
+            in_channels=32, feat_channels=32,
+            anchor_generator=dict(scales=[2], ratios=[1.], strides=strides)),
         roi_head=dict(
-            type='mmdet.StandardRoIHead',
             bbox_roi_extractor=dict(
-                type='mmdet.SingleRoIExtractor',
-                roi_layer=dict(
-                    type='RoIAlign', output_size=7, sampling_ratio=1),
-                out_channels=32, featmap_strides=strides,
-                finest_scale=32),
-            bbox_head=dict(
-                type='mmdet.Shared2FCBBoxHead', in_channels=32,
-                fc_out_channels=128, roi_feat_size=7, num_classes=1,
-                bbox_coder=dict(
-                    type='mmdet.DeltaXYWHBBoxCoder', target_means=[0.] * 4,
-                    target_stds=[.1, .1, .2, .2]),
-                reg_class_agnostic=False,
-                loss_cls=dict(
-                    type='mmdet.CrossEntropyLoss', use_sigmoid=False,
-                    loss_weight=1.),
-                loss_bbox=dict(type='mmdet.L1Loss', loss_weight=1.))),
+                roi_layer=dict(sampling_ratio=1), out_channels=32,
+                featmap_strides=strides, finest_scale=32),
+            bbox_head=dict(in_channels=32, fc_out_channels=128)),
         train_cfg=dict(
-            rpn=dict(
-                assigner=dict(
-                    type='mmdet.MaxIoUAssigner', pos_iou_thr=.6,
-                    neg_iou_thr=.3, min_pos_iou=.3, match_low_quality=True,
-                    ignore_iof_thr=.5),
-                sampler=dict(
-                    type='mmdet.RandomSampler', num=64, pos_fraction=.5,
-                    neg_pos_ub=-1, add_gt_as_proposals=False),
-                allowed_border=-1, pos_weight=-1, debug=False),
-            rpn_proposal=dict(
-                nms_pre=200, max_per_img=50,
-                nms=dict(type='nms', iou_threshold=.6), min_bbox_size=0),
-            rcnn=dict(
-                assigner=dict(
-                    type='mmdet.MaxIoUAssigner', pos_iou_thr=.5,
-                    neg_iou_thr=.5, min_pos_iou=.5, match_low_quality=False,
-                    ignore_iof_thr=.5),
-                sampler=dict(
-                    type='mmdet.RandomSampler', num=32, pos_fraction=.25,
-                    neg_pos_ub=-1, add_gt_as_proposals=True),
-                pos_weight=-1, debug=False)),
+            rpn=dict(assigner=dict(pos_iou_thr=.6), sampler=dict(num=64)),
+            rpn_proposal=dict(nms_pre=200, max_per_img=50),
+            rcnn=dict(sampler=dict(num=32))),
         test_cfg=dict(
-            rpn=dict(
-                nms_pre=200, max_per_img=50,
-                nms=dict(type='nms', iou_threshold=.6), min_bbox_size=0),
-            rcnn=dict(
-                score_thr=.05, nms=dict(type='nms', iou_threshold=.5),
-                max_per_img=10))),
+            rpn=dict(nms_pre=200, max_per_img=50),
+            rcnn=dict(nms=dict(iou_threshold=.5), max_per_img=10))),
     volume_level=0,
     volume_head=dict(
         type='XRayVolumeHead', in_channels=32,
@@ -95,17 +49,17 @@ model = dict(
     loss_weight_3d=.1)
 
 # One scan an iteration, about two seconds on two cores.
-max_iters = 400
+max_iters = 700
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters,
                  val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=.01),
+    optimizer=dict(type='AdamW', lr=4e-3, weight_decay=.01),
     clip_grad=dict(max_norm=35., norm_type=2))
 param_scheduler = [
     dict(type='LinearLR', start_factor=.1, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters,
-         T_max=max_iters - 30, eta_min=2e-5),
+         T_max=max_iters - 30, eta_min=4e-5),
 ]

@@ -9,6 +9,9 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
+from data_converters.__main__ import BENCHMARKS
+from data_converters.__main__ import main as convert
+from projects.mv2d_xray.runtime import build_runner, load_config
 from projects.mv2d_xray.transforms import keep_views
 
 from .spheres import make_sphere_set
@@ -305,3 +308,42 @@ def test_bands_of_a_flat_and_a_spotted_image():
     assert spot[0, 1, 16, 16] > 0 and spot[0, 2, 16, 16] > 0
     with pytest.raises(ValueError, match='expected 3 values'):
         MODELS.build(dict(type='XRayDataPreprocessor', mean=[0.], std=[1.]))
+
+
+@pytest.fixture(scope='module')
+def four_patients(tmp_path_factory):
+    """Four phantom patients, made and converted as the demo's are."""
+    root = tmp_path_factory.mktemp('four')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            BENCHMARKS, 'four',
+            dict(BENCHMARKS['demo'], num_scans=4,
+                 fractions=dict(val=0., test=0.)))
+        convert(['benchmark', 'four', '--out-dir', str(root), '--jobs', '2'])
+    return root
+
+
+@pytest.mark.slow
+def test_four_patients_are_learned(four_patients, tmp_path):
+    """What a detector cannot learn by heart it will not find elsewhere."""
+    iters = 160
+    cfg = load_config(
+        str(CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py'), {
+            'train_cfg.max_iters': iters, 'train_cfg.val_interval': iters + 1,
+            'param_scheduler.1.end': iters,
+            'param_scheduler.1.T_max': iters - 30
+        })
+    cfg.work_dir = str(tmp_path)
+    train, test = (cfg[f'{name}_dataloader'].dataset
+                   for name in ('train', 'test'))
+    train.pipeline = test.pipeline  # no augmentation
+    for dataset in (train, test):
+        dataset.data_root = str(four_patients)
+        dataset.ann_file = 'lidc_infos_train.pkl'
+        dataset.coco_file = 'lidc_infos_train_2d_anno.coco.json'
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    runner = build_runner(cfg)
+    runner.train()
+    figures = runner.test()
+    assert figures['num_scans'] == 4 and figures['num_gt'] >= 4
+    assert figures['mAP_3d'] >= .9

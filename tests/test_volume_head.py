@@ -52,6 +52,17 @@ def test_lifting_puts_evidence_where_the_object_is():
     assert (volume[0, -1] == 1).all()  # all views see this small range
 
 
+def test_what_all_voxels_share_does_not_matter():
+    """Or the grid's zero padding hides the differences between voxels."""
+    module = head().train()
+    matrices = ct2img(size=256)
+    features = torch.randn(8, 4, 64, 64)
+    heatmap, code, _ = module(features, matrices, (256, 256))
+    shifted, shifted_code, _ = module(features + 5, matrices, (256, 256))
+    for one, two in ((heatmap, shifted), (code, shifted_code)):
+        assert (one - two).abs().mean() < .05 * one.std()
+
+
 def test_pooling_is_the_masked_mean_and_deviation():
     torch.manual_seed(0)
     sampled = torch.randn(5, 3, 11, dtype=torch.double, requires_grad=True)

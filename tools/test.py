@@ -1,23 +1,16 @@
 """Test a detector: python tools/test.py CONFIG CHECKPOINT [--out FILE]"""
 
 import argparse
-import os
-from pathlib import Path
 
-from mmengine.config import DictAction
-
-from projects.mv2d_xray.runtime import (build_runner, check_checkpoint,
-                                        load_config, one_sentence)
+from projects.mv2d_xray.runtime import (argument_parser, build_runner,
+                                        check_checkpoint, config_of,
+                                        one_sentence)
 
 
 def parse_args() -> argparse.Namespace:
     """mmdet3d's own arguments, and ours."""
-    parser = argparse.ArgumentParser(description='Test a 3D detector')
-    parser.add_argument('config', help='config file (a trusted program)')
+    parser = argument_parser('Test a 3D detector')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--work-dir', help='folder of logs; defaults to '
-        'work_dirs/<name of the config>')
     parser.add_argument('--out', help='metrics and boxes as JSON')
     parser.add_argument(
         '--show-dir', help='folder for one picture per scan: all views with '
@@ -26,33 +19,17 @@ def parse_args() -> argparse.Namespace:
         '--score-thr', type=float, default=.3,
         help='boxes below are not drawn; metrics use all')
     parser.add_argument(
-        '--data-root', help='any converted set, instead of the config\'s')
-    parser.add_argument(
         '--split', help='which infos of the set to test on: train, val or '
         'test; defaults to the config\'s')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override parts of the config, as a.b=1')
-    parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parser.parse_args()
 
 
 @one_sentence
 def main() -> None:
     """Build the runner, load the checkpoint strictly, test."""
     args = parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(
-        Path('work_dirs') / Path(args.config).stem)
+    cfg = config_of(args)
     dataset = cfg.test_dataloader.dataset
-    if args.data_root:
-        dataset.data_root = args.data_root
     if args.split:
         dataset.ann_file = f'lidc_infos_{args.split}.pkl'
         if dataset.get('coco_file'):

@@ -5,7 +5,7 @@ scene_range = [-200., -200., -200., 200., 200., 200.]
 train_pipeline = [
     dict(type='LoadXRayViews'),
     # More indications than a hundred patients have, where lungs are.
-    dict(type='XRayInsertNodules', max_nodules=6,
+    dict(type='XRayInsertNodules', max_nodules=20,
          region=[-120., -80., -120., 120., 80., 120.]),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),

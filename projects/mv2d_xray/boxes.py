@@ -1,8 +1,9 @@
 """3D boxes as numbers to regress, and the cost of matching them."""
 
-from typing import Sequence, Tuple
+from typing import Sequence
 
 import torch
+from mmdet3d.models.layers.box3d_nms import aligned_3d_nms
 from mmdet3d.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -61,7 +62,7 @@ def decode_boxes(centres: Tensor, sizes: Tensor, deltas: Tensor,
 
 
 def nms_boxes(boxes: Tensor, scores: Tensor, labels: Tensor,
-              iou_thr: float) -> Tuple[Tensor]:
+              iou_thr: float) -> Tensor:
     """Indices kept by axis-aligned 3D NMS, best first.
 
     Args:
@@ -69,7 +70,6 @@ def nms_boxes(boxes: Tensor, scores: Tensor, labels: Tensor,
         scores, labels (Tensor): (N,).
         iou_thr (float): Boxes of one class above it are duplicates.
     """
-    from mmdet3d.models.layers.box3d_nms import aligned_3d_nms
     corners = torch.cat([
         boxes[:, :3] - boxes[:, 3:6] / 2, boxes[:, :3] + boxes[:, 3:6] / 2
     ], 1)

@@ -41,8 +41,8 @@ class MV2DXRay(Base3DDetector):
         loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
         loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1.
         train_rois (dict): RoIs of the ``roi`` source in training: at most
-            ``max_per_view`` detections, and with ``add_gt`` the true 2D boxes
-            with edges moved by up to ``jitter`` of their size.
+            ``max_per_view``; with ``add_gt`` up to half of them are true 2D
+            boxes with edges moved by up to ``jitter`` of their size.
         data_preprocessor, init_cfg: As in mmdet3d.
     """
 
@@ -187,10 +187,40 @@ class MV2DXRay(Base3DDetector):
         return gt
 
     # -------------------------------------------------------------- 2D stage
+    def _loss_2d(self, features: Sequence[Tensor], samples: list) -> dict:
+        """Losses of the 2D detector; proposals stay in the samples."""
+        det = self.detector_2d
+        if not getattr(det, 'with_rpn', False):
+            return det.loss(features, samples)
+        # mmdet's TwoStageDetector.loss, which does not give its proposals
+        # away: running the RPN again would cost an eighth of a step.
+        for sample in samples:
+            sample.gt_labels = sample.gt_instances.labels
+            sample.gt_instances.labels = torch.zeros_like(sample.gt_labels)
+        losses, proposals = det.rpn_head.loss_and_predict(
+            features, samples,
+            proposal_cfg=det.train_cfg.get('rpn_proposal', det.test_cfg.rpn))
+        losses = {
+            name if 'rpn' in name else f'rpn_{name}': value
+            for name, value in losses.items()
+        }
+        for sample, proposed in zip(samples, proposals):
+            sample.gt_instances.labels = sample.gt_labels
+            sample.proposals = proposed[:]
+        losses.update(det.roi_head.loss(features, proposals, samples))
+        return losses
+
     @torch.no_grad()
     def detect_2d(self, features: Sequence[Tensor],
                   samples: list) -> List[InstanceData]:
-        """Boxes of each view, without gradient."""
+        """Boxes of each view, without gradient; proposals stay in the
+        samples."""
+        det = self.detector_2d
+        if getattr(det, 'with_rpn', False) and 'proposals' not in samples[0]:
+            for sample, proposed in zip(
+                    samples, det.rpn_head.predict(features, samples,
+                                                  rescale=False)):
+                sample.proposals = proposed
         results = self.detector_2d.predict(features, samples, rescale=False)
         return [r.pred_instances for r in results]
 
@@ -201,14 +231,16 @@ class MV2DXRay(Base3DDetector):
         for view, boxes in enumerate(detections):
             boxes = boxes.bboxes
             if training:
-                boxes = boxes[:self.train_rois['max_per_view']]
+                most = self.train_rois['max_per_view']
+                boxes = boxes[:most]
                 if self.train_rois['add_gt']:
                     gt = sample.gt_instances
                     true = gt.bboxes[gt.view_ids == view].to(boxes)
+                    true = true[torch.randperm(len(true))[:most // 2]]
                     size = (true[:, 2:] - true[:, :2]).repeat(1, 2)
                     noise = torch.rand_like(true) * 2 - 1
                     true = true + self.train_rois['jitter'] * noise * size / 2
-                    boxes = torch.cat([boxes, true])
+                    boxes = torch.cat([boxes[:most - len(true)], true])
             rois.append(torch.cat(
                 [boxes.new_full((len(boxes), 1), view), boxes], 1))
         return torch.cat(rois)
@@ -226,7 +258,7 @@ class MV2DXRay(Base3DDetector):
         ]
         flat = [item for sample in samples_2d for item in sample]
         if self.with_2d:
-            for name, value in self.detector_2d.loss(features, flat).items():
+            for name, value in self._loss_2d(features, flat).items():
                 losses[f'2d.{name}'] = (
                     self._scale(value, self.loss_weight_2d)
                     if 'loss' in name else value)
@@ -287,7 +319,8 @@ class MV2DXRay(Base3DDetector):
     def predict(self, batch_inputs: dict, batch_data_samples: list,
                 **kwargs) -> list:
         """Fill ``pred_instances_3d`` (mm) and, where the 2D heads run,
-        ``pred_instances`` with the boxes of all views and ``view_ids``."""
+        ``pred_instances`` and a two-stage detector's ``proposals`` with the
+        boxes of all views and ``view_ids``."""
         imgs = batch_inputs['imgs']
         features = self.extract_feat(imgs)
         slices = self._views(batch_data_samples)
@@ -307,12 +340,10 @@ class MV2DXRay(Base3DDetector):
                                           tuple(imgs.shape[-2:]))
                 points = self.volume_head.queries(*volume)
             if self.with_2d:
-                sample.pred_instances = InstanceData.cat([
-                    InstanceData(
-                        bboxes=d.bboxes, scores=d.scores, labels=d.labels,
-                        view_ids=torch.full_like(d.labels, view))
-                    for view, d in enumerate(detections[rows])
-                ])
+                sample.pred_instances = self._of_all_views(detections[rows])
+                if 'proposals' in flat[0]:
+                    sample.proposals = self._of_all_views(
+                        [item.proposals for item in flat[rows]])
                 rois = self._rois(detections[rows], sample, False)
             if self.lifting_head is not None:
                 queries = self.lifting_head(maps[self.lift_level], cameras,
@@ -323,6 +354,16 @@ class MV2DXRay(Base3DDetector):
                 result = self._peaks_as_boxes(points)
             sample.pred_instances_3d = result
         return batch_data_samples
+
+    @staticmethod
+    def _of_all_views(boxes: List[InstanceData]) -> InstanceData:
+        """2D boxes of one sample in one list, with ``view_ids``."""
+        return InstanceData.cat([
+            InstanceData(
+                bboxes=b.bboxes, scores=b.scores, labels=b.labels,
+                view_ids=torch.full_like(b.labels, view))
+            for view, b in enumerate(boxes)
+        ])
 
     @staticmethod
     def _peaks_as_boxes(points: InstanceData) -> InstanceData:

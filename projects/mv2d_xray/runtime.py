@@ -1,16 +1,18 @@
 """What the command-line tools share: configs, checkpoints, progress, errors.
 """
 
+import argparse
 import ctypes
 import difflib
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
@@ -22,8 +24,9 @@ from .infos import InfosError
 
 __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
-    'allow_checkpoint_types', 'build_runner', 'check_checkpoint',
-    'keep_freed_memory', 'load_checkpoint', 'load_config', 'one_sentence'
+    'allow_checkpoint_types', 'argument_parser', 'build_runner',
+    'check_checkpoint', 'config_of', 'keep_freed_memory', 'load_checkpoint',
+    'load_config', 'one_sentence'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -147,6 +150,42 @@ def _check_option(cfg: Config, key: str) -> None:
                             f'"{part}"')
         node = node[int(part)] if isinstance(node, (list, tuple)) else node[
             part]
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments that training and testing share, named as mmdet3d's own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file (a trusted program)')
+    parser.add_argument(
+        '--work-dir', help='folder of logs and checkpoints; defaults to '
+        'work_dirs/<name of the config>')
+    parser.add_argument(
+        '--data-root', help='any converted set, instead of the config\'s')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override parts of the config, as a.b=1')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config that :func:`argument_parser`'s arguments mean.
+
+    Raises:
+        UserError: See :func:`load_config`.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(
+        Path('work_dirs') / Path(args.config).stem)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if args.data_root and cfg.get(loader):
+            cfg[loader].dataset.data_root = args.data_root
+    return cfg
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -5,6 +5,7 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from mmcv.cnn import ConvModule, build_norm_layer
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule, bias_init_with_prob
 from mmengine.structures import InstanceData
@@ -81,14 +82,6 @@ class _PoolViews(torch.autograd.Function):
         return grad, None, None
 
 
-def _conv3d(channels_in: int, channels_out: int, **kwargs) -> nn.Sequential:
-    groups = max(g for g in (8, 4, 2, 1) if channels_out % g == 0)
-    return nn.Sequential(
-        nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False,
-                  **kwargs), nn.GroupNorm(groups, channels_out),
-        nn.ReLU(inplace=True))
-
-
 @MODELS.register_module()
 class XRayVolumeHead(BaseModule):
     """Centre heatmap on a world grid, from 2D features of all views.
@@ -106,6 +99,7 @@ class XRayVolumeHead(BaseModule):
         feat_channels (int): Channels sampled from each view.
         hidden_channels (int): Channels of the 3D net.
         num_convs (int): 3x3x3 convolutions at full resolution.
+        norm_cfg (dict): Of the 3D net and of what goes into it.
         num_classes (int): Classes of the heatmap. Defaults to 1.
         base_size (float): Size that the regression is relative to (mm).
         max_queries (int): Peaks kept per scan.
@@ -123,6 +117,7 @@ class XRayVolumeHead(BaseModule):
                  feat_channels: int = 24,
                  hidden_channels: int = 32,
                  num_convs: int = 3,
+                 norm_cfg: dict = dict(type='BN3d'),
                  num_classes: int = 1,
                  base_size: float = 12.,
                  max_queries: int = 50,
@@ -145,15 +140,19 @@ class XRayVolumeHead(BaseModule):
         self.reduce = nn.Conv2d(in_channels, feat_channels, 1)
         # What the 2D heatmap says of each view is evidence, too.
         sampled = feat_channels + (num_classes if loss_heatmap_2d else 0)
-        layers = [_conv3d(2 * sampled + 1, hidden_channels)]
-        layers += [
-            _conv3d(hidden_channels, hidden_channels)
-            for _ in range(num_convs - 1)
-        ]
-        self.convs = nn.Sequential(*layers)
-        self.context = nn.Sequential(
-            _conv3d(hidden_channels, hidden_channels, stride=2),
-            _conv3d(hidden_channels, hidden_channels))
+        channels = [2 * sampled + 1] + [hidden_channels] * num_convs
+
+        def conv(source: int, stride: int = 1) -> ConvModule:
+            return ConvModule(
+                source, hidden_channels, 3, stride=stride, padding=1,
+                conv_cfg=dict(type='Conv3d'), norm_cfg=norm_cfg)
+
+        # The views differ little from one voxel to the next, but all from 0:
+        # without this the zero padding is the strongest contrast in the grid.
+        self.norm = build_norm_layer(norm_cfg, channels[0])[1]
+        self.convs = nn.Sequential(*(conv(c) for c in channels[:-1]))
+        self.context = nn.Sequential(conv(hidden_channels, 2),
+                                     conv(hidden_channels))
         self.heatmap = nn.Conv3d(hidden_channels, num_classes, 1)
         self.box = nn.Conv3d(hidden_channels, 6, 1)
         self.heatmap_2d = (
@@ -235,7 +234,8 @@ class XRayVolumeHead(BaseModule):
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
         volume = self.lift(sampled, ct2img, img_shape)
         volume = self.convs(
-            volume.contiguous(memory_format=torch.channels_last_3d))
+            self.norm(volume).contiguous(
+                memory_format=torch.channels_last_3d))
         context = F.interpolate(
             self.context(volume), size=volume.shape[2:], mode='trilinear',
             align_corners=False)
