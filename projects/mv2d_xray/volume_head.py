@@ -125,7 +125,7 @@ class XRayVolumeHead(BaseModule):
                  min_sigma: float = 4.,
                  loss_heatmap: dict = dict(
                      type='mmdet.GaussianFocalLoss', loss_weight=1.),
-                 loss_box: dict = dict(type='mmdet.L1Loss', loss_weight=.2),
+                 loss_box: dict = dict(type='mmdet.L1Loss', loss_weight=1.),
                  loss_heatmap_2d: Optional[dict] = dict(
                      type='mmdet.GaussianFocalLoss', loss_weight=1.),
                  init_cfg=None) -> None:
@@ -318,15 +318,34 @@ class XRayVolumeHead(BaseModule):
         if len(boxes) == 0:
             return dict(
                 loss_heatmap=loss_heatmap, loss_volume_box=code.sum() * 0)
-        cells = [(boxes[:, i, None] - axis).abs().argmin(1)
-                 for i, axis in enumerate(axes)]
-        points = torch.stack(
-            [axis[cell] for axis, cell in zip(axes, cells)], 1)
-        predicted = code[:, cells[0], cells[1], cells[2]].T
-        loss_box = self.loss_box(
-            predicted, self.encode(boxes, points),
-            avg_factor=6 * len(boxes))
+        loss_box = self._loss_box(code, boxes, sigmas, axes)
         return dict(loss_heatmap=loss_heatmap, loss_volume_box=loss_box)
+
+    def _loss_box(self, code: Tensor, boxes: Tensor, sigmas: Tensor,
+                  axes: Sequence[Tensor]) -> Tensor:
+        """Box loss of the voxels around each centre.
+
+        The strongest voxel of a found object is often a neighbour of the one
+        that holds its centre, so neighbours learn the way to it, too,
+        weighted as the heatmap's target.
+        """
+        steps = torch.arange(-1, 2, device=code.device)
+        steps = torch.cartesian_prod(steps, steps, steps)  # (27, 3)
+        cells = torch.stack([(boxes[:, i, None] - axis).abs().argmin(1)
+                             for i, axis in enumerate(axes)], 1)
+        near = cells[:, None] + steps  # (N, 27, 3)
+        size = near.new_tensor([len(axis) for axis in axes])
+        inside = ((near >= 0) & (near < size)).all(-1)
+        near = torch.minimum(near.clamp(min=0), size - 1).flatten(0, 1)
+        points = torch.stack([axis[n] for axis, n in zip(axes, near.T)], 1)
+        predicted = code[:, near[:, 0], near[:, 1], near[:, 2]].T
+        distance = steps.to(code).norm(dim=1) * self.voxel_size
+        weight = torch.exp(-.5 * (distance / sigmas[:, None])**2) * inside
+        return self.loss_box(
+            predicted,
+            self.encode(boxes.repeat_interleave(len(steps), 0), points),
+            weight.reshape(-1, 1).expand_as(predicted),
+            avg_factor=6 * weight.sum())
 
     def loss_2d(self, features: Tensor, stride: float, boxes: List[Tensor],
                 ignored: List[Tensor]) -> dict:
