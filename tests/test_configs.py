@@ -6,8 +6,10 @@ import pytest
 from mmengine.config import Config
 from mmdet3d.registry import MODELS
 
-CONFIGS = sorted(
-    p for p in Path(__file__).parent.parent.glob('configs/*.py'))
+from projects.mv2d_xray.runtime import check_checkpoint
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(ROOT.glob('configs/*.py'))
 MODEL_CONFIGS = [p for p in CONFIGS if p.stem.startswith('mv2d-xray')]
 
 
@@ -62,3 +64,15 @@ def test_strides_that_disagree_are_refused():
         4, 8, 16, 32, 64]
     with pytest.raises(ValueError, match='strides of the anchor generator'):
         MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize(
+    'path', sorted(ROOT.glob('checkpoints/*.pth')), ids=lambda p: p.stem)
+def test_released_checkpoint(path):
+    """It is small, says what made it, and fits its config."""
+    assert path.stat().st_size < 25e6
+    model = MODELS.build(load(ROOT / f'configs/{path.stem}.py').model)
+    checkpoint = check_checkpoint(str(path), model)
+    assert set(checkpoint) == {'meta', 'state_dict'}
+    assert checkpoint['meta']['dataset_meta']['classes'] == ('nodule', )
+    assert path.name in (ROOT / 'checkpoints/README.md').read_text()

@@ -106,11 +106,10 @@ def test_a_perfect_heatmap_gives_back_its_boxes():
     axes = module.grid_axes()
     target = draw_gaussians(boxes[:, :3], torch.tensor([4., 5.]), axes)
     heatmap = torch.logit(target.clamp(1e-4, 1 - 1e-4))[None]
-    points = module.grid_points()
-    code = torch.zeros(6, 20, 20, 20)
-    for box in boxes:
-        x, y, z = (int((a - c).abs().argmin()) for a, c in zip(axes, box))
-        code[:, x, y, z] = module.encode(box[None], points[x, y, z][None])[0]
+    # Every voxel says where the nearest box is.
+    points = module.grid_points().reshape(-1, 3)
+    nearest = torch.cdist(points, boxes[:, :3]).argmin(1)
+    code = module.encode(boxes[nearest], points).T.reshape(6, 20, 20, 20)
     queries = module.queries(heatmap, code, torch.zeros(8, 20, 20, 20))
     top = queries.logits[:, 0].argsort(descending=True)[:2]
     found = torch.cat([queries.centres, queries.sizes], 1)[top]
@@ -124,6 +123,28 @@ def test_a_perfect_heatmap_gives_back_its_boxes():
                                 torch.zeros(2, dtype=torch.long),
                                 torch.zeros(0, 7))
     assert losses['loss_heatmap'] < .01 * worse['loss_heatmap']
+    # A neighbour of a centre's voxel that is wrong by a voxel costs, one far
+    # away does not.
+    x, y, z = (int((a - c).abs().argmin()) for a, c in zip(axes, boxes[0]))
+    for step, counts in ((1, True), (3, False)):
+        moved = code.clone()
+        moved[0, x + step, y, z] += 1
+        loss = module.loss_by_feat(heatmap, moved, boxes,
+                                   torch.zeros(2, dtype=torch.long),
+                                   torch.zeros(0, 7))['loss_volume_box']
+        assert (loss > 1e-3) == counts
+
+
+def test_boxes_at_the_edge_of_the_volume():
+    module = head()
+    edge = torch.tensor([[59.9, -59.9, 59.9, 10, 12, 14, 0]])
+    code = torch.zeros(6, 20, 20, 20, requires_grad=True)
+    loss = module.loss_by_feat(torch.zeros(1, 20, 20, 20), code, edge,
+                               torch.zeros(1, dtype=torch.long),
+                               torch.zeros(0, 7))['loss_volume_box']
+    loss.backward()
+    taught = code.grad.abs().sum(0) > 0
+    assert taught[18:, :2, 18:].all() and taught.sum() == 8
 
 
 def test_no_truth_and_truth_outside():

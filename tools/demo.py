@@ -42,7 +42,7 @@ def main() -> None:
         data, '--jobs', str(args.jobs))
     last = ROOT / work / 'final.pth'
     if not last.exists():
-        run('2 of 3: training from scratch on 100 patients', 'tools/train.py',
+        run('2 of 3: training from scratch', 'tools/train.py',
             CONFIG, '--work-dir', str(work), '--data-root', data, '--resume',
             '--cfg-options', 'train_cfg.val_interval=1000000')
         newest = (ROOT / work / 'last_checkpoint').read_text().strip()
@@ -50,7 +50,7 @@ def main() -> None:
     else:
         print(f'\n== 2 of 3: training is done, see {last}')
     results, pictures = work / 'results.json', work / 'pictures'
-    run('3 of 3: test on 20 patients that the network never saw',
+    run('3 of 3: test on patients that the network never saw',
         'tools/test.py', CONFIG, str(work / 'final.pth'), '--work-dir',
         str(work), '--data-root', data, '--out', str(results), '--show-dir',
         str(pictures))
