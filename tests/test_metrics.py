@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 
 from projects.mv2d_xray.metrics import (ScanResult, XRay2DMetric,
                                         XRay3DMetric, _Ranked, evaluate,
-                                        match)
+                                        match, table_of)
 
 
 def box(x, size=10., y=0., z=0.):
@@ -276,8 +276,8 @@ def test_nothing_found_or_nothing_there_is_zero_and_never_nan(scans):
 
 
 def test_table_tells_nothing_there_from_nothing_found():
-    from projects.mv2d_xray.metrics import _table
-    table = _table(run([scan(truth=[box(0, 20.)])])[1])
+    table = table_of(json.loads(json.dumps(
+        run([scan(truth=[box(0, 20.)])])[1])))
     rows = {line.split('|')[1].strip(): line.split('|')[3:5]
             for line in table.splitlines() if line.startswith('| ')}
     assert [c.strip() for c in rows['above 10mm']] == ['0.000', '0.000']

@@ -352,7 +352,7 @@ class XRay3DMetric(BaseMetric):
         self.full_results = full
         if self.out_file:
             dump_json(full, self.out_file)
-        print_log('\n' + _table(full), MMLogger.get_current_instance())
+        print_log('\n' + table_of(full), MMLogger.get_current_instance())
         flat = {k: v for k, v in full.items()
                 if isinstance(v, (int, float))}
         for rate, value in zip(FALSE_POSITIVES, full['froc']['sensitivity']):
@@ -427,8 +427,9 @@ def _describe(scan: ScanResult, name: str) -> dict:
         ])
 
 
-def _table(full: dict) -> str:
-    """What the screen shows after a test."""
+def table_of(full: dict) -> str:
+    """What the screen shows after a test, from ``full_results`` or the JSON
+    of them."""
 
     def text(value):
         return '-' if value is None else f'{value:.3f}'
