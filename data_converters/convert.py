@@ -19,7 +19,8 @@ from tqdm import tqdm
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import (SCHEMA_VERSION, atomic_write, build_coco,
-                                      dump_infos, dump_json, load_json)
+                                      dump_infos, dump_json, load_json,
+                                      pack_shape)
 
 from . import __version__
 from .drr import MU_WATER, render
@@ -109,7 +110,9 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
                             or nodule.diameter < options.min_diameter),
                 nodule_id=number, diameter=nodule.diameter,
                 volume_mm3=nodule.volume, num_readers=nodule.num_readers,
-                num_views=seen, characteristics=nodule.characteristics))
+                num_views=seen, characteristics=nodule.characteristics,
+                shape=pack_shape(scan.mask(nodule)),
+                contrast=scan.contrast(nodule)))
     sample = dict(
         token=scan.key, lidc_id_ref=scan.patient_id,
         series_uid=scan.series_uid, frame_of_reference_uid=scan.frame_uid,

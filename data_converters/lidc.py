@@ -10,14 +10,15 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Union
+from typing import Callable, Dict, List, Optional, Union
 
 import numpy as np
+from scipy.ndimage import binary_dilation
 from scipy.spatial.distance import cdist
 
 from projects.mv2d_xray.infos import CHARACTERISTICS
 
-from .drr import Volume
+from .drr import Volume, hu_to_mu
 
 # Slice positions are irregular in the database (a gap of 38 mm in 0514).
 UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
@@ -242,6 +243,33 @@ class Scan:
         reach = np.abs(self.hu.voxel2ct[:3, :3]).sum(1) / 2
         low, high = centres.min(0) - reach, centres.max(0) + reach
         return np.array([*(low + high) / 2, *(high - low), 0.])
+
+    def mask(self, nodule: Nodule) -> np.ndarray:
+        """A nodule's mask along the world's axes, (X, Y, Z)."""
+        mask = nodule.mask.transpose(1, 0, 2)
+        steps = self.hu.voxel2ct[:3, :3]
+        order = np.abs(steps).argmax(1)
+        mask = mask.transpose(order)
+        ahead = steps[range(3), order] > 0
+        return mask[tuple(slice(None, None, 1 if a else -1) for a in ahead)]
+
+    def contrast(self, nodule: Nodule) -> Optional[float]:
+        """By how much a nodule attenuates more than what is next to it
+        (1/mm): its mean less the median of a shell of three voxels; None
+        where that is not positive."""
+        low = np.maximum(nodule.start - 3, 0)
+        mask = np.pad(nodule.mask, 3)
+        skip = low - (nodule.start - 3)
+        size = np.array(self.hu.values.shape)[[1, 0, 2]]
+        high = np.minimum(nodule.start + nodule.mask.shape + 3, size)
+        mask = mask[tuple(slice(a, a + n)
+                          for a, n in zip(skip, high - low))]
+        part = self.hu.values.transpose(1, 0, 2)[tuple(
+            slice(a, b) for a, b in zip(low, high))]
+        mu = hu_to_mu(part)
+        shell = binary_dilation(mask, iterations=3) & ~mask
+        value = float(mu[mask].mean() - np.median(mu[shell]))
+        return value if value > 0 else None
 
     def voxel_corners(self, nodule: Nodule) -> np.ndarray:
         """Corners of a nodule's surface voxels, (N, 3) (mm)."""

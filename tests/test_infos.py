@@ -10,7 +10,8 @@ import pytest
 
 from projects.mv2d_xray.infos import (InfosError, atomic_write, build_coco,
                                       check_coco, dump_infos, load_infos,
-                                      load_json, validate_infos)
+                                      load_json, pack_shape, unpack_shape,
+                                      validate_infos)
 
 from .spheres import make_sphere_set
 
@@ -253,3 +254,17 @@ def test_same_seed_same_bytes(tmp_path):
     assert content('a') == content('b')
     assert content('a')['lidc_infos_train.pkl'] != content('c')[
         'lidc_infos_train.pkl']
+
+
+def test_shapes_fit_into_a_record():
+    mask = np.zeros((32, 48, 5), bool)
+    mask[16:, :24, 2:] = True
+    text = pack_shape(mask)
+    assert len(text) < 700
+    shape = unpack_shape(text, 'here')
+    assert shape.shape == (16, 16, 16)
+    assert shape[8:, :8, 8:].all() and not shape[:8].any()
+    assert not shape[:, 8:].any() and not shape[..., :6].any()
+    for bad in ('AAAA', '?', None, 3):
+        with pytest.raises(InfosError, match='here.*shape.*4096 bits'):
+            unpack_shape(bad, 'here')

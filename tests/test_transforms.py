@@ -9,7 +9,9 @@ from mmdet3d.registry import DATASETS, TRANSFORMS
 
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.infos import InfosError
-from projects.mv2d_xray.transforms import XRayPhotometric
+from projects.mv2d_xray.geometry import View
+from projects.mv2d_xray.transforms import (XRayInsertNodules, XRayPhotometric,
+                                           _Finding)
 
 from .spheres import chord_lengths, make_sphere_set
 
@@ -30,6 +32,7 @@ def loaded(tmp_path_factory):
         np.random.seed(0)
         return data[0]
 
+    fresh.bank = data.bank
     return fresh
 
 
@@ -70,10 +73,11 @@ def test_loading_is_consistent(loaded):
     dict(type='XRayRandomRotate', max_angle=180.),
     dict(type='XRayRandomRotate', max_angle=180., step=60.),
     dict(type='XRayViewDropout', prob=1., min_views=2),
-    dict(type='XRayInsertNodules', region=[-60.] * 3 + [60.] * 3),
+    dict(type='XRayInsertNodules', spread=30.),
 ])
 def test_geometric_transforms_keep_everything_together(loaded, transform):
     step = TRANSFORMS.build(transform)
+    step.bank = loaded.bank
     for _ in range(4):
         consistent(step(loaded()), 1.5)
 
@@ -174,30 +178,54 @@ def test_flip_and_rotate_do_nothing_at_zero(loaded):
     np.testing.assert_allclose(results['ct2img'], loaded()['ct2img'])
 
 
+def ball(cells):
+    axis = (np.arange(cells) + .5) / cells * 2 - 1
+    return sum(a**2 for a in np.meshgrid(axis, axis, axis)) <= 1
+
+
 def test_an_inserted_sphere_is_a_sphere(loaded):
-    from projects.mv2d_xray.transforms import XRayInsertNodules
     results = loaded()
     centre, radius = np.array([20., -30., 35.]), 11.
+    rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
+    sphere = _Finding(centre, rotation / radius, ball(48), .02, 0)
+    np.testing.assert_allclose(
+        sphere.box(), [*centre, *[2 * radius] * 3, 0], atol=.6)
     for view, image in enumerate(results['img']):
         changed = image.copy()
-        rect = XRayInsertNodules.add(changed, results['ct2img'][view], centre,
-                                     np.eye(3) / radius, .02)
+        rect = XRayInsertNodules.add(changed, results['ct2img'][view], sphere)
         info = results['images'][results['view_names'][view]]
-        from projects.mv2d_xray.geometry import View
         oracle = View('', info['cam2img'], info['lidar2cam'], 96, 96)
-        np.testing.assert_allclose(
-            (changed - image)[..., 0],
-            .02 * chord_lengths(centre, radius, oracle), atol=1e-5)
-        rows, columns = np.nonzero((changed - image)[..., 0] > 1e-6)
+        expected = .02 * chord_lengths(centre, radius, oracle)
+        found = (changed - image)[..., 0]
+        assert np.abs(found - expected).max() < .1 * expected.max()
+        assert found.sum() == pytest.approx(expected.sum(), rel=.02)
+        rows, columns = np.nonzero(found > 1e-6)
         assert rect.tolist() == [columns.min(), rows.min(),
                                  columns.max() + 1, rows.max() + 1]
 
 
+def test_an_inserted_shape_is_turned_with_its_box():
+    """Half of a box, turned by 90 degrees about z."""
+    half = np.zeros((16, 16, 16), bool)
+    half[8:] = True  # x > 0
+    turn = np.array([[0., 1, 0], [-1, 0, 0], [0, 0, 1]])  # y takes x's place
+    finding = _Finding(np.array([5., 0, 0]),
+                       turn / np.array([10., 6, 4])[:, None], half, .02, 0)
+    np.testing.assert_allclose(finding.box(), [5, 5, 0, 12, 10, 8, 0])
+    rays = np.eye(3)
+    source = np.array([5., -50, 0])  # sees it along y
+    assert finding.path(source, rays[1:2])[0] == pytest.approx(10, rel=.05)
+    assert finding.path(np.array([-50., 5, 0]), rays[:1])[0] == pytest.approx(
+        12, rel=.05)
+    assert finding.path(np.array([-50., -5, 0]), rays[:1])[0] == 0
+
+
 def test_inserted_nodules_are_annotated(loaded):
     step = TRANSFORMS.build(
-        dict(type='XRayInsertNodules', region=[-60.] * 3 + [60.] * 3,
-             max_nodules=5, diameters=(10., 30.)))
-    counts = []
+        dict(type='XRayInsertNodules', max_nodules=5, scales=(.5, 2.)))
+    assert len(step(loaded())['gt_bboxes_3d']) == 3  # nothing to insert yet
+    step.bank = loaded.bank
+    counts, sizes = [], []
     for seed in range(12):
         before = loaded()
         np.random.seed(seed)
@@ -206,9 +234,10 @@ def test_inserted_nodules_are_annotated(loaded):
         counts.append(len(boxes) - 3)
         assert len(after['gt_labels_3d']) == len(boxes)
         assert after['gt_bboxes_instance'].max() == len(boxes) - 1
-        sizes = boxes.tensor[3:, 3:6]
-        assert ((sizes > 10 / 1.36) & (sizes < 30 * 1.36)).all()
+        sizes += boxes.tensor[3:, 3:6].flatten().tolist()
     assert min(counts) == 0 and max(counts) == 5
+    # Of spheres of 20 to 28 mm.
+    assert 9.5 < min(sizes) < 20 and 28 < max(sizes) < 59
     # The loaded sample itself was not changed.
     np.testing.assert_array_equal(loaded()['img'][0], loaded()['img'][0])
 
@@ -312,8 +341,7 @@ def test_no_boxes(tmp_path):
                  dict(type='XRayViewDropout', prob=1., min_views=1),
                  dict(type='XRayPhotometric', prob=1.),
                  dict(type='XRayGridMask', prob=1.),
-                 dict(type='XRayInsertNodules', max_nodules=0,
-                      region=[-9.] * 3 + [9.] * 3),
+                 dict(type='XRayInsertNodules'),
                  dict(type='ResizeXRay', scale=(16, 16)),
                  dict(type='PackXRayInputs')]))[0]
     assert item['inputs']['img'].shape[1:] == (1, 16, 16)

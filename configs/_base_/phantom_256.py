@@ -4,9 +4,8 @@ scene_range = [-200., -200., -200., 200., 200., 200.]
 
 train_pipeline = [
     dict(type='LoadXRayViews'),
-    # More indications than a hundred patients have, where lungs are.
-    dict(type='XRayInsertNodules', max_nodules=20,
-         region=[-120., -80., -120., 120., 80., 120.]),
+    # More indications than a hundred patients have.
+    dict(type='XRayInsertNodules', max_nodules=20),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,

@@ -1,14 +1,15 @@
 """Converted sets as an mmdet3d data set."""
 
 import os.path as osp
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmdet3d.datasets import Det3DDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from .infos import InfosError, check_coco, load_infos, load_json
+from .infos import (InfosError, check_coco, load_infos, load_json,
+                    unpack_shape)
 
 __all__ = ['XRayDataset']
 
@@ -84,7 +85,7 @@ class XRayDataset(Det3DDataset):
         infos, self._infos = self._infos, None
         for key, value in infos['metainfo'].items():
             self._metainfo.setdefault(key, value)
-        samples = []
+        samples, self.bank = [], []
         if not infos['data_list']:
             raise InfosError(f'{self.source}: field "data_list": expected at '
                              'least one sample, found 0')
@@ -92,7 +93,43 @@ class XRayDataset(Det3DDataset):
             self._check_sample(sample)
             samples.append(self.parse_data_info(sample))
             samples[-1]['intensity'] = infos['metainfo'].get('intensity')
+            self.bank += self._findings(sample['instances'])
         return samples
+
+    def full_init(self) -> None:
+        """As mmengine's; transforms that insert findings get the set's."""
+        super().full_init()
+        for transform in self.pipeline.transforms:
+            if hasattr(transform, 'bank'):
+                transform.bank = self.bank
+
+    def _counting(self, instances: List[dict]) -> Tuple[List[int], np.ndarray]:
+        """Rows of the findings that count, and all diameters (mm)."""
+        diameters = np.array(
+            [item.get('diameter') or np.mean(
+                np.asarray(item['bbox_3d'][3:6], dtype=np.float64))
+             for item in instances], dtype=np.float64)
+        return [
+            i for i, item in enumerate(instances)
+            if item['valid_flag'] and not item['ignore']
+            and diameters[i] >= self.min_diameter
+            and self.label_mapping[item['bbox_label_3d']] >= 0
+        ], diameters
+
+    def _findings(self, instances: List[dict]) -> List[dict]:
+        """What an inserting transform needs to know of those that count."""
+        found = []
+        for row in self._counting(instances)[0]:
+            item = instances[row]
+            box = np.asarray(item['bbox_3d'], dtype=np.float64)
+            found.append(
+                dict(
+                    centre=box[:3], size=box[3:6],
+                    label=self.label_mapping[item['bbox_label_3d']],
+                    contrast=item.get('contrast'),
+                    shape=unpack_shape(item['shape'], self.source)
+                    if item.get('shape') else None))
+        return found
 
     def _check_sample(self, sample: dict) -> None:
         where = f'{self.source}: scan {sample["token"]}'
@@ -140,16 +177,7 @@ class XRayDataset(Det3DDataset):
             ``ignored_bboxes_view``.
         """
         instances = info['instances']
-        diameters = np.array(
-            [item.get('diameter') or np.mean(
-                np.asarray(item['bbox_3d'][3:6], dtype=np.float64))
-             for item in instances], dtype=np.float64)
-        kept = [
-            i for i, item in enumerate(instances)
-            if item['valid_flag'] and not item['ignore']
-            and diameters[i] >= self.min_diameter
-            and self.label_mapping[item['bbox_label_3d']] >= 0
-        ]
+        kept, diameters = self._counting(instances)
         place = {instance: row for row, instance in enumerate(kept)}
         left_out = [i for i in range(len(instances)) if i not in place]
         boxes, ignored = [], []

@@ -7,6 +7,8 @@ both so that nothing half-written looks whole.
 Frames and units are those of :mod:`projects.mv2d_xray.geometry`.
 """
 
+import base64
+import binascii
 import io
 import json
 import math
@@ -20,6 +22,7 @@ from typing import Iterator, Union
 import numpy as np
 
 SCHEMA_VERSION = 1
+SHAPE_CELLS = 16  # per axis of a finding's box
 CHARACTERISTICS = ('subtlety', 'internalStructure', 'calcification',
                    'sphericity', 'margin', 'lobulation', 'spiculation',
                    'texture', 'malignancy')
@@ -262,8 +265,11 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
         for key in ('valid_flag', 'ignore'):
             _expect(isinstance(instance.get(key), bool), at, key, 'a bool',
                     instance.get(key))
-        if instance.get('diameter') is not None:
-            _number(instance, 'diameter', at, 0., 'a positive number')
+        for key in ('diameter', 'contrast'):
+            if instance.get(key) is not None:
+                _number(instance, key, at, 0., 'a positive number')
+        if instance.get('shape') is not None:
+            unpack_shape(instance['shape'], at)
         named = _dict(instance.get('characteristics', {}), at,
                       'characteristics')
         for key in set(CHARACTERISTICS) & set(named):
@@ -290,6 +296,36 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
             _vector(box, 'bbox_cam3d', 7, at)
             _vector(box, 'center_2d', 2, at)
             _number(box, 'depth', at)
+
+
+def pack_shape(mask: np.ndarray) -> str:
+    """What a finding fills of its box, small enough to stand in its record.
+
+    Args:
+        mask (np.ndarray): Boolean (X, Y, Z) that spans the box.
+
+    Returns:
+        str: Base64 of the bits of the mask at the centres of a grid of
+        ``SHAPE_CELLS``³ cells.
+    """
+    cells = [((np.arange(SHAPE_CELLS) + .5) / SHAPE_CELLS * n).astype(int)
+             for n in mask.shape]
+    return base64.b64encode(np.packbits(mask[np.ix_(*cells)])).decode()
+
+
+def unpack_shape(text: str, where: str) -> np.ndarray:
+    """Inverse of :func:`pack_shape`: boolean (16, 16, 16).
+
+    Raises:
+        InfosError: It is not such a text.
+    """
+    try:
+        bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+    except (TypeError, ValueError, binascii.Error):
+        bits = np.zeros(0, np.uint8)
+    _expect(len(bits) == SHAPE_CELLS**3 // 8, where, 'shape',
+            f'base64 of {SHAPE_CELLS**3} bits', text)
+    return np.unpackbits(bits).astype(bool).reshape([SHAPE_CELLS] * 3)
 
 
 def build_coco(infos: dict) -> dict:

@@ -6,6 +6,7 @@ Randomness comes from NumPy's global generator, which mmengine seeds in every
 worker. Images are lists of (H, W, 1) float32 line integrals.
 """
 
+from dataclasses import dataclass
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
@@ -270,61 +271,119 @@ class XRayGridMask(BaseTransform):
         return results
 
 
+@dataclass
+class _Finding:
+    """Something to insert.
+
+    Attributes:
+        centre: (3,) (mm).
+        to_box: (3, 3), world offsets from the centre (mm) to [-1, 1]³ of the
+            finding's own box.
+        shape: Boolean (n, n, n), what it fills of that box.
+        contrast: What it adds to the attenuation (1/mm).
+        label: Class.
+    """
+    centre: np.ndarray
+    to_box: np.ndarray
+    shape: np.ndarray
+    contrast: float
+    label: int
+
+    def box(self) -> np.ndarray:
+        """Tight box of the filled cells, (7,) (mm)."""
+        count = len(self.shape)
+        cells = (np.argwhere(self.shape) + .5) / count * 2 - 1
+        from_box = np.linalg.inv(self.to_box)
+        centres = cells @ from_box.T
+        # A cell counts as the ellipsoid in it: exact along the axes, and
+        # a turned ball stays a ball.
+        reach = np.linalg.norm(from_box, axis=1) / count
+        low, high = centres.min(0) - reach, centres.max(0) + reach
+        return np.concatenate([self.centre + (low + high) / 2, high - low,
+                               [0.]])
+
+    def path(self, source: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """Length of rays in it, (N,) (mm), from source (3,) and unit
+        directions (N, 3)."""
+        count = len(self.shape)
+        start = self.to_box @ (source - self.centre)
+        step = direction @ self.to_box.T
+        # Where a ray crosses the ball round the box, in even steps.
+        a, b = (step**2).sum(1), step @ start
+        half = np.sqrt((b**2 - a * (start @ start - 3)).clip(0)) / a
+        places = (np.arange(_STEPS) + .5) / _STEPS * 2 - 1
+        along = -(b / a)[:, None] + half[:, None] * places
+        cell = (start + along[..., None] * step[:, None] + 1) * (count / 2)
+        inside = ((cell >= 0) & (cell < count)).all(-1)
+        cell = np.where(inside[..., None], cell, 0).astype(int)
+        filled = self.shape[tuple(np.moveaxis(cell, -1, 0))] & inside
+        return filled.sum(1) * (2 * half / _STEPS)
+
+
+_STEPS = 48  # samples of a ray in a finding
+
+
 @TRANSFORMS.register_module()
 class XRayInsertNodules(BaseTransform):
-    """Add ellipsoids to the object, as if it had more indications.
+    """Show findings of the set in other scans, turned, scaled and mirrored.
 
-    Projection is linear: what an ellipsoid adds to a ray's line integral is
-    its attenuation times the length of the ray in it. Costs little and gives
-    a small training set as many indications as it needs.
+    Projection is linear: what a finding adds to a ray's line integral is its
+    attenuation times the length of the ray in it. Costs little and gives a
+    small training set as many findings as it needs. The dataset fills
+    :attr:`bank` with its findings that count. Each is put near where another
+    one was, since that is where they occur.
 
     Args:
-        region (Sequence[float]): ``[x0, y0, z0, x1, y1, z1]`` of the centres
-            (mm).
         max_nodules (int): Most per sample; the number is uniform from 0.
-        diameters (tuple[float, float]): Range of the mean diameter (mm),
-            log-uniform.
-        attenuation (tuple[float, float]): Range of what is added (1/mm);
-            soft tissue in lung is 0.017.
-        elongation (float): Largest ratio of an axis to the mean.
-        label (int): Class of what is added.
+        scales (tuple[float, float]): Range of the change of size.
+        spread (float): Deviation of the place from another finding's (mm).
+        contrasts (tuple[float, float]): Range of the change of contrast.
+        attenuation (tuple[float, float]): Range of what is added (1/mm) for
+            findings of sets that do not say; soft tissue in lung is 0.017.
+            Those without a known shape are ellipsoids.
     """
 
     def __init__(self,
-                 region: Sequence[float],
                  max_nodules: int = 4,
-                 diameters: Tuple[float, float] = (8., 26.),
-                 attenuation: Tuple[float, float] = (.006, .02),
-                 elongation: float = 1.35,
-                 label: int = 0) -> None:
-        self.region = np.asarray(region, dtype=np.float64)
+                 scales: Tuple[float, float] = (.8, 1.25),
+                 spread: float = 15.,
+                 contrasts: Tuple[float, float] = (.7, 1.2),
+                 attenuation: Tuple[float, float] = (.006, .02)) -> None:
         self.max_nodules = max_nodules
-        self.diameters = diameters
+        self.scales = scales
+        self.spread = spread
+        self.contrasts = contrasts
         self.attenuation = attenuation
-        self.elongation = elongation
-        self.label = label
+        self.bank: List[dict] = []
 
-    def _draw(self) -> Tuple[np.ndarray, np.ndarray, float]:
-        """Centre (mm), matrix to the unit sphere (1/mm) and attenuation."""
-        centre = np.random.uniform(self.region[:3], self.region[3:])
-        mean = np.exp(np.random.uniform(*np.log(self.diameters))) / 2
-        axes = mean * self.elongation**np.random.uniform(-1, 1, 3)
+    def _draw(self) -> _Finding:
+        """One of the bank's findings, changed, at another one's place."""
+        item = self.bank[np.random.randint(len(self.bank))]
+        other = self.bank[np.random.randint(len(self.bank))]
+        centre = other['centre'] + np.random.normal(0, self.spread, 3)
+        scale = np.exp(np.random.uniform(*np.log(self.scales)))
         rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
-        return (centre, rotation.T / axes[:, None],
-                np.random.uniform(*self.attenuation))
+        shape, contrast = item['shape'], item['contrast']
+        if shape is None:
+            axis = (np.arange(16) + .5) / 8 - 1
+            shape = sum(a**2 for a in np.meshgrid(axis, axis, axis)) <= 1
+        contrast = (np.random.uniform(*self.attenuation) if contrast is None
+                    else contrast * np.random.uniform(*self.contrasts))
+        return _Finding(
+            centre, rotation.T / (item['size'] * scale / 2)[:, None], shape,
+            contrast, item['label'])
 
     @staticmethod
-    def add(image: np.ndarray, ct2img: np.ndarray, centre: np.ndarray,
-            to_sphere: np.ndarray,
-            attenuation: float) -> Optional[np.ndarray]:
-        """Add one ellipsoid to one (H, W, 1) image, in place.
+    def add(image: np.ndarray, ct2img: np.ndarray,
+            finding: _Finding) -> Optional[np.ndarray]:
+        """Add a finding to one (H, W, 1) image, in place.
 
         Returns:
             np.ndarray: Rectangle of what was added (px), or None where the
             image does not show it.
         """
-        box = _ellipsoid_box(centre, to_sphere)
-        rect, depth = geometry.project_boxes(box[None], ct2img[None])
+        rect, depth = geometry.project_boxes(finding.box()[None],
+                                             ct2img[None])
         height, width = image.shape[:2]
         low = np.floor(rect[0, 0, :2]).clip(0, [width, height]).astype(int)
         high = np.ceil(rect[0, 0, 2:]).clip(0, [width, height]).astype(int)
@@ -333,53 +392,46 @@ class XRayInsertNodules(BaseTransform):
         v, u = np.mgrid[low[1]:high[1], low[0]:high[0]] + .5
         source, direction = geometry.rays(
             np.stack([u.ravel(), v.ravel()], -1), ct2img)
-        start = to_sphere @ (source[0] - centre)
-        step = direction @ to_sphere.T
-        a, b = (step**2).sum(1), step @ start
-        inside = (b**2 - a * (start @ start - 1)).clip(0)
-        chord = (2 * np.sqrt(inside) / a).reshape(u.shape)
-        rows, columns = np.nonzero(chord)
+        path = finding.path(source[0], direction).reshape(u.shape)
+        rows, columns = np.nonzero(path)
         if len(rows) == 0:
             return None
-        image[low[1]:high[1], low[0]:high[0], 0] += attenuation * chord
+        image[low[1]:high[1], low[0]:high[0], 0] += finding.contrast * path
         return np.array([columns.min(), rows.min(), columns.max() + 1,
                          rows.max() + 1]) + np.tile(low, 2)
 
     def transform(self, results: dict) -> dict:
         """Add to one sample."""
         results['img'] = [image.copy() for image in results['img']]
-        for _ in range(np.random.randint(self.max_nodules + 1)):
-            nodule = self._draw()
+        most = self.max_nodules if self.bank else 0
+        for _ in range(np.random.randint(most + 1)):
+            finding = self._draw()
             rects = {}
             for view, image in enumerate(results['img']):
-                rect = self.add(image, results['ct2img'][view], *nodule)
+                rect = self.add(image, results['ct2img'][view], finding)
                 if rect is not None:
                     rects[view] = rect
             if len(rects) >= 2:
-                self._annotate(results, _ellipsoid_box(*nodule[:2]), rects)
+                self._annotate(results, finding, rects)
         return results
 
-    def _annotate(self, results: dict, box: np.ndarray, rects: dict) -> None:
+    @staticmethod
+    def _annotate(results: dict, finding: _Finding, rects: dict) -> None:
         boxes = results['gt_bboxes_3d']
         count = len(boxes)
         results['gt_bboxes_3d'] = LiDARInstance3DBoxes.cat([
-            boxes, LiDARInstance3DBoxes(box[None].astype(np.float32),
-                                        origin=(.5, .5, .5))])
+            boxes, LiDARInstance3DBoxes(
+                finding.box()[None].astype(np.float32),
+                origin=(.5, .5, .5))])
         new = dict(
-            gt_labels_3d=[self.label], gt_bboxes=list(rects.values()),
-            gt_bboxes_labels=[self.label] * len(rects),
+            gt_labels_3d=[finding.label], gt_bboxes=list(rects.values()),
+            gt_bboxes_labels=[finding.label] * len(rects),
             gt_bboxes_view=list(rects),
             gt_bboxes_instance=[count] * len(rects))
         for key, value in new.items():
             old = results[key]
             results[key] = np.concatenate(
                 [old, np.asarray(value, dtype=old.dtype)])
-
-
-def _ellipsoid_box(centre: np.ndarray, to_sphere: np.ndarray) -> np.ndarray:
-    """Tight box (7,) of the ellipsoid that a matrix maps to the sphere."""
-    half = np.linalg.norm(np.linalg.inv(to_sphere), axis=1)
-    return np.concatenate([centre, 2 * half, [0.]])
 
 
 @TRANSFORMS.register_module()
