@@ -244,10 +244,20 @@ def test_small_findings_are_left_out_by_size():
                                                     box(-50, 20.)])]
     flat, full = run(mixed, min_diameter=8.)
     assert full['num_gt'] == 2 and flat['AP_10mm'] == pytest.approx(.5)
-    sizes = run(mixed)[1]['by_size']
+    # The groups have figures also where the whole leaves findings out.
+    assert full['by_size'] == run(mixed)[1]['by_size']
+    sizes = full['by_size']
     assert [sizes[k]['num_gt'] for k in sizes] == [1, 1, 1]
     assert [sizes[k]['mAP_3d'] for k in sizes] == [1, 1, 0]
     assert [sizes[k]['AP_iou0.5'] for k in sizes] == pytest.approx([1, 1, 0])
+
+
+def test_size_bins_are_chosen():
+    mixed = [scan([box(0, 5.)], truth=[box(0, 5.), box(50, 9.)])]
+    bins = dict(small=(3, 8), rest=(8, 99))
+    sizes = run(mixed, size_bins=bins)[1]['by_size']
+    assert [(k, sizes[k]['mAP_3d']) for k in sizes] == [('small', 1),
+                                                        ('rest', 0)]
 
 
 def test_froc_by_hand():

@@ -281,7 +281,10 @@ class XRay3DMetric(BaseMetric):
     - errors of the matches at 10 mm, and all of it by diameter.
 
     Args:
-        min_diameter (float): Findings below (mm) do not count.
+        min_diameter (float): Findings below (mm) do not count, except in
+            ``size_bins``.
+        size_bins (dict): Name and range of diameters (mm) of each group that
+            gets figures of its own.
         bootstrap (int): Resamples of scans for the 95 % intervals.
         seed (int): Of the resampling.
         out_file (str, optional): JSON with everything, scan by scan, too.
@@ -291,6 +294,7 @@ class XRay3DMetric(BaseMetric):
 
     def __init__(self,
                  min_diameter: float = 0.,
+                 size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
                  bootstrap: int = 1000,
                  seed: int = 0,
                  out_file: Optional[str] = None,
@@ -298,6 +302,7 @@ class XRay3DMetric(BaseMetric):
                  prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.min_diameter = min_diameter
+        self.size_bins = size_bins
         self.bootstrap = bootstrap
         self.seed = seed
         self.out_file = out_file
@@ -327,20 +332,22 @@ class XRay3DMetric(BaseMetric):
                 ScanResult(r['boxes'][mine], r['scores'][mine],
                            r['truth'][true], r['diameters'][true],
                            r['ignored'], r['ignored_diameters'],
-                           r['token']).restricted(self.min_diameter, np.inf))
+                           r['token']))
         return scans
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
         """All figures; writes ``out_file`` and prints a table."""
         classes = self.dataset_meta['classes']
-        per_class = [self._scans(results, c) for c in range(len(classes))]
+        every = [self._scans(results, c) for c in range(len(classes))]
+        per_class = [[s.restricted(self.min_diameter, np.inf) for s in scans]
+                     for scans in every]
         full = _mean_over_classes(
             [evaluate(s, self.bootstrap, self.seed) for s in per_class])
         full.update(self._iou(per_class))
         full['by_size'] = {}
-        for name, limits in SIZE_BINS.items():
+        for name, limits in self.size_bins.items():
             chosen = [[s.restricted(*limits) for s in scans]
-                      for scans in per_class]
+                      for scans in every]
             full['by_size'][name] = dict(
                 _mean_over_classes([evaluate(s, 0) for s in chosen]),
                 **self._iou(chosen))

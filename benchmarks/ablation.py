@@ -1,0 +1,121 @@
+"""Train variants of one config for the same time, test them, tabulate.
+
+    python benchmarks/ablation.py [VARIANT ...] [--iters 1000]
+
+Each variant is the config with some options changed, trained by
+``tools/train.py`` and tested by ``tools/test.py`` on the validation split. A
+variant that was finished is not run again; the table holds all that are.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from terminaltables import GithubFlavoredMarkdownTable
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = 'configs/mv2d-xray_quick_roi-volume_quick.py'
+_VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
+_INSERT = 'train_dataloader.dataset.pipeline.1'
+VARIANTS = {
+    'roi + volume': [],
+    'roi': ['model.volume_head=None'],
+    'volume': _VOLUME,
+    'volume, nothing inserted': [*_VOLUME, f'{_INSERT}.max_nodules=0'],
+    'volume, 8 inserted at most': [*_VOLUME, f'{_INSERT}.max_nodules=8'],
+    'volume, no 2D heatmap': [*_VOLUME,
+                              'model.volume_head.loss_heatmap_2d=None'],
+    'volume, grid of 8 mm': [*_VOLUME, 'model.volume_head.voxel_size=8.'],
+    'volume, grid of 4.5 mm': [*_VOLUME, 'model.volume_head.voxel_size=4.5'],
+}
+
+
+def slug(name: str) -> str:
+    """A variant's name as a folder's."""
+    return name.replace(', ', '_').replace(' + ', '-').replace(' ', '-')
+
+
+def run(*command: str) -> None:
+    """One command of the project; its failure ends the benchmark."""
+    if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        sys.exit(f'ablation: {" ".join(command)} failed')
+
+
+def train_and_test(name: str, iters: int, folder: Path,
+                   data_root: str) -> None:
+    """Leave ``results.json`` in a variant's folder."""
+    schedule = [
+        f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters + 1}',
+        f'param_scheduler.1.end={iters}',
+        f'param_scheduler.1.T_max={iters - 30}'
+    ]
+    data = ['--data-root', data_root] if data_root else []
+    run('tools/train.py', CONFIG, '--work-dir', str(folder), '--resume',
+        *data, '--cfg-options', *VARIANTS[name], *schedule)
+    checkpoint = (folder / 'last_checkpoint').read_text().strip()
+    run('tools/test.py', CONFIG, checkpoint, '--work-dir', str(folder),
+        *data, '--split', 'val', '--out', str(folder / 'results.json'),
+        '--cfg-options', *VARIANTS[name])
+
+
+def seconds_per_iteration(folder: Path) -> float:
+    """Median of the training's own log."""
+    times = [
+        json.loads(line)['time']
+        for log in folder.glob('*/vis_data/scalars.json')
+        for line in log.read_text().splitlines() if '"lr"' in line
+    ]
+    return statistics.median(times)
+
+
+def table(out_dir: Path) -> str:
+    """Markdown of all finished variants."""
+    rows, sizes = [], []
+    for name in VARIANTS:
+        path = out_dir / slug(name)
+        if not (path / 'results.json').exists():
+            continue
+        r = json.loads((path / 'results.json').read_text())
+        sizes = list(r['by_size'])
+        rows.append([
+            name, f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
+            f'{r["mAP_3d_high"]:.3f}]', f'{r["AP_5mm"]:.3f}',
+            *(f'{r["by_size"][s]["mAP_3d"]:.3f}' for s in sizes),
+            f'{r["CPM"]:.3f}',
+            '-' if r['centre_error_mm'] is None else
+            f'{r["centre_error_mm"]:.1f}',
+            f'{seconds_per_iteration(path):.2f}'
+        ])
+    header = ['variant', '3D mAP', 'AP 5 mm',
+              *(s.replace('_', ' ') for s in sizes), 'CPM',
+              'centre error (mm)', 's / iteration']
+    return GithubFlavoredMarkdownTable([header, *rows]).table
+
+
+def main() -> None:
+    """Run what was asked for, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('variants', nargs='*', metavar='VARIANT',
+                        help='default: all; ' + '; '.join(VARIANTS))
+    parser.add_argument('--iters', type=int, default=1000)
+    parser.add_argument('--data-root', default='')
+    parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
+    args = parser.parse_args()
+    for name in args.variants or VARIANTS:
+        if name not in VARIANTS:
+            parser.error(f'variant: expected one of {", ".join(VARIANTS)}; '
+                         f'found {name}')
+    out_dir = ROOT / args.out_dir
+    for name in args.variants or VARIANTS:
+        folder = out_dir / slug(name)
+        if not (folder / 'results.json').exists():
+            print(f'== {name}', flush=True)
+            train_and_test(name, args.iters, folder, args.data_root)
+    print(table(out_dir))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,18 @@
+_base_ = ['./mv2d-xray_quick_roi-volume_phantom.py']
+
+# The benchmark `quick`: nodules from 3 mm, splits train, val and test.
+data_root = 'data/quick/'
+metric = dict(
+    type='XRay3DMetric', min_diameter=8., size_bins={
+        '3_to_5mm': (3., 5.), '5_to_8mm': (5., 8.), '8_to_12mm': (8., 12.),
+        'above_12mm': (12., 1000.)})
+# What is below 5 mm is 3 px wide: neither object nor background.
+train_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=5.))
+val_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=3.))
+val_evaluator = [metric, dict(type='XRay2DMetric')]
+test_dataloader = dict(
+    dataset=dict(
+        data_root=data_root, min_diameter=3.,
+        ann_file='lidc_infos_test.pkl',
+        coco_file='lidc_infos_test_2d_anno.coco.json'))
+test_evaluator = val_evaluator
