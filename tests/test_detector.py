@@ -8,6 +8,7 @@ import torch
 from mmdet3d.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
 
 from data_converters.__main__ import BENCHMARKS
 from data_converters.__main__ import main as convert
@@ -193,6 +194,30 @@ def test_an_untrained_head_leaves_volume_peaks_alone(samples):
     torch.testing.assert_close(
         one.bboxes_3d.tensor, two.bboxes_3d.tensor, atol=.1, rtol=1e-3)
     torch.testing.assert_close(one.scores_3d, two.scores_3d)
+
+
+def test_far_points_do_not_answer_for_a_finding():
+    # A finding without a peak near it must not make a positive of another.
+    head = quick().lifting_head
+    centres = torch.tensor([[0., 0, 0], [90, 0, 0]])
+    boxes = torch.cat([centres, torch.full((2, 3), 12.)], 1)
+
+    def loss(source, *found):
+        gt = InstanceData(
+            boxes=torch.tensor([[x, 0., 0, 12, 12, 12, 0] for x in found]),
+            labels=torch.zeros(len(found), dtype=torch.long))
+        gt.set_metainfo(dict(ignored=torch.zeros(0, 7)))
+        return head.loss_by_feat(
+            InstanceData(
+                centres=centres, source=torch.tensor([source] * 2),
+                all_logits=torch.zeros(2, 2, 1),
+                all_boxes=boxes[:, None].expand(-1, 2, -1)), gt)
+
+    near = loss(1, 3.)
+    assert loss(1, 3., -80.) == near
+    assert loss(1, 3., 88.) != near
+    # A query of a 2D box knows no depth: it may have to go far.
+    assert loss(0, 3., -80.) != near
 
 
 def test_denoising_does_not_leak_into_other_queries(samples):

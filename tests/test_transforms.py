@@ -189,7 +189,7 @@ def test_an_inserted_sphere_is_a_sphere(loaded):
     rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
     sphere = _Finding(centre, rotation / radius, ball(48), .02, 0)
     np.testing.assert_allclose(
-        sphere.box(), [*centre, *[2 * radius] * 3, 0], atol=.6)
+        sphere.box, [*centre, *[2 * radius] * 3, 0], atol=.6)
     for view, image in enumerate(results['img']):
         changed = image.copy()
         rect = XRayInsertNodules.add(changed, results['ct2img'][view], sphere)
@@ -211,7 +211,7 @@ def test_an_inserted_shape_is_turned_with_its_box():
     turn = np.array([[0., 1, 0], [-1, 0, 0], [0, 0, 1]])  # y takes x's place
     finding = _Finding(np.array([5., 0, 0]),
                        turn / np.array([10., 6, 4])[:, None], half, .02, 0)
-    np.testing.assert_allclose(finding.box(), [5, 5, 0, 12, 10, 8, 0])
+    np.testing.assert_allclose(finding.box, [5, 5, 0, 12, 10, 8, 0])
     rays = np.eye(3)
     source = np.array([5., -50, 0])  # sees it along y
     assert finding.path(source, rays[1:2])[0] == pytest.approx(10, rel=.05)

@@ -80,6 +80,9 @@ def nms_boxes(boxes: Tensor, scores: Tensor, labels: Tensor,
 class XRayBoxL1Cost:
     """L1 distance between box codes, as a Hungarian matching cost.
 
+    Pairs that the predictions' ``allowed`` (N, M) rules out, where they have
+    it, cost more than any other.
+
     Args:
         weight (float): Of the centre (1 is the whole scene box).
         size_weight (float): Of the log size. Defaults to 0.
@@ -96,6 +99,9 @@ class XRayBoxL1Cost:
                  **kwargs) -> Tensor:
         """Cost (predictions, ground truths) of ``codes`` (N, 6)."""
         pred, target = pred_instances.codes, gt_instances.codes
-        return (self.weight * torch.cdist(pred[:, :3], target[:, :3], p=1) +
+        cost = (self.weight * torch.cdist(pred[:, :3], target[:, :3], p=1) +
                 self.size_weight *
                 torch.cdist(pred[:, 3:], target[:, 3:], p=1))
+        if 'allowed' in pred_instances:
+            cost = cost.masked_fill(~pred_instances.allowed, 1e4)
+        return cost

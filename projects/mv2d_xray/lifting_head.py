@@ -62,6 +62,8 @@ class XRayLiftingHead(BaseModule):
             ``size_noise`` (fraction) of noised ground truth given as queries
             (DN-DETR, arXiv 2203.01305). Defaults to None.
         prior (float): First score of queries that have none.
+        reach (float): A point query farther from a finding (mm) does not
+            answer for it: what the volume missed would only teach noise.
         assigner, loss_cls, loss_box (dict): Training.
         code_weights (Sequence[float]): Weight of centre (3) and log size (3)
             in the box loss.
@@ -84,6 +86,7 @@ class XRayLiftingHead(BaseModule):
         point_rois: dict = dict(scale=2., min_size=8.),
         denoising: Optional[dict] = None,
         prior: float = .01,
+        reach: float = 20.,
         assigner: dict = dict(
             type='mmdet.HungarianAssigner',
             match_costs=[
@@ -107,6 +110,7 @@ class XRayLiftingHead(BaseModule):
         self.point_rois = point_rois
         self.denoising = denoising
         self.prior = prior
+        self.reach = reach
         self.test_cfg = test_cfg
         self.register_buffer('code_weights', torch.tensor(code_weights),
                              False)
@@ -333,6 +337,8 @@ class XRayLiftingHead(BaseModule):
         losses = {}
         num_layers = queries.all_logits.shape[1]
         noised = queries.source == 2
+        away = torch.cdist(queries.centres, gt.boxes[:, :3])
+        allowed = (queries.source != 1)[:, None] | (away <= self.reach)
         for layer in range(num_layers):
             logits = queries.all_logits[:, layer]
             boxes = queries.all_boxes[:, layer]
@@ -340,8 +346,13 @@ class XRayLiftingHead(BaseModule):
             assigned = queries.source.new_zeros(len(logits))
             result = self.assigner.assign(
                 InstanceData(codes=codes[~noised].detach(),
-                             scores=logits[~noised].detach()), targets)
-            assigned[~noised] = result.gt_inds.clamp(min=0)
+                             scores=logits[~noised].detach(),
+                             allowed=allowed[~noised]), targets)
+            found = result.gt_inds.clamp(min=0)
+            if len(gt):
+                found *= allowed[~noised].gather(
+                    1, (found - 1).clamp(min=0)[:, None])[:, 0]
+            assigned[~noised] = found
             if bool(noised.any()):
                 assigned[noised] = 1 + torch.arange(
                     int(noised.sum()), device=assigned.device) % len(gt)

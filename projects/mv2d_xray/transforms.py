@@ -7,6 +7,7 @@ worker. Images are lists of (H, W, 1) float32 line integrals.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
@@ -289,6 +290,7 @@ class _Finding:
     contrast: float
     label: int
 
+    @cached_property
     def box(self) -> np.ndarray:
         """Tight box of the filled cells, (7,) (mm)."""
         count = len(self.shape)
@@ -382,7 +384,7 @@ class XRayInsertNodules(BaseTransform):
             np.ndarray: Rectangle of what was added (px), or None where the
             image does not show it.
         """
-        rect, depth = geometry.project_boxes(finding.box()[None],
+        rect, depth = geometry.project_boxes(finding.box[None],
                                              ct2img[None])
         height, width = image.shape[:2]
         low = np.floor(rect[0, 0, :2]).clip(0, [width, height]).astype(int)
@@ -421,7 +423,7 @@ class XRayInsertNodules(BaseTransform):
         count = len(boxes)
         results['gt_bboxes_3d'] = LiDARInstance3DBoxes.cat([
             boxes, LiDARInstance3DBoxes(
-                finding.box()[None].astype(np.float32),
+                finding.box[None].astype(np.float32),
                 origin=(.5, .5, .5))])
         new = dict(
             gt_labels_3d=[finding.label], gt_bboxes=list(rects.values()),
