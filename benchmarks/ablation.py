@@ -1,8 +1,8 @@
-"""Train variants of one config for the same time, test them, tabulate.
+"""Train variants and baselines for as many iterations, test, tabulate.
 
     python benchmarks/ablation.py [VARIANT ...] [--iters 1000]
 
-Each variant is the config with some options changed, trained by
+Each variant is a config with some options changed, trained by
 ``tools/train.py`` and tested by ``tools/test.py`` on the validation split. A
 variant that was finished is not run again; the table holds all that are.
 """
@@ -17,19 +17,28 @@ from pathlib import Path
 from terminaltables import GithubFlavoredMarkdownTable
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = 'configs/mv2d-xray_quick_roi-volume_quick.py'
+OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'
 _VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
 _INSERT = 'train_dataloader.dataset.pipeline.1'
+# Config and what is changed in it.
 VARIANTS = {
-    'roi + volume': [],
-    'roi': ['model.volume_head=None'],
-    'volume': _VOLUME,
-    'volume, nothing inserted': [*_VOLUME, f'{_INSERT}.max_nodules=0'],
-    'volume, 8 inserted at most': [*_VOLUME, f'{_INSERT}.max_nodules=8'],
-    'volume, no 2D heatmap': [*_VOLUME,
-                              'model.volume_head.loss_heatmap_2d=None'],
-    'volume, grid of 8 mm': [*_VOLUME, 'model.volume_head.voxel_size=8.'],
-    'volume, grid of 4.5 mm': [*_VOLUME, 'model.volume_head.voxel_size=4.5'],
+    'roi + volume': (OURS, []),
+    'roi': (OURS, ['model.volume_head=None']),
+    'volume': (OURS, _VOLUME),
+    'volume, nothing inserted': (
+        OURS, [*_VOLUME, f'{_INSERT}.max_nodules=0']),
+    'volume, 8 inserted at most': (
+        OURS, [*_VOLUME, f'{_INSERT}.max_nodules=8']),
+    'volume, no 2D heatmap': (
+        OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
+    'volume, mean only': (
+        OURS, [*_VOLUME, 'model.volume_head.with_deviation=False']),
+    'volume, grid of 8 mm': (
+        OURS, [*_VOLUME, 'model.volume_head.voxel_size=8.']),
+    'volume, grid of 4.5 mm': (
+        OURS, [*_VOLUME, 'model.volume_head.voxel_size=4.5']),
+    'score grid': ('configs/score-grid_quick.py', []),
+    'ImVoxelNet': ('configs/imvoxelnet_quick.py', []),
 }
 
 
@@ -53,12 +62,13 @@ def train_and_test(name: str, iters: int, folder: Path,
         f'param_scheduler.1.T_max={iters - 30}'
     ]
     data = ['--data-root', data_root] if data_root else []
-    run('tools/train.py', CONFIG, '--work-dir', str(folder), '--resume',
-        *data, '--cfg-options', *VARIANTS[name], *schedule)
+    config, options = VARIANTS[name]
+    run('tools/train.py', config, '--work-dir', str(folder), '--resume',
+        *data, '--cfg-options', *options, *schedule)
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
-    run('tools/test.py', CONFIG, checkpoint, '--work-dir', str(folder),
+    run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
         *data, '--split', 'val', '--out', str(folder / 'results.json'),
-        '--cfg-options', *VARIANTS[name])
+        *(['--cfg-options', *options] if options else []))
 
 
 def seconds_per_iteration(folder: Path) -> float:

@@ -218,6 +218,10 @@ def _load_phantom(out_dir: Path, found: tuple):
 def _report(counts: dict, out_dir: Path) -> None:
     parts = ', '.join(f'{n} {split}' for split, n in counts.items())
     print(f'{out_dir}: {sum(counts.values())} scans ({parts})')
+    for split, count in counts.items():
+        if count == 0:
+            print(f'{out_dir}: there are too few patients for "{split}": '
+                  'training and testing will want --split train or more scans')
 
 
 def main(argv=None) -> None:

@@ -198,7 +198,8 @@ def claim(out_dir: Path, options: Options) -> None:
 
 
 def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
-    """Write infos and COCO files of every split from the records.
+    """Write infos and COCO files of every split from the records, and the
+    rig.
 
     Splits are by patient and depend on the patients and the seed alone.
 
@@ -244,6 +245,7 @@ def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
         dump_json(build_coco(infos),
                   out_dir / f'lidc_infos_{split}_2d_anno.coco.json')
         counts[split] = len(chosen)
+    dump_json(options.rig, out_dir / 'rig.json')
     return counts
 
 
@@ -253,7 +255,10 @@ def split_patients(patients: List[str], options: Options) -> Dict[str, str]:
     order = np.random.default_rng(options.seed).permutation(len(names))
     splits, start = {}, 0
     for split in ('test', 'val'):
-        count = round(options.fractions.get(split, 0.) * len(names))
+        share = options.fractions.get(split, 0.)
+        # At least one patient each, and one that remains for training.
+        count = max(round(share * len(names)), int(share > 0))
+        count = min(count, len(names) - start - 1)
         for i in order[start:start + count]:
             splits[names[i]] = split
         start += count

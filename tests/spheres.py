@@ -107,4 +107,5 @@ def make_sphere_set(root, num_scans=4, num_views=5, image_size=64, seed=0,
     dump_infos(infos, root / f'lidc_infos_{split}.pkl')
     dump_json(build_coco(infos),
               root / f'lidc_infos_{split}_2d_anno.coco.json')
+    rig.save(root / 'rig.json')
     return infos

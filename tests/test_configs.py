@@ -10,7 +10,6 @@ from projects.mv2d_xray.runtime import check_checkpoint
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))
-MODEL_CONFIGS = [p for p in CONFIGS if p.stem.startswith('mv2d-xray')]
 
 
 def load(path):
@@ -20,7 +19,7 @@ def load(path):
     return cfg
 
 
-@pytest.mark.parametrize('path', MODEL_CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config(path):
     cfg = load(path)
     model = MODELS.build(cfg.model)

@@ -205,6 +205,15 @@ def test_split_depends_on_patients_and_seed_alone():
     assert other != first
 
 
+@pytest.mark.parametrize('count, expected', [
+    (1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1))])
+def test_few_patients_are_shared_out(count, expected):
+    options = Options({}, fractions=dict(val=.1, test=.1))
+    splits = list(convert.split_patients(list('abcd')[:count],
+                                         options).values())
+    assert tuple(map(splits.count, ('train', 'val', 'test'))) == expected
+
+
 # --------------------------------------------------------------------- boxes
 def test_3d_box_is_the_masks_extent(dicom_root, samples):
     """By hand from the database, for supine series: patient axes are the
@@ -338,6 +347,7 @@ def test_boxes_are_clipped_and_counted(scan, tmp_path):
     instance, = sample['instances']
     assert instance['num_views'] == 1 and instance['valid_flag'] is False
     finish_set(tmp_path / 'cut', Options(rig.to_dict()))
+    assert Rig.load(tmp_path / 'cut' / 'rig.json').to_dict() == rig.to_dict()
     load_infos(tmp_path / 'cut' / 'lidc_infos_train.pkl')
 
 

@@ -103,7 +103,8 @@ def test_test_writes_figures_and_pictures(trained, tmp_path):
 def test_infer_on_one_object_from_any_folder(trained, tmp_path):
     infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
     token = infos['data_list'][0]['token']
-    Rig.circle(4, image_size=64).save(tmp_path / 'rig.json')
+    (tmp_path / 'rig.json').write_bytes(
+        (trained / 'data' / 'rig.json').read_bytes())
     done = tool(
         'infer.py', ROOT / CONFIG, trained / 'work' / 'iter_4.pth',
         '--images', trained / 'data' / 'images' / token, '--rig',
@@ -180,8 +181,21 @@ def test_misspelt_names_are_found(tmp_path):
         runtime.load_config(str(path))
     with pytest.raises(runtime.UserError, match='expected "max_iters"'):
         runtime.load_config(str(ROOT / CONFIG), {'max_itres': 3})
+    # What has been used up when the config was read would do nothing.
+    with pytest.raises(runtime.UserError, match='expected train_cfg.max_it'):
+        runtime.load_config(str(ROOT / CONFIG), {'max_iters': 3})
+    with pytest.raises(runtime.UserError, match='val_dataloader.dataset.data'):
+        runtime.load_config(str(ROOT / CONFIG), {'data_root': 'elsewhere'})
     with pytest.raises(runtime.UserError, match='expected a file'):
         runtime.load_config(str(tmp_path / 'none.py'))
+
+
+def test_key_that_is_only_used_when_training_starts(trained, tmp_path):
+    done = train(tmp_path, trained / 'data', 2,
+                 options=['optim_wrapper.optimizer.lrr=3'])
+    assert "unexpected keyword argument 'lrr'" in error_of(done)
+    done = tool('train.py', CONFIG, options=['train_cfg.max_iters'])
+    assert 'expected KEY=VALUE, found "train_cfg.max_iters"' in error_of(done)
 
 
 def test_checkpoint_of_another_model(trained, tmp_path):
@@ -227,6 +241,11 @@ def test_wrong_number_of_images(trained, tmp_path):
     assert 'expected 10, one for each view of the rig, found 2' in error_of(
         done)
     assert not (tmp_path / 'boxes.json').exists()
+    done = tool(
+        'infer.py', CONFIG, trained / 'work' / 'iter_4.pth', '--images',
+        tmp_path / 'views', '--rig', tmp_path / 'rig.json', '--out',
+        tmp_path / 'boxes.json')
+    assert 'views: --images: expected a folder or images' in error_of(done)
 
 
 @pytest.mark.parametrize('name', ['train.py', 'test.py', 'infer.py'])

@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', required=True, help='boxes as JSON')
     parser.add_argument('--show', help='picture of all views with the boxes')
     parser.add_argument('--score-thr', type=float, default=.1,
-                        help='boxes below are left out')
+                        help='boxes below are left out (default: %(default)s)')
     parser.add_argument(
         '--scale', type=float, help='line integral of one grey level; '
         'defaults to the test pipeline\'s')
@@ -57,6 +57,9 @@ def find_images(given: List[Path], rig: Rig) -> List[Path]:
             raise UserError(f'{missing[0]}: image: expected one for each of '
                             f'the {len(rig)} views of the rig, found none')
         return paths
+    if len(given) == 1 and not given[0].exists():
+        raise UserError(f'{given[0]}: --images: expected a folder or images, '
+                        'found neither')
     if len(given) != len(rig):
         raise UserError(f'--images: expected {len(rig)}, one for each view '
                         f'of the rig, found {len(given)}')

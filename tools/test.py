@@ -2,8 +2,9 @@
 
 import argparse
 
-from projects.mv2d_xray.runtime import (argument_parser, build_runner,
-                                        check_checkpoint, config_of,
+from projects.mv2d_xray.runtime import (UserError, argument_parser,
+                                        build_runner, check_checkpoint,
+                                        config_of, load_checkpoint,
                                         one_sentence)
 
 
@@ -17,10 +18,14 @@ def parse_args() -> argparse.Namespace:
         'true and predicted boxes')
     parser.add_argument(
         '--score-thr', type=float, default=.3,
-        help='boxes below are not drawn; metrics use all')
+        help='boxes below are not drawn; metrics use all (default: '
+        '%(default)s)')
     parser.add_argument(
         '--split', help='which infos of the set to test on: train, val or '
         'test; defaults to the config\'s')
+    parser.add_argument(
+        '--tta', action='store_true', help='mean over the config\'s '
+        'tta_pipeline, as each scan and its mirror image')
     return parser.parse_args()
 
 
@@ -47,9 +52,19 @@ def main() -> None:
             dict(type='XRayDrawHook', out_dir=args.show_dir,
                  score_thr=args.score_thr)
         ]
+    if args.tta:
+        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+            raise UserError(f'{args.config}: --tta: expected tta_model and '
+                            'tta_pipeline in the config, found none')
+        dataset.pipeline = cfg.tta_pipeline
+        cfg.model = dict(cfg.tta_model, module=cfg.model)
+    load_checkpoint(args.checkpoint)  # fails before anything is built
     runner = build_runner(cfg)
-    check_checkpoint(args.checkpoint, runner.model)
-    runner.load_checkpoint(args.checkpoint)
+    model = runner.model
+    while hasattr(model, 'module'):  # of augmentation or processes
+        model = model.module
+    checkpoint = check_checkpoint(args.checkpoint, model)
+    model.load_state_dict(checkpoint['state_dict'])
     runner.test()
 
 

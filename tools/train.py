@@ -5,8 +5,8 @@ from pathlib import Path
 
 from projects.mv2d_xray.runtime import (UserError, allow_checkpoint_types,
                                         argument_parser, build_runner,
-                                        config_of, keep_freed_memory,
-                                        one_sentence)
+                                        config_errors, config_of,
+                                        keep_freed_memory, one_sentence)
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +40,8 @@ def main() -> None:
         if cfg.load_from and not Path(cfg.load_from).is_file():
             raise UserError(f'{cfg.load_from}: checkpoint: expected a file, '
                             'found none')
-    build_runner(cfg).train()
+    with config_errors(cfg):
+        build_runner(cfg).train()
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
 from .backbone import XRayDilatedNet
+from .baselines import XRayScoreGrid
 from .boxes import XRayBoxL1Cost
 from .dataset import XRayDataset
 from .decoder import XRayDecoder
@@ -19,6 +20,7 @@ from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayInsertNodules, XRayPhotometric,
                          XRayRandomFlip, XRayRandomRotate, XRayViewDropout)
 from .visualization import XRayDrawHook
+from .tta import XRayTTAModel
 from .volume_head import XRayVolumeHead
 
 __all__ = [
@@ -28,5 +30,5 @@ __all__ = [
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPositionEncoding', 'XRayProgressHook',
     'XRayRandomFlip', 'XRayRandomRotate', 'XRayRoIQueryGenerator',
-    'XRayViewDropout', 'XRayVolumeHead'
+    'XRayScoreGrid', 'XRayTTAModel', 'XRayViewDropout', 'XRayVolumeHead'
 ]

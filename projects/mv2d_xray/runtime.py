@@ -2,11 +2,13 @@
 """
 
 import argparse
+import contextlib
 import ctypes
 import difflib
 import functools
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Optional
 
@@ -15,6 +17,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import build_functions
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from mmdet3d.registry import HOOKS
@@ -25,8 +28,8 @@ from .infos import InfosError
 __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
-    'check_checkpoint', 'config_of', 'keep_freed_memory', 'load_checkpoint',
-    'load_config', 'one_sentence'
+    'check_checkpoint', 'config_errors', 'config_of', 'keep_freed_memory',
+    'load_checkpoint', 'load_config', 'one_sentence'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -121,6 +124,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
                             f'"{close[0]}", found "{key}"')
     for key in options or ():
         _check_option(cfg, key)
+        _refuse_variable(cfg, key)
     cfg.merge_from_dict(options or {})
     if cfg.get('custom_imports'):  # an override may have added to them
         import_modules_from_strings(**cfg.custom_imports)
@@ -152,6 +156,40 @@ def _check_option(cfg: Config, key: str) -> None:
             part]
 
 
+def _refuse_variable(cfg: Config, key: str) -> None:
+    """A config's helping variables are used up when it has been read: to
+    change one would do nothing."""
+    if key.split('.')[0] in _RUNNER_KEYS:
+        return
+    places = []
+
+    def search(node, path):
+        if isinstance(node, dict):
+            for name, value in node.items():
+                search(value, (*path, name))
+        elif isinstance(node, (list, tuple)):
+            for i, value in enumerate(node):
+                search(value, (*path, str(i)))
+        if path and path[-1] == key and path[0] in _RUNNER_KEYS:
+            places.append('.'.join(path))
+
+    search(cfg.to_dict(), ())
+    hint = ', '.join(places) if places else 'a part of what is built'
+    raise UserError(f'--cfg-options {key}: expected {hint}, found a variable '
+                    'that only helps to write the config')
+
+
+class _Options(DictAction):
+    """mmengine's ``--cfg-options`` that say what is wrong with them."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string}: expected KEY=VALUE, found '
+                             f'"{value}"')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def argument_parser(description: str) -> argparse.ArgumentParser:
     """Arguments that training and testing share, named as mmdet3d's own."""
     parser = argparse.ArgumentParser(description=description)
@@ -162,7 +200,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--data-root', help='any converted set, instead of the config\'s')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
         help='override parts of the config, as a.b=1')
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -188,24 +226,34 @@ def config_of(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build everything a config names.
+@contextlib.contextmanager
+def config_errors(cfg: Config):
+    """Whatever a registry cannot build is the config's fault.
+
+    The runner builds some parts only when they are needed: a training belongs
+    inside, too.
 
     Raises:
-        UserError: A class does not take a key that the config gives it.
+        UserError: A class does not take what the config gives it.
     """
     try:
-        return Runner.from_cfg(cfg)
+        yield
     except (UserError, InfosError):
         raise
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f'{cfg.filename}: config cannot be built: '
-                        f'{_root_cause(error)}') from error
+        frames = traceback.walk_tb(error.__traceback__)
+        if not any(f.f_code.co_filename == build_functions.__file__
+                   for f, _ in frames):
+            raise
+        text = str(error.args[0] if error.args else error).split('\n')[0]
+        raise UserError(
+            f'{cfg.filename}: config cannot be built: {text}') from error
 
 
-def _root_cause(error: BaseException) -> str:
-    """First line of the message without the registry's wrapping."""
-    return str(error).strip('"\'').split('\n')[0]
+def build_runner(cfg: Config) -> Runner:
+    """mmengine's runner, with :func:`config_errors`."""
+    with config_errors(cfg):
+        return Runner.from_cfg(cfg)
 
 
 # --------------------------------------------------------------- checkpoints
@@ -221,8 +269,8 @@ def load_checkpoint(path: str) -> dict:
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged file can raise anything
-        text = str(error).strip().split('\n')[0]
-        raise UserError(f'{path}: checkpoint cannot be read: {text}'
+        raise UserError(f'{path}: checkpoint: expected weights and plain '
+                        'data, found a damaged file or one that holds more'
                         ) from error
     if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
         raise UserError(f'{path}: checkpoint: expected a dict with '

@@ -88,6 +88,8 @@ class LoadXRayViews(BaseTransform):
         results['img_paths'] = [v['img_path'] for v in views.values()]
         results['num_views'] = len(views)
         results['img_shape'] = results['img'][0].shape[:2]
+        # From the world to that of the images, as later transforms move it.
+        results['world_augmentation'] = np.eye(3)
         results.update(results.get('ann_info') or {})
         return results
 
@@ -503,6 +505,8 @@ class XRayRandomRotate(BaseTransform):
 
 
 def _move_boxes(results: dict, matrix: np.ndarray) -> None:
+    results['world_augmentation'] = (
+        matrix[:3, :3] @ results['world_augmentation'])
     for annotations in _annotations(results):
         for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
             annotations[key] = LiDARInstance3DBoxes(
@@ -573,7 +577,7 @@ class PackXRayInputs(Pack3DDetInputs):
                        'num_views', 'view_names', 'img_paths', 'token',
                        'lidc_id_ref', 'sample_idx', 'ct2patient',
                        'frame_of_reference_uid', 'box_type_3d',
-                       'box_mode_3d'))
+                       'box_mode_3d', 'world_augmentation'))
 
     def pack_single_results(self, results: dict) -> dict:
         """Pack one sample."""

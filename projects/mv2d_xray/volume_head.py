@@ -99,6 +99,11 @@ class XRayVolumeHead(BaseModule):
         feat_channels (int): Channels sampled from each view.
         hidden_channels (int): Channels of the 3D net.
         num_convs (int): 3x3x3 convolutions at full resolution.
+        neck (dict, optional): A 3D net in place of these convolutions and
+            their coarser context, as mmdet3d's ``IndoorImVoxelNeck``; its
+            first output is used.
+        with_deviation (bool): Whether the 3D net sees the deviation over the
+            views beside the mean.
         norm_cfg (dict): Of the 3D net and of what goes into it.
         num_classes (int): Classes of the heatmap. Defaults to 1.
         base_size (float): Size that the regression is relative to (mm).
@@ -117,6 +122,8 @@ class XRayVolumeHead(BaseModule):
                  feat_channels: int = 24,
                  hidden_channels: int = 32,
                  num_convs: int = 3,
+                 neck: Optional[dict] = None,
+                 with_deviation: bool = True,
                  norm_cfg: dict = dict(type='BN3d'),
                  num_classes: int = 1,
                  base_size: float = 12.,
@@ -137,10 +144,12 @@ class XRayVolumeHead(BaseModule):
         self.score_thr = score_thr
         self.min_sigma = min_sigma
         self.num_classes = num_classes
+        self.with_deviation = with_deviation
         self.reduce = nn.Conv2d(in_channels, feat_channels, 1)
         # What the 2D heatmap says of each view is evidence, too.
         sampled = feat_channels + (num_classes if loss_heatmap_2d else 0)
-        channels = [2 * sampled + 1] + [hidden_channels] * num_convs
+        channels = [(1 + with_deviation) * sampled + 1]
+        channels += [hidden_channels] * num_convs
 
         def conv(source: int, stride: int = 1) -> ConvModule:
             return ConvModule(
@@ -150,9 +159,15 @@ class XRayVolumeHead(BaseModule):
         # The views differ little from one voxel to the next, but all from 0:
         # without this the zero padding is the strongest contrast in the grid.
         self.norm = build_norm_layer(norm_cfg, channels[0])[1]
-        self.convs = nn.Sequential(*(conv(c) for c in channels[:-1]))
-        self.context = nn.Sequential(conv(hidden_channels, 2),
-                                     conv(hidden_channels))
+        if neck is not None:
+            self.neck = MODELS.build(
+                dict(neck, in_channels=channels[0],
+                     out_channels=hidden_channels))
+        else:
+            self.neck = None
+            self.convs = nn.Sequential(*(conv(c) for c in channels[:-1]))
+            self.context = nn.Sequential(conv(hidden_channels, 2),
+                                         conv(hidden_channels))
         self.heatmap = nn.Conv3d(hidden_channels, num_classes, 1)
         self.box = nn.Conv3d(hidden_channels, 6, 1)
         self.heatmap_2d = (
@@ -167,12 +182,12 @@ class XRayVolumeHead(BaseModule):
     def init_weights(self) -> None:
         """Start from few detections, as focal losses need."""
         super().init_weights()
-        for layer in (self.heatmap, self.heatmap_2d):
+        few = bias_init_with_prob(.01)
+        for layer, bias in ((self.heatmap, few), (self.heatmap_2d, few),
+                            (self.box, 0.)):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=.01)
-                nn.init.constant_(layer.bias, bias_init_with_prob(.01))
-        nn.init.normal_(self.box.weight, std=.01)
-        nn.init.zeros_(self.box.bias)
+                nn.init.constant_(layer.bias, bias)
 
     # ------------------------------------------------------------------ grid
     def grid_axes(self, device=None) -> List[Tensor]:
@@ -202,8 +217,8 @@ class XRayVolumeHead(BaseModule):
                 feature maps span.
 
         Returns:
-            Tensor: (1, 2C + 1, X, Y, Z): mean, deviation and fraction of
-            the views that see the voxel.
+            Tensor: (1, 2C + 1, X, Y, Z): mean, deviation (if with it) and
+            fraction of the views that see the voxel.
         """
         grid = self.grid_points(features.device)
         uv, depth = geometry.project(grid.reshape(-1, 3).to(ct2img), ct2img)
@@ -214,8 +229,9 @@ class XRayVolumeHead(BaseModule):
             features.contiguous(), place[:, None].to(features.dtype),
             align_corners=False)[:, :, 0]
         mean, deviation = _PoolViews.apply(sampled, seen[:, None], 1e-4)
-        pooled = torch.cat(
-            [mean, deviation, seen.sum(0, keepdim=True) / len(features)])
+        fraction = seen.sum(0, keepdim=True) / len(features)
+        pooled = torch.cat([mean, deviation, fraction] if self.with_deviation
+                           else [mean, fraction])
         return pooled.reshape(1, -1, *grid.shape[:3])
 
     def forward(self, features: Tensor, ct2img: Tensor,
@@ -233,13 +249,15 @@ class XRayVolumeHead(BaseModule):
         if self.heatmap_2d is not None:
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
         volume = self.lift(sampled, ct2img, img_shape)
-        volume = self.convs(
-            self.norm(volume).contiguous(
-                memory_format=torch.channels_last_3d))
-        context = F.interpolate(
-            self.context(volume), size=volume.shape[2:], mode='trilinear',
-            align_corners=False)
-        volume = volume + context
+        volume = self.norm(volume).contiguous(
+            memory_format=torch.channels_last_3d)
+        if self.neck is not None:
+            volume = self.neck(volume)[0]
+        else:
+            volume = self.convs(volume)
+            volume = volume + F.interpolate(
+                self.context(volume), size=volume.shape[2:], mode='trilinear',
+                align_corners=False)
         return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
 
     def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
