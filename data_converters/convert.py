@@ -245,7 +245,9 @@ def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
         dump_json(build_coco(infos),
                   out_dir / f'lidc_infos_{split}_2d_anno.coco.json')
         counts[split] = len(chosen)
-    dump_json(options.rig, out_dir / 'rig.json')
+    rig = out_dir / 'rig.json'
+    if not rig.exists():
+        dump_json(options.rig, rig)
     return counts
 
 

@@ -12,8 +12,9 @@ from projects.mv2d_xray.runtime import argument_parser, config_of
 @pytest.mark.parametrize('name', VARIANTS)
 def test_variant_builds(name):
     config, options = VARIANTS[name]
-    args = argument_parser('').parse_args(
-        [str(ROOT / config), *(['--cfg-options', *options] if options else [])])
+    command = [str(ROOT / config)]
+    command += ['--cfg-options', *options] if options else []
+    args = argument_parser('').parse_args(command)
     cfg = config_of(args)
     assert cfg.train_dataloader.dataset.data_root == 'data/quick/'
     assert cfg.train_dataloader.dataset.pipeline[1].type == (
