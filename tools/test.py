@@ -5,7 +5,7 @@ import argparse
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         build_runner, check_checkpoint,
                                         config_of, load_checkpoint,
-                                        one_sentence)
+                                        one_sentence, select_split)
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,10 +36,7 @@ def main() -> None:
     cfg = config_of(args)
     dataset = cfg.test_dataloader.dataset
     if args.split:
-        dataset.ann_file = f'lidc_infos_{args.split}.pkl'
-        if dataset.get('coco_file'):
-            dataset.coco_file = (
-                f'lidc_infos_{args.split}_2d_anno.coco.json')
+        select_split(dataset, args.split)
     evaluators = cfg.test_evaluator
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     if args.out:

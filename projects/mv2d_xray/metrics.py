@@ -33,7 +33,10 @@ FALSE_POSITIVES = (.125, .25, .5, 1., 2., 4., 8.)  # per scan, LUNA16
 SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
              'above_10mm': (10., np.inf)}  # diameters (mm)
 
-__all__ = ['ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'evaluate']
+__all__ = [
+    'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'evaluate', 'match',
+    'scans_of', 'table_of'
+]
 
 
 @dataclass
@@ -324,21 +327,10 @@ class XRay3DMetric(BaseMetric):
                     ignored=_array(truth['ignored_bboxes_3d']),
                     ignored_diameters=_diameters(truth, 'ignored')))
 
-    def _scans(self, results: List[dict], label: int) -> List[ScanResult]:
-        scans = []
-        for r in results:
-            mine, true = r['labels'] == label, r['truth_labels'] == label
-            scans.append(
-                ScanResult(r['boxes'][mine], r['scores'][mine],
-                           r['truth'][true], r['diameters'][true],
-                           r['ignored'], r['ignored_diameters'],
-                           r['token']))
-        return scans
-
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
         """All figures; writes ``out_file`` and prints a table."""
         classes = self.dataset_meta['classes']
-        every = [self._scans(results, c) for c in range(len(classes))]
+        every = [scans_of(results, c) for c in range(len(classes))]
         per_class = [[s.restricted(self.min_diameter, np.inf) for s in scans]
                      for scans in every]
         full = _mean_over_classes(
@@ -392,6 +384,18 @@ class XRay3DMetric(BaseMetric):
                 values[f'AP_iou{iou:g}'].append(
                     result[f'mAP_{iou:.2f}'])
         return {k: float(np.mean(v)) if v else 0. for k, v in values.items()}
+
+
+def scans_of(results: List[dict], label: int) -> List[ScanResult]:
+    """What :class:`XRay3DMetric` kept, for one class."""
+    scans = []
+    for r in results:
+        mine, true = r['labels'] == label, r['truth_labels'] == label
+        scans.append(
+            ScanResult(r['boxes'][mine], r['scores'][mine], r['truth'][true],
+                       r['diameters'][true], r['ignored'],
+                       r['ignored_diameters'], r['token']))
+    return scans
 
 
 def _array(boxes) -> np.ndarray:

@@ -29,7 +29,7 @@ __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
     'check_checkpoint', 'config_errors', 'config_of', 'keep_freed_memory',
-    'load_checkpoint', 'load_config', 'one_sentence'
+    'load_checkpoint', 'load_config', 'one_sentence', 'select_split'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -224,6 +224,13 @@ def config_of(args: argparse.Namespace) -> Config:
         if args.data_root and cfg.get(loader):
             cfg[loader].dataset.data_root = args.data_root
     return cfg
+
+
+def select_split(dataset: Config, split: str) -> None:
+    """Point a data set's config to another split of the same set."""
+    dataset.ann_file = f'lidc_infos_{split}.pkl'
+    if dataset.get('coco_file'):
+        dataset.coco_file = f'lidc_infos_{split}_2d_anno.coco.json'
 
 
 @contextlib.contextmanager
