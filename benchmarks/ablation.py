@@ -37,6 +37,19 @@ VARIANTS = {
         OURS, [*_VOLUME, 'model.volume_head.voxel_size=8.']),
     'volume, grid of 4.5 mm': (
         OURS, [*_VOLUME, 'model.volume_head.voxel_size=4.5']),
+    'volume, no fine band': (
+        OURS, [*_VOLUME, 'model.data_preprocessor.band_sigmas=[4.,12.]',
+               'model.data_preprocessor.mean=[3.1,0.,0.]',
+               'model.data_preprocessor.std=[1.6,.13,.34]',
+               'model.detector_2d.backbone.in_channels=3']),
+    'volume, finer stem': (
+        OURS, [*_VOLUME, 'model.detector_2d.backbone.fine_convs=1']),
+    'volume, wider view': (
+        OURS, [*_VOLUME,
+               'model.detector_2d.backbone.dilations=[1,2,4,8,1]']),
+    'volume, 48 channels': (
+        OURS, [*_VOLUME, 'model.detector_2d.backbone.channels=48',
+               'model.volume_head.in_channels=48']),
     'score grid': ('configs/score-grid_quick.py', []),
     'ImVoxelNet': ('configs/imvoxelnet_quick.py', []),
 }

@@ -6,6 +6,12 @@ metric = dict(
     type='XRay3DMetric', min_diameter=8., size_bins={
         '3_to_5mm': (3., 5.), '5_to_8mm': (5., 8.), '8_to_12mm': (8., 12.),
         'above_12mm': (12., 1000.)})
+# A finer band than the demo's: nodules of 5 mm are 3 px wide.
+model = dict(
+    data_preprocessor=dict(
+        mean=[3.1, 0., 0., 0.], std=[1.6, .05, .13, .34],
+        band_sigmas=[1.5, 4., 12.]),
+    detector_2d=dict(backbone=dict(in_channels=4)))
 # What is below 5 mm is 3 px wide: neither object nor background.
 train_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=5.))
 val_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=3.))

@@ -119,6 +119,36 @@ def test_infer_on_one_object_from_any_folder(trained, tmp_path):
     assert (tmp_path / 'views.png').stat().st_size > 10000
 
 
+def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
+    done = tool(
+        'diagnose.py', CONFIG, trained / 'work' / 'iter_4.pth',
+        '--data-root', trained / 'data', '--out-dir', tmp_path, options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads((tmp_path / 'diagnose.json').read_text())
+    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
+    counting = [i for s in infos['data_list'] for i in s['instances']
+                if not i['ignore']]
+    assert len(told['findings']) == len(counting) > 0
+    for finding in told['findings']:
+        # A network of four iterations finds nothing; all stages look.
+        assert finding['verdict'] in done.stdout
+        assert finding['peaks_2d'] >= 0 and finding['peaks_3d'] >= 0
+    assert (tmp_path / 'diagnose.png').stat().st_size > 10000
+
+
+def test_tta_and_its_absence(trained, tmp_path):
+    done = tool(
+        'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
+        tmp_path, '--data-root', trained / 'data', '--tta', '--out',
+        tmp_path / 'r.json', options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / 'r.json').read_text())['num_scans'] == 3
+    done = tool('test.py', 'configs/mv2d-xray_r50_roi_1xb1-24e_lidc.py',
+                trained / 'work' / 'iter_4.pth', '--tta', '--data-root',
+                trained / 'data', '--work-dir', tmp_path)
+    assert '--tta: expected tta_model' in error_of(done)
+
+
 @pytest.mark.slow
 def test_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
     # A training that stopped after iteration 2 of 4, then went on.

@@ -137,6 +137,8 @@ def draw(findings: List[Dict], path: Path) -> None:
     right.set(xscale='log', yscale='log', xlabel='diameter (mm)',
               ylabel='1 + stronger 2D peaks (median of views)',
               title='By what single views show')
+    right.set_xticks(bins, [str(b) for b in bins])
+    right.set_xticks([], minor=True)
     figure.savefig(path, dpi=100)
 
 

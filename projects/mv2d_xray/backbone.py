@@ -38,6 +38,7 @@ class XRayDilatedNet(BaseModule):
     Args:
         in_channels (int): Of the images. Defaults to 3.
         channels (int): C of every level. Defaults to 32.
+        fine_convs (int): Convolutions at stride 2, between the strided ones.
         dilations (Sequence[int]): One block each, at stride 4.
         num_levels (int): Outputs, of strides 4, 8, 16 and so on.
         norm_cfg (dict): Defaults to batch norm.
@@ -46,6 +47,7 @@ class XRayDilatedNet(BaseModule):
     def __init__(self,
                  in_channels: int = 3,
                  channels: int = 32,
+                 fine_convs: int = 0,
                  dilations: Sequence[int] = (1, 2, 4),
                  num_levels: int = 3,
                  norm_cfg: dict = dict(type='BN'),
@@ -56,7 +58,10 @@ class XRayDilatedNet(BaseModule):
             return ConvModule(source, channels, 3, stride=stride, padding=1,
                               norm_cfg=norm_cfg)
 
-        self.stem = Sequential(conv(in_channels, 2), conv(channels, 2))
+        self.stem = Sequential(
+            conv(in_channels, 2), *(conv(channels, 1)
+                                    for _ in range(fine_convs)),
+            conv(channels, 2))
         self.blocks = Sequential(
             *(_Block(channels, d, norm_cfg) for d in dilations),
             conv(channels, 1))
