@@ -330,6 +330,22 @@ def test_dropped_views_are_gone(loaded):
     assert (counts == 3).all()  # all three boxes stay in every kept view
 
 
+def test_photon_noise_is_poisson():
+    np.random.seed(0)
+    flat = [np.full((200, 200, 1), p, np.float32) for p in (0., 3.)]
+    noisy = TRANSFORMS.build(
+        dict(type='XRayPhotonNoise', photons=1e4))(dict(img=flat))['img']
+    for image, p in zip(noisy, (0., 3.)):
+        assert image.shape == (200, 200, 1) and image.dtype == np.float32
+        assert image.mean() == pytest.approx(p, abs=.005)
+        # d(-log n) = dn / n, and dn is the root of n.
+        assert image.std() == pytest.approx((np.exp(p) / 1e4)**.5, rel=.03)
+    # Behind too thick an object nothing arrives: finite all the same.
+    thick = TRANSFORMS.build(dict(type='XRayPhotonNoise', photons=(10, 100)))(
+        dict(img=[np.full((9, 9, 1), 16, np.float32)]))['img'][0]
+    assert np.isfinite(thick).all()
+
+
 def test_no_boxes(tmp_path):
     make_sphere_set(tmp_path, 1, 3, 32, spheres=[[]])
     item = DATASETS.build(

@@ -18,9 +18,10 @@ from .roi_queries import XRayRoIQueryGenerator
 from .runtime import XRayCheckpointHook, XRayProgressHook
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayInsertNodules, XRayPhotometric,
-                         XRayRandomFlip, XRayRandomRotate, XRayViewDropout)
-from .visualization import XRayDrawHook
+                         XRayPhotonNoise, XRayRandomFlip, XRayRandomRotate,
+                         XRayViewDropout)
 from .tta import XRayTTAModel
+from .visualization import XRayDrawHook
 from .volume_head import XRayVolumeHead
 
 __all__ = [
@@ -28,7 +29,8 @@ __all__ = [
     'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayCheckpointHook',
     'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
-    'XRayPhotometric', 'XRayPositionEncoding', 'XRayProgressHook',
-    'XRayRandomFlip', 'XRayRandomRotate', 'XRayRoIQueryGenerator',
+    'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
+    'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
+    'XRayRoIQueryGenerator',
     'XRayScoreGrid', 'XRayTTAModel', 'XRayViewDropout', 'XRayVolumeHead'
 ]

@@ -8,7 +8,7 @@ worker. Images are lists of (H, W, 1) float32 line integrals.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -25,8 +25,8 @@ from .infos import InfosError
 
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
-    'XRayInsertNodules', 'XRayPhotometric', 'XRayRandomFlip',
-    'XRayRandomRotate', 'XRayViewDropout'
+    'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
+    'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout'
 ]
 
 _PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')
@@ -234,6 +234,31 @@ class XRayPhotometric(BaseTransform):
         amounts = self.draw()
         if amounts:
             results['img'] = [self.apply(i, amounts) for i in results['img']]
+        return results
+
+
+@TRANSFORMS.register_module()
+class XRayPhotonNoise(BaseTransform):
+    """Quantum noise: what a detector counts behind the object is Poisson.
+
+    A line integral p leaves ``photons * exp(-p)`` of a pixel's photons; the
+    result is the line integral of the drawn count (Beer-Lambert).
+
+    Args:
+        photons (float | tuple[float, float]): Per pixel without an object; of
+            a range, drawn anew (log-uniform) for each sample.
+    """
+
+    def __init__(self, photons: Union[float, Tuple[float, float]]) -> None:
+        self.photons = np.broadcast_to(photons, 2)
+
+    def transform(self, results: dict) -> dict:
+        """Add noise to one sample."""
+        photons = np.exp(np.random.uniform(*np.log(self.photons)))
+        results['img'] = [
+            -np.log(np.random.poisson(photons * np.exp(-image)).clip(1) /
+                    photons).astype(np.float32) for image in results['img']
+        ]
         return results
 
 
