@@ -41,11 +41,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def stronger_peaks(heatmap: torch.Tensor, value: torch.Tensor) -> int:
-    """Local maxima of a map (2D or 3D) above a value."""
+def local_maxima(heatmap: torch.Tensor) -> torch.Tensor:
+    """Values of the peaks of a map (2D or 3D), (N,)."""
     pool = F.max_pool2d if heatmap.dim() == 2 else F.max_pool3d
-    best = pool(heatmap[None, None], 3, 1, 1)[0, 0]
-    return int(((heatmap == best) & (heatmap > value)).sum())
+    return heatmap[heatmap == pool(heatmap[None, None], 3, 1, 1)[0, 0]]
 
 
 def best_near(heatmap: torch.Tensor, axes: list, centre: torch.Tensor,
@@ -62,31 +61,34 @@ def best_near(heatmap: torch.Tensor, axes: list, centre: torch.Tensor,
 def look(model, sample: dict) -> Tuple[Dict, List[Dict]]:
     """Result of one scan, and what each stage says of its findings."""
     data = model.data_preprocessor(pseudo_collate([sample]), False)
-    imgs, samples = data['inputs']['imgs'], data['data_samples']
-    features = model.extract_feat(imgs)
-    result = model.predict(data['inputs'], samples)[0]
     head, stride = model.volume_head, model.feat_strides[model.volume_level]
-    level = features[model.volume_level]
-    ct2img = torch.as_tensor(result.metainfo['ct2img'], dtype=torch.float32,
-                             device=level.device)
-    volume = head(level, ct2img, tuple(imgs.shape[-2:]))[0].amax(0)
+    seen = []
+    hook = head.register_forward_hook(
+        lambda _, inputs, outputs: seen.extend([*inputs[:2], outputs[0]]))
+    result = model.predict(data['inputs'], data['data_samples'])[0]
+    hook.remove()
+    level, ct2img, volume = seen
+    volume = volume.amax(0)
+    peaks = local_maxima(volume)
     maps = (head.heatmap_2d(level).amax(1)
-            if head.heatmap_2d is not None else None)
+            if head.heatmap_2d is not None else level[:0, 0])
+    maps = [(one, local_maxima(one)) for one in maps]
+    axes_3d = head.grid_axes(level.device)
+    axes_2d = [(torch.arange(n, device=level.device) + .5) * stride
+               for n in level.shape[2:]]
     boxes = result.eval_ann_info['gt_bboxes_3d']
     centres = boxes.gravity_center
     uv, _ = geometry.project(centres.to(ct2img), ct2img)
     stages = []
     for row, centre in enumerate(centres.to(level.device)):
         reach = max(float(boxes.tensor[row, 3:6].max()) / 2, head.voxel_size)
-        value = best_near(volume, head.grid_axes(level.device), centre, reach)
-        stage = dict(peaks_3d=stronger_peaks(volume, value))
-        if maps is not None:
-            axes = [(torch.arange(n, device=level.device) + .5) * stride
-                    for n in maps.shape[1:]]
+        value = best_near(volume, axes_3d, centre, reach)
+        stage = dict(peaks_3d=int((peaks > value).sum()))
+        if maps:
             stage['peaks_2d'] = float(np.median([
-                stronger_peaks(one, best_near(one, axes, place.flip(0),
-                                              stride))
-                for one, place in zip(maps, uv[:, row])
+                int((others > best_near(one, axes_2d, place.flip(0),
+                                        stride)).sum())
+                for (one, others), place in zip(maps, uv[:, row])
             ]))
         stages.append(stage)
     return result.to_dict(), stages

@@ -31,6 +31,6 @@ __all__ = [
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
     'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayRoIQueryGenerator',
-    'XRayScoreGrid', 'XRayTTAModel', 'XRayViewDropout', 'XRayVolumeHead'
+    'XRayRoIQueryGenerator', 'XRayScoreGrid', 'XRayTTAModel',
+    'XRayViewDropout', 'XRayVolumeHead'
 ]

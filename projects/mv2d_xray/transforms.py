@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData
 
 from . import geometry
 from .boxes import gravity_boxes
-from .infos import InfosError
+from .infos import SHAPE_CELLS, InfosError
 
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
@@ -350,6 +350,8 @@ class _Finding:
 
 
 _STEPS = 48  # samples of a ray in a finding
+_AXIS = (np.arange(SHAPE_CELLS) + .5) / SHAPE_CELLS * 2 - 1
+_BALL = sum(a**2 for a in np.meshgrid(_AXIS, _AXIS, _AXIS)) <= 1
 
 
 @TRANSFORMS.register_module()
@@ -394,8 +396,7 @@ class XRayInsertNodules(BaseTransform):
         rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
         shape, contrast = item['shape'], item['contrast']
         if shape is None:
-            axis = (np.arange(16) + .5) / 8 - 1
-            shape = sum(a**2 for a in np.meshgrid(axis, axis, axis)) <= 1
+            shape = _BALL
         contrast = (np.random.uniform(*self.attenuation) if contrast is None
                     else contrast * np.random.uniform(*self.contrasts))
         return _Finding(
