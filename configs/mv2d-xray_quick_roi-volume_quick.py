@@ -2,10 +2,8 @@ _base_ = ['./mv2d-xray_quick_roi-volume_phantom.py']
 
 # The benchmark `quick`: nodules from 3 mm, splits train, val and test.
 data_root = 'data/quick/'
-metric = dict(
-    type='XRay3DMetric', min_diameter=8., size_bins={
-        '3_to_5mm': (3., 5.), '5_to_8mm': (5., 8.), '8_to_12mm': (8., 12.),
-        'above_12mm': (12., 1000.)})
+size_bins = {'3_to_5mm': (3., 5.), '5_to_8mm': (5., 8.),
+             '8_to_12mm': (8., 12.), 'above_12mm': (12., 1000.)}
 # A finer band than the demo's: nodules of 5 mm are 3 px wide.
 model = dict(
     data_preprocessor=dict(
@@ -15,7 +13,10 @@ model = dict(
 # What is below 5 mm is 3 px wide: neither object nor background.
 train_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=5.))
 val_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=3.))
-val_evaluator = [metric, dict(type='XRay2DMetric')]
+val_evaluator = [
+    dict(type='XRay3DMetric', min_diameter=8., size_bins=size_bins),
+    dict(type='XRay2DMetric', size_bins=size_bins)
+]
 test_dataloader = dict(
     dataset=dict(
         data_root=data_root, min_diameter=3.,

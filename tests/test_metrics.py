@@ -338,7 +338,9 @@ def boxes_2d(bboxes, views, scores=None):
     return InstanceData(**fields)
 
 
-def run_2d(found, truth, ignored=((), ()), classes=('nodule', ), **fields):
+def run_2d(found, truth, ignored=((), ()), classes=('nodule', ),
+           diameters=None, **fields):
+    count = len(truth[0])
     metric = XRay2DMetric()
     metric.dataset_meta = dict(classes=classes)
     metric.process({}, [
@@ -347,6 +349,9 @@ def run_2d(found, truth, ignored=((), ()), classes=('nodule', ), **fields):
                  gt_bboxes=np.array(truth[0], float).reshape(-1, 4),
                  gt_bboxes_labels=np.zeros(len(truth[0]), int),
                  gt_bboxes_view=np.array(truth[1], int),
+                 gt_bboxes_instance=np.arange(count),
+                 gt_bboxes_3d=LiDARInstance3DBoxes(torch.ones(count, 7)),
+                 gt_diameters=np.array(diameters or [8.] * count),
                  ignored_bboxes=np.array(ignored[0], float).reshape(-1, 4),
                  ignored_bboxes_view=np.array(ignored[1], int)))])
     figures = metric.compute_metrics(metric.results)
@@ -392,6 +397,30 @@ def test_2d_recall_of_each_view_and_of_the_proposals():
     assert full['rpn_recall'] == pytest.approx(1 / 3)
     assert full['recall'] == pytest.approx(2 / 3)
     assert 'rpn_recall' not in run_2d(found, truth)
+
+
+def test_2d_recall_at_ten_false_positives_a_view():
+    truth = ([[10, 10, 20, 20], [30, 30, 44, 44]], [0, 1])
+    wrong = [[60 + i, 60, 70 + i, 70] for i in range(21)]
+    # Centres 4 px off hit a box of 10 px, 6 px off do not.
+    hits = [[14, 10, 24, 20], [30, 36, 44, 50]]
+    scores = [*np.linspace(.9, .8, 21), .6, .5]
+    full = run_2d(boxes_2d([*wrong[:20], *hits], [0] * 21 + [1],
+                           scores[:20] + scores[21:]), truth,
+                  diameters=[5, 8])
+    assert full['recall_at_10'] == 1
+    assert full['recall_at_10_by_size'] == {
+        'below_6mm': 1, '6_to_10mm': 1, 'above_10mm': 0}
+    full = run_2d(boxes_2d([*wrong, *hits], [0] * 22 + [1], scores), truth)
+    assert full['recall_at_10'] == 0
+    moved = [[16.1, 10, 26.1, 20], hits[1]]
+    full = run_2d(boxes_2d(moved, [0, 1], [.6, .5]), truth, diameters=[5, 8])
+    assert full['recall_at_10'] == .5
+    assert full['recall_at_10_by_size']['below_6mm'] == 0
+    # A hit on what does not count is no false positive.
+    full = run_2d(boxes_2d([*wrong, *hits], [0] * 22 + [1], scores), truth,
+                  ([wrong[0]], [0]))
+    assert full['recall_at_10'] == 1
 
 
 def test_2d_ignored_box_is_forgiven_in_every_class():

@@ -95,6 +95,7 @@ def test_test_writes_figures_and_pictures(trained, tmp_path):
     for key in ('mAP_3d', 'AP_5mm', 'AP_iou0.5', 'CPM', 'froc',
                 'centre_error_mm', 'size_error_mm'):
         assert key in results
+    assert {'AP', 'recall_at_10', 'recall_per_view'} <= set(results['2d'])
     pictures = list((tmp_path / 'pictures').glob('*.png'))
     assert len(pictures) == 3 and min(p.stat().st_size
                                       for p in pictures) > 10000
@@ -134,6 +135,23 @@ def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
         assert finding['verdict'] in done.stdout
         assert finding['peaks_2d'] >= 0 and finding['peaks_3d'] >= 0
     assert (tmp_path / 'diagnose.png').stat().st_size > 10000
+
+
+def test_robustness_tests_every_condition(trained, tmp_path):
+    # A second set stands for the same scans seen by another rig.
+    done = tool(
+        '../benchmarks/robustness.py', CONFIG,
+        trained / 'work' / 'iter_4.pth', '--data-root', trained / 'data',
+        '--split', 'val', '--out-dir', tmp_path, '--other-set',
+        f'other={trained / "data"}', options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    panels = json.loads((tmp_path / 'robustness.json').read_text())
+    assert panels['rig']['other']['num_scans'] == 3
+    assert panels['rig']['other'] == panels['rig']['as in training']
+    for name in ('views: 3 views', 'pose, turn: 1°', 'photons a pixel: 10^3',
+                 'rig: other'):
+        assert name in done.stdout
+    assert (tmp_path / 'robustness.png').stat().st_size > 10000
 
 
 def test_tta_and_its_absence(trained, tmp_path):

@@ -328,6 +328,26 @@ def test_dropped_views_are_gone(loaded):
     counts = np.bincount(results['gt_bboxes_view'],
                          minlength=results['num_views'])
     assert (counts == 3).all()  # all three boxes stay in every kept view
+    exactly = TRANSFORMS.build(
+        dict(type='XRayViewDropout', prob=1., min_views=3, max_views=3))
+    assert {exactly(loaded())['num_views'] for _ in range(9)} == {3}
+
+
+def test_pose_error_has_the_asked_size(loaded):
+    np.random.seed(0)
+    before = loaded()
+    after = TRANSFORMS.build(
+        dict(type='XRayPoseError', translation=2., rotation=.5))(loaded())
+    motions = np.linalg.inv(before['ct2cam']) @ after['ct2cam']
+    np.testing.assert_allclose(np.linalg.norm(motions[:, :3, 3], axis=1), 2.)
+    cosine = (np.trace(motions[:, :3, :3], axis1=1, axis2=2) - 1) / 2
+    np.testing.assert_allclose(np.degrees(np.arccos(cosine)), .5, rtol=1e-6)
+    assert len(np.unique(motions[:, 0, 3].round(6))) == len(motions)
+    np.testing.assert_allclose(after['ct2img'],
+                               after['cam2img'] @ after['ct2cam'])
+    # Only what is believed of the rig is wrong, not what it saw.
+    np.testing.assert_array_equal(before['img'], after['img'])
+    np.testing.assert_array_equal(before['gt_bboxes'], after['gt_bboxes'])
 
 
 def test_photon_noise_is_poisson():

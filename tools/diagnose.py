@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import init_default_scope
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
@@ -19,8 +18,8 @@ from projects.mv2d_xray import geometry
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.metrics import XRay3DMetric, match, scans_of
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        check_checkpoint, config_of,
-                                        one_sentence, select_split)
+                                        config_of, load_model, one_sentence,
+                                        select_split)
 
 HIT = 10.  # mm between centres
 VISIBLE = 20  # stronger peaks in the same view, median over views
@@ -149,17 +148,12 @@ def main() -> None:
     """Look at every scan of a split, tabulate, draw."""
     args = parse_args()
     cfg = config_of(args)
-    init_default_scope('mmdet3d')
     dataset = cfg.test_dataloader.dataset
     select_split(dataset, args.split)
-    model = MODELS.build(cfg.model)
+    model, _ = load_model(cfg, args.checkpoint)
     if getattr(model, 'volume_head', None) is None:
         raise UserError(f'{args.config}: model: expected a volume_head, '
                         'found none')
-    model.load_state_dict(
-        check_checkpoint(args.checkpoint, model)['state_dict'])
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model.to(device).eval()
     data = DATASETS.build(dataset)
     metric, findings, wrong = XRay3DMetric(), [], []
     for sample in tqdm(data, desc='diagnose', unit='scan',

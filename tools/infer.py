@@ -6,16 +6,15 @@ from typing import List
 
 import numpy as np
 import torch
-from mmdet3d.registry import MODELS, TRANSFORMS
+from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import init_default_scope
 
 from projects.mv2d_xray.boxes import gravity_boxes
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.runtime import (UserError, check_checkpoint,
-                                        load_config, one_sentence)
+from projects.mv2d_xray.runtime import (UserError, load_config, load_model,
+                                        one_sentence)
 from projects.mv2d_xray.visualization import draw_views
 
 
@@ -71,16 +70,12 @@ def main() -> None:
     """Build, load, predict, write."""
     args = parse_args()
     cfg = load_config(args.config)
-    init_default_scope('mmdet3d')
     try:
         rig = Rig.load(args.rig)
     except ValueError as error:
         raise UserError(str(error)) from error
     paths = find_images(args.images, rig)
-    model = MODELS.build(cfg.model)
-    checkpoint = check_checkpoint(args.checkpoint, model)
-    model.load_state_dict(checkpoint['state_dict'])
-    model.to(args.device).eval()
+    model, meta = load_model(cfg, args.checkpoint, args.device)
     steps = [dict(step) for step in cfg.test_pipeline]
     for step in steps:
         if step['type'] == 'LoadXRayViews':
@@ -102,8 +97,7 @@ def main() -> None:
     found = result.pred_instances_3d
     found = found[found.scores_3d >= args.score_thr]
     boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
-    classes = checkpoint.get('meta', {}).get(
-        'dataset_meta', {}).get('classes', ('indication', ))
+    classes = meta.get('dataset_meta', {}).get('classes', ('indication', ))
     dump_json(
         dict(
             frame='ct: RAS+ (x right, y anterior, z superior), origin at the '

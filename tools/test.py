@@ -2,6 +2,7 @@
 
 import argparse
 
+from projects.mv2d_xray.infos import dump_json, load_json
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         build_runner, check_checkpoint,
                                         config_of, load_checkpoint,
@@ -63,6 +64,11 @@ def main() -> None:
     checkpoint = check_checkpoint(args.checkpoint, model)
     model.load_state_dict(checkpoint['state_dict'])
     runner.test()
+    if args.out:
+        for metric in runner.test_evaluator.metrics:
+            if metric.prefix == '2d' and metric.full_results:
+                dump_json({**load_json(args.out), '2d': metric.full_results},
+                          args.out)
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ from typing import List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 Array = Union[np.ndarray, torch.Tensor]
 
@@ -33,8 +34,8 @@ __all__ = [
     'Rig', 'View', 'box_corners', 'camera_centres', 'circular_ct2cam',
     'compose_ct2img', 'denormalise_points', 'depth_bounds', 'frustum_points',
     'invert_rigid', 'mirror_view', 'normalise_points', 'project',
-    'project_boxes', 'rays', 'roi_intrinsics', 'rotation_z', 'scale_cam2img',
-    'transform_boxes', 'triangulate', 'unproject'
+    'project_boxes', 'rays', 'rigid_motion', 'roi_intrinsics', 'rotation_z',
+    'scale_cam2img', 'transform_boxes', 'triangulate', 'unproject'
 ]
 
 
@@ -124,6 +125,15 @@ def rotation_z(angle: float) -> np.ndarray:
     c, s = math.cos(angle), math.sin(angle)
     return np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
                     dtype=np.float64)
+
+
+def rigid_motion(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """Rigid motion (4, 4) from a rotation vector (3,) (rad, about the origin,
+    applied first) and a translation (3,) (mm)."""
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_rotvec(rotation).as_matrix()
+    motion[:3, 3] = translation
+    return motion
 
 
 def scale_cam2img(cam2img: Array, scale_x: float, scale_y: float) -> Array:

@@ -170,15 +170,16 @@ class _Ranked:
         precision = hits / np.maximum(hits + misses, 1e-9)
         return np.asarray(average_precision(recall, precision)) * (total > 0)
 
-    def sensitivity(self, weights: np.ndarray) -> np.ndarray:
-        """Best sensitivity at no more than each of FALSE_POSITIVES per scan,
-        (S, 7)."""
+    def sensitivity(self, weights: np.ndarray,
+                    limits: Sequence[float] = FALSE_POSITIVES) -> np.ndarray:
+        """Best sensitivity at no more than each of L false positives per
+        scan, (S, L)."""
         hits, misses, total = self.curves(weights)
         scans = np.maximum(weights.sum(1), 1)[:, None]
         recall = hits / np.maximum(total, 1)[:, None]
         return np.stack([
             np.where(misses / scans <= limit + 1e-9, recall, 0).max(
-                1, initial=0) for limit in FALSE_POSITIVES
+                1, initial=0) for limit in limits
         ], 1)
 
 
@@ -478,10 +479,21 @@ class XRay2DMetric(BaseMetric):
     that do not count are crowd regions, which COCO forgives. Where samples
     have ``proposals`` (``bboxes``, ``view_ids``), their recall is told, too.
     Without any ground truth all figures are 0. ``full_results`` has, besides
-    the figures, ``recall_per_view`` by name.
+    the figures, ``recall_per_view`` by name and ``recall_at_10_by_size``.
+
+    Args:
+        size_bins (dict): Name and range of diameters (mm) of each group that
+            gets a recall of its own.
     """
 
     default_prefix = '2d'
+
+    def __init__(self,
+                 size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
+                 collect_device: str = 'cpu',
+                 prefix: Optional[str] = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.size_bins = size_bins
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the 2D boxes of a batch."""
@@ -503,8 +515,10 @@ class XRay2DMetric(BaseMetric):
                     if 'proposals' in sample else None))
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
-        """``AP``, ``AP50``, ``AP_small``, ``recall`` (IoU 0.5, 100 boxes) and
-        perhaps ``rpn_recall`` (IoU 0.5); nothing without a 2D stage."""
+        """``AP``, ``AP50``, ``AP_small``, ``recall`` (IoU 0.5, 100 boxes),
+        ``recall_at_10`` (centre within half the finding's mean edge, at 10
+        false positives a view) and perhaps ``rpn_recall`` (IoU 0.5); nothing
+        without a 2D stage."""
         self.full_results = {}
         if not results:
             return {}
@@ -533,8 +547,13 @@ class XRay2DMetric(BaseMetric):
             proposed = np.concatenate([r['proposed'] for r in results])
             figures['rpn_recall'] = float(proposed.sum() /
                                           max(len(proposed), 1))
+        figures['recall_at_10'] = _recall_at_10(results)
         self.full_results = dict(
-            figures, recall_per_view=_recall_per_view(results))
+            figures, recall_per_view=_recall_per_view(results),
+            recall_at_10_by_size={
+                name: _recall_at_10(results, *limits)
+                for name, limits in self.size_bins.items()
+            })
         return figures
 
 
@@ -545,6 +564,42 @@ def _covered(truth: dict, found) -> np.ndarray:
     overlaps = bbox_overlaps(boxes, found['bboxes'].cpu().float())
     overlaps = overlaps * (views[:, None] == found['view_ids'].cpu()[None])
     return (overlaps >= .5).any(1).numpy()
+
+
+def _recall_at_10(results: List[dict], low: float = 0.,
+                  high: float = np.inf) -> float:
+    """2D recall at 10 false positives a view of findings with diameters (mm)
+    in a range: LUNA16's criterion, each view a scan and px for mm."""
+
+    def centred(boxes):
+        boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+        flat = np.zeros((len(boxes), 7))
+        flat[:, :2] = (boxes[:, :2] + boxes[:, 2:]) / 2
+        flat[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
+        return flat
+
+    views = []
+    for r in results:
+        truth, left_out = centred(r['truth']['gt_bboxes']), centred(
+            r['truth']['ignored_bboxes'])
+        boxes, order = centred(r['bboxes']), np.argsort(-r['scores'])
+        diameters = _diameters(r['truth'], 'gt')[
+            np.asarray(r['truth']['gt_bboxes_instance'], dtype=int)]
+        inside = (diameters >= low) & (diameters < high)
+        true_views = np.asarray(r['truth']['gt_bboxes_view'])
+        ignored_views = np.asarray(r['truth']['ignored_bboxes_view'])
+        for view in range(len(r['view_names'])):
+            rows = order[r['views'][order] == view]
+            here = true_views == view
+            counted = truth[here & inside]
+            others = np.concatenate(
+                [left_out[ignored_views == view], truth[here & ~inside]])
+            views.append(
+                ScanResult(boxes[rows], r['scores'][rows], counted,
+                           counted[:, 3:5].mean(1), others,
+                           others[:, 3:5].mean(1)))
+    ranked = _Ranked.of(views, None, False)
+    return float(ranked.sensitivity(np.ones((1, len(views))), (10., ))[0, 0])
 
 
 def _recall_per_view(results: List[dict]) -> Dict[str, Optional[float]]:

@@ -10,17 +10,17 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Tuple
 
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import build_functions
+from mmengine.registry import build_functions, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from mmdet3d.registry import HOOKS
+from mmdet3d.registry import HOOKS, MODELS
 from tqdm import tqdm
 
 from .infos import InfosError
@@ -29,7 +29,8 @@ __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
     'check_checkpoint', 'config_errors', 'config_of', 'keep_freed_memory',
-    'load_checkpoint', 'load_config', 'one_sentence', 'select_split'
+    'load_checkpoint', 'load_config', 'load_model', 'one_sentence',
+    'select_split'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -310,6 +311,31 @@ def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
                 f'expected shape {tuple(tensor.shape)}, found '
                 f'{tuple(found[name].shape)}')
     return checkpoint
+
+
+def load_model(cfg: Config, path: str,
+               device: Optional[str] = None
+               ) -> Tuple[torch.nn.Module, dict]:
+    """The config's model with a checkpoint's weights, ready to predict.
+
+    Args:
+        cfg (Config): Whose ``model`` is built.
+        path (str): Checkpoint.
+        device (str, optional): Defaults to the GPU where there is one.
+
+    Returns:
+        tuple: The model, and what the checkpoint says of itself.
+
+    Raises:
+        UserError: As :func:`check_checkpoint`, or the config cannot be built.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    with config_errors(cfg):
+        model = MODELS.build(cfg.model)
+    checkpoint = check_checkpoint(path, model)
+    model.load_state_dict(checkpoint['state_dict'])
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    return model.to(device).eval(), checkpoint.get('meta', {})
 
 
 # ------------------------------------------------------------------ progress

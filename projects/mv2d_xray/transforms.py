@@ -26,7 +26,7 @@ from .infos import SHAPE_CELLS, InfosError
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
     'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
-    'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout'
+    'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout'
 ]
 
 _PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')
@@ -548,20 +548,56 @@ class XRayViewDropout(BaseTransform):
     Args:
         prob (float): Of leaving any out. Defaults to 0.5.
         min_views (int): Views that stay at least. Defaults to 5.
+        max_views (int, optional): Views that stay at most where any are left
+            out. Defaults to all.
     """
 
-    def __init__(self, prob: float = .5, min_views: int = 5) -> None:
+    def __init__(self, prob: float = .5, min_views: int = 5,
+                 max_views: Optional[int] = None) -> None:
         self.prob = prob
         self.min_views = min_views
+        self.max_views = max_views
 
     def transform(self, results: dict) -> dict:
         """Drop views of one sample."""
         count = results['num_views']
         if np.random.rand() >= self.prob or count <= self.min_views:
             return results
-        keep = np.random.randint(self.min_views, count + 1)
+        most = min(self.max_views or count, count)
+        keep = np.random.randint(self.min_views, most + 1)
         return keep_views(
             results, np.sort(np.random.permutation(count)[:keep]))
+
+
+@TRANSFORMS.register_module()
+class XRayPoseError(BaseTransform):
+    """Matrices that are wrong, as a rig's are whose geometry was measured.
+
+    The object seems moved, in every view by another random motion of the
+    same size: shifted by ``translation`` (mm) and turned about the isocentre
+    by ``rotation`` (degrees), each in a random direction.
+
+    Args:
+        translation (float): Defaults to 0.
+        rotation (float): Defaults to 0.
+    """
+
+    def __init__(self, translation: float = 0., rotation: float = 0.) -> None:
+        self.translation = translation
+        self.rotation = rotation
+
+    def transform(self, results: dict) -> dict:
+        """Falsify the matrices of one sample."""
+        sizes = np.array([[np.radians(self.rotation)], [self.translation]])
+        poses = []
+        for ct2cam in results['ct2cam']:
+            motion = np.random.normal(size=(2, 3))
+            motion *= sizes / np.linalg.norm(motion, axis=1, keepdims=True)
+            poses.append(ct2cam @ geometry.rigid_motion(*motion))
+        results['ct2cam'] = np.stack(poses)
+        results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
+                                                    results['ct2cam'])
+        return results
 
 
 def keep_views(results: dict, views: Sequence[int]) -> dict:

@@ -99,6 +99,8 @@ class XRayVolumeHead(BaseModule):
         feat_channels (int): Channels sampled from each view.
         hidden_channels (int): Channels of the 3D net.
         num_convs (int): 3x3x3 convolutions at full resolution.
+        context_channels (int, optional): Channels of the coarser context
+            that is added to them. Defaults to ``hidden_channels``.
         neck (dict, optional): A 3D net in place of these convolutions and
             their coarser context, as mmdet3d's ``IndoorImVoxelNeck``; its
             first output is used.
@@ -122,6 +124,7 @@ class XRayVolumeHead(BaseModule):
                  feat_channels: int = 24,
                  hidden_channels: int = 32,
                  num_convs: int = 3,
+                 context_channels: Optional[int] = None,
                  neck: Optional[dict] = None,
                  with_deviation: bool = True,
                  norm_cfg: dict = dict(type='BN3d'),
@@ -151,9 +154,10 @@ class XRayVolumeHead(BaseModule):
         channels = [(1 + with_deviation) * sampled + 1]
         channels += [hidden_channels] * num_convs
 
-        def conv(source: int, stride: int = 1) -> ConvModule:
+        def conv(source: int, out: int = hidden_channels,
+                 stride: int = 1) -> ConvModule:
             return ConvModule(
-                source, hidden_channels, 3, stride=stride, padding=1,
+                source, out, 3, stride=stride, padding=1,
                 conv_cfg=dict(type='Conv3d'), norm_cfg=norm_cfg)
 
         # The views differ little from one voxel to the next, but all from 0:
@@ -166,8 +170,9 @@ class XRayVolumeHead(BaseModule):
         else:
             self.neck = None
             self.convs = nn.Sequential(*(conv(c) for c in channels[:-1]))
-            self.context = nn.Sequential(conv(hidden_channels, 2),
-                                         conv(hidden_channels))
+            wide = context_channels or hidden_channels
+            self.context = nn.Sequential(
+                conv(hidden_channels, wide, stride=2), conv(wide))
         self.heatmap = nn.Conv3d(hidden_channels, num_classes, 1)
         self.box = nn.Conv3d(hidden_channels, 6, 1)
         self.heatmap_2d = (

@@ -1,0 +1,169 @@
+"""How 3D mAP falls when the acquisition is not as in training.
+
+    python benchmarks/robustness.py CONFIG CHECKPOINT --out-dir robustness \
+        [--split test] [--other-set "20 views=data/quick20" ...]
+
+Views are left out, poses falsified and photons counted at test time, each scan
+with a seed of its own. Other rigs need views of their own: a set rendered with
+``data_converters benchmark --rig``.
+"""
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mmdet3d.registry import DATASETS, METRICS
+from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
+from terminaltables import GithubFlavoredMarkdownTable
+from tqdm import tqdm
+
+from projects.mv2d_xray.infos import dump_json
+from projects.mv2d_xray.runtime import (argument_parser, config_of,
+                                        load_model, one_sentence,
+                                        select_split)
+
+# Panel of the figure, and per condition its name and what is done to a scan.
+CONDITIONS = {
+    'views': {
+        f'{n} views': dict(type='XRayViewDropout', prob=1., min_views=n,
+                           max_views=n) for n in (8, 6, 4, 3)
+    },
+    'pose, shift': {
+        f'{t:g} mm': dict(type='XRayPoseError', translation=t)
+        for t in (.5, 1., 2.)
+    },
+    'pose, turn': {
+        f'{r:g}°': dict(type='XRayPoseError', rotation=r)
+        for r in (.25, .5, 1.)
+    },
+    'photons a pixel': {
+        f'10^{e}': dict(type='XRayPhotonNoise', photons=10.**e)
+        for e in (6, 5, 4, 3)
+    },
+}
+AS_TRAINED = 'as in training'
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments."""
+    parser = argument_parser('3D mAP against what can go wrong')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--split', default='test',
+                        help='infos to test on (default: %(default)s)')
+    parser.add_argument('--out-dir', required=True, type=Path,
+                        help='folder for robustness.json and robustness.png')
+    parser.add_argument(
+        '--other-set', action='append', default=[], metavar='NAME=FOLDER',
+        help='the same scans, seen by another rig')
+    args = parser.parse_args()
+    for item in args.other_set:
+        if '=' not in item:
+            parser.error(f'--other-set: expected NAME=FOLDER, found "{item}"')
+    return args
+
+
+@torch.no_grad()
+def figures(model, cfg, seed: int, bar: tqdm) -> Dict:
+    """The 3D metric's figures on a config's test set."""
+    data = DATASETS.build(cfg.test_dataloader.dataset)
+    evaluators = cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    metric, = (METRICS.build(e) for e in evaluators
+               if e.type == 'XRay3DMetric')
+    metric.dataset_meta = data.metainfo
+    for index in range(len(data)):
+        np.random.seed(seed + index)
+        result = model.test_step(pseudo_collate([data[index]]))
+        metric.process({}, [item.to_dict() for item in result])
+        bar.update(1 / len(data))
+    metric.compute_metrics(metric.results)
+    metric.full_results.pop('scans')
+    return metric.full_results
+
+
+def with_step(cfg, step: dict):
+    """A config whose test pipeline has one more step, before packing."""
+    cfg = deepcopy(cfg)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    cfg.test_dataloader.dataset.pipeline = [*pipeline[:-1], step,
+                                            pipeline[-1]]
+    return cfg
+
+
+def draw(panels: Dict[str, Dict[str, Dict]], path: Path) -> None:
+    """3D mAP with its interval, a panel for each kind of fault."""
+    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, results) in zip(axes, panels.items()):
+        value = np.array([r['mAP_3d'] for r in results.values()])
+        bounds = np.array([[r['mAP_3d_low'], r['mAP_3d_high']]
+                           for r in results.values()]).T
+        places = np.arange(len(value))
+        axis.errorbar(places, value, np.abs(bounds - value), fmt='o',
+                      color='#4477aa', capsize=4)
+        for x, y in zip(places, value):
+            axis.annotate(f'{y:.2f}', (x, y), (6, 0),
+                          textcoords='offset points', va='center')
+        axis.set_xticks(places, list(results), rotation=30, ha='right')
+        axis.set(title=title, ylim=(0, 1), xlim=(-.5, len(value) - .2))
+    axes[0].set_ylabel('3D mAP')
+    figure.savefig(path, dpi=100)
+
+
+def table(panels: Dict[str, Dict[str, Dict]]) -> str:
+    """Markdown of all conditions."""
+    rows: List[List[str]] = []
+    for title, results in panels.items():
+        for name, r in results.items():
+            if name == AS_TRAINED and rows:
+                continue
+            error = r['centre_error_mm']
+            rows.append([
+                name if name == AS_TRAINED else f'{title}: {name}',
+                f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
+                f'{r["mAP_3d_high"]:.3f}]', f'{r["CPM"]:.3f}',
+                '-' if error is None else f'{error:.1f}'
+            ])
+    header = ['condition', '3D mAP', 'CPM', 'centre error (mm)']
+    return GithubFlavoredMarkdownTable([header, *rows]).table
+
+
+@one_sentence
+def main() -> None:
+    """Test under every condition, draw, tabulate."""
+    args = parse_args()
+    cfg = config_of(args)
+    select_split(cfg.test_dataloader.dataset, args.split)
+    model, _ = load_model(cfg, args.checkpoint)
+    MMLogger.get_current_instance().setLevel('WARNING')
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    tests = {(title, name): with_step(cfg, step)
+             for title, steps in CONDITIONS.items()
+             for name, step in steps.items()}
+    for item in args.other_set:
+        name, folder = item.split('=', 1)
+        tests['rig', name] = other = deepcopy(cfg)
+        other.test_dataloader.dataset.data_root = folder
+    with tqdm(total=len(tests) + 1, desc='robustness', unit='condition',
+              dynamic_ncols=True, bar_format='{l_bar}{bar}| {n:.1f}/{total} '
+              '[{elapsed}<{remaining}]') as bar:
+        plain = figures(model, cfg, seed, bar)
+        panels = {title: {AS_TRAINED: plain} for title, _ in tests}
+        for (title, name), changed in tests.items():
+            panels[title][name] = figures(model, changed, seed, bar)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    dump_json(panels, args.out_dir / 'robustness.json')
+    draw(panels, args.out_dir / 'robustness.png')
+    print(table(panels))
+    print(f'{args.out_dir}/robustness.json, robustness.png')
+
+
+if __name__ == '__main__':
+    main()
