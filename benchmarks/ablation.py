@@ -24,11 +24,23 @@ _INSERT = 'train_dataloader.dataset.pipeline.1'
 VARIANTS = {
     'roi + volume': (OURS, []),
     'roi': (OURS, ['model.volume_head=None']),
+    'triangulated': (
+        OURS, ['model.volume_head=None', 'model.lifting_head.roi_queries.'
+               'type=XRayTriangulatedQueryGenerator']),
+    'triangulated + volume': (
+        OURS, ['model.lifting_head.roi_queries.type='
+               'XRayTriangulatedQueryGenerator']),
     'volume': (OURS, _VOLUME),
     'volume, nothing inserted': (
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=0']),
     'volume, 8 inserted at most': (
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=8']),
+    'volume, all views always': (
+        OURS, [*_VOLUME, 'train_dataloader.dataset.pipeline.4.prob=0.']),
+    'volume, inserted at their own size': (
+        OURS, [*_VOLUME, f'{_INSERT}.scales=[.8,1.25]']),
+    'volume, narrow context': (
+        OURS, [*_VOLUME, 'model.volume_head.context_channels=24']),
     'volume, no 2D heatmap': (
         OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
     'volume, mean only': (
@@ -50,8 +62,13 @@ VARIANTS = {
     'volume, 48 channels': (
         OURS, [*_VOLUME, 'model.detector_2d.backbone.channels=48',
                'model.volume_head.in_channels=48']),
+    'roi + volume, reprojected': (
+        OURS, ['model.lifting_head.point_rois.reproject=True']),
+    '2D boxes, triangulated': ('configs/triangulation_quick.py', []),
     'score grid': ('configs/score-grid_quick.py', []),
     'ImVoxelNet': ('configs/imvoxelnet_quick.py', []),
+    'DETR3D': ('configs/detr3d_quick.py', []),
+    'PETR': ('configs/petr_quick.py', []),
 }
 
 

@@ -40,6 +40,7 @@ model = dict(
         type='XRayLiftingHead', in_channels=32, embed_dims=64,
         scene_range=scene_range,
         roi_queries=dict(type='XRayRoIQueryGenerator'),
+        point_rois=dict(scale=2., min_size=8., reproject=False),
         position_encoding=dict(type='XRayPositionEncoding', num_depths=16),
         decoder=dict(
             type='XRayDecoder', num_layers=2, num_heads=4,

@@ -6,14 +6,17 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import torch
+from tqdm import tqdm
 
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import InfosError
 
 from . import lidc, phantom
-from .convert import Options, claim, convert_scans, finish_set
+from .convert import (SPLITS, Options, claim, convert_scans, finish_set,
+                      split_patients)
 from .drr import RENDERERS
 from .lidc import ConversionError
 
@@ -58,6 +61,32 @@ def _jobs(parser: argparse.ArgumentParser) -> None:
                         help='processes; they share the cores evenly')
 
 
+def _geometry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--rig', type=Path, help='rig.json, instead of a '
+                        'circle')
+    parser.add_argument('--num-views', type=_count,
+                        help='views on the circle; default 10')
+    parser.add_argument('--radius', type=float, default=300.,
+                        help='of the circle: source to isocentre (mm), of '
+                        '600 to the detector; default %(default)g')
+
+
+def _rig(args: argparse.Namespace, image_size: Optional[int]) -> Rig:
+    """The rig that the arguments of :func:`_geometry` ask for."""
+    if not args.rig:
+        if not 0 < args.radius < 600:
+            raise ConversionError('--radius: expected more than 0 and less '
+                                  f'than 600 mm, found {args.radius:g}')
+        return Rig.circle(args.num_views or 10, args.radius,
+                          image_size=image_size or 1024)
+    rig = Rig.load(args.rig)
+    if args.num_views not in (None, len(rig)):
+        raise ConversionError(
+            f'{args.rig}: field "views": expected {args.num_views} as '
+            f'--num-views says, found {len(rig)}')
+    return rig.resized(image_size, image_size) if image_size else rig
+
+
 def _rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--renderer', choices=list(RENDERERS),
                         default='joseph', help='default: joseph')
@@ -90,9 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--dicom-root', type=Path, required=True,
                      help='folder that holds the LIDC-IDRI-* patients')
     sub.add_argument('--out-dir', '--out', type=Path, required=True)
-    sub.add_argument('--rig', type=Path, help='rig.json, instead of a circle')
-    sub.add_argument('--num-views', type=_count,
-                     help='views on the circle; default 10')
+    _geometry(sub)
     sub.add_argument('--image-size', type=_count,
                      help='pixels per side; default 1024')
     sub.add_argument('--min-readers', type=_count, default=1,
@@ -115,6 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--out-dir', type=Path, required=True)
     sub.add_argument('--num-scans', type=_count, help='make fewer scans')
     sub.add_argument('--seed', type=int, default=0)
+    sub.add_argument('--split', choices=SPLITS,
+                     help='make the scans of this split only')
+    _geometry(sub)
     _rendering(sub)
     sub.set_defaults(run=run_benchmark)
     return parser
@@ -123,7 +153,6 @@ def build_parser() -> argparse.ArgumentParser:
 def run_phantom(args: argparse.Namespace) -> None:
     """Write DICOM series."""
     from joblib import Parallel, delayed
-    from tqdm import tqdm
     # Found one after the other, written side by side.
     found = phantom.find_phantoms(args.num_scans, args.seed)
     with Parallel(n_jobs=args.jobs, return_as='generator_unordered',
@@ -151,19 +180,9 @@ def _check_fractions(val: float, test: float) -> dict:
 
 def run_lidc(args: argparse.Namespace) -> None:
     """Convert a folder of DICOM series."""
-    if args.rig:
-        rig = Rig.load(args.rig)
-        if args.num_views not in (None, len(rig)):
-            raise ConversionError(
-                f'{args.rig}: field "views": expected {args.num_views} as '
-                f'--num-views says, found {len(rig)}')
-        if args.image_size:
-            rig = rig.resized(args.image_size, args.image_size)
-    else:
-        rig = Rig.circle(args.num_views or 10,
-                         image_size=args.image_size or 1024)
     options = Options(
-        rig.to_dict(), args.renderer, args.min_readers, args.min_diameter,
+        _rig(args, args.image_size).to_dict(), args.renderer,
+        args.min_readers, args.min_diameter,
         _check_fractions(args.val_fraction, args.test_fraction), args.seed)
     scans = lidc.find_scans(args.dicom_root)
     for patient in lidc.UNEVEN_SCANS:
@@ -188,19 +207,27 @@ def run_benchmark(args: argparse.Namespace) -> None:
     spec = dict(BENCHMARKS[args.name])
     count = args.num_scans or spec['num_scans']
     options = Options(
-        Rig.circle(10, image_size=spec['image_size']).to_dict(),
-        args.renderer, min_diameter=spec['min_diameter'],
-        fractions=spec['fractions'], seed=args.seed,
+        _rig(args, spec['image_size']).to_dict(), args.renderer,
+        min_diameter=spec['min_diameter'], fractions=spec['fractions'],
+        seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')
     claim(args.out_dir, options)
-    if len(list((args.out_dir / 'scans').glob('*.json'))) >= count:
-        found = []  # choosing scans takes a while
-    else:
-        found = phantom.find_phantoms(count, args.seed, **spec['choice'])
+    patients, total = None, count
+    found = phantom.find_phantoms(count, args.seed, **spec['choice'])
+    if args.split:
+        # The splits are those of the whole set.
+        found = [(lidc.query_scan(uid).patient_id, (uid, field))
+                 for uid, field in tqdm(found, total=count, desc='choose',
+                                        unit='scan', dynamic_ncols=True)]
+        patients = split_patients([name for name, _ in found], options)
+        found = [scan for name, scan in found
+                 if patients[name] == args.split]
+        total = len(found)
+    elif len(list((args.out_dir / 'scans').glob('*.json'))) >= count:
+        found, total = [], 0  # choosing scans takes a while
     convert_scans(found, functools.partial(_load_phantom, args.out_dir),
-                  options, args.out_dir, args.jobs, args.device,
-                  count if found else 0)
-    _report(finish_set(args.out_dir, options), args.out_dir)
+                  options, args.out_dir, args.jobs, args.device, total)
+    _report(finish_set(args.out_dir, options, patients), args.out_dir)
 
 
 @contextmanager

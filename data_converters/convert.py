@@ -30,9 +30,12 @@ from .lidc import ConversionError, Scan
 # up to this; 400 mm of soft tissue are 8, a large chest with spine below 14.
 INTEGRAL_MAX = 16.
 _LEVELS = 65535
-_SPLITS = ('train', 'val', 'test')
+SPLITS = ('train', 'val', 'test')
 
-__all__ = ['Options', 'claim', 'convert_scan', 'convert_scans', 'finish_set']
+__all__ = [
+    'SPLITS', 'Options', 'claim', 'convert_scan', 'convert_scans',
+    'finish_set', 'split_patients'
+]
 
 
 @dataclass
@@ -197,11 +200,19 @@ def claim(out_dir: Path, options: Options) -> None:
                 'options; choose another --out-dir or remove it')
 
 
-def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
+def finish_set(out_dir: Path, options: Options,
+               patients: Optional[Dict[str, str]] = None) -> Dict[str, int]:
     """Write infos and COCO files of every split from the records, and the
     rig.
 
     Splits are by patient and depend on the patients and the seed alone.
+
+    Args:
+        out_dir (Path): Root of the set.
+        options (Options): Those of the set.
+        patients (dict, optional): Split of every patient, for a set that has
+            a part of them; splits without a scan are left out. Defaults to
+            :func:`split_patients` of those there are.
 
     Returns:
         dict: Number of scans in each split.
@@ -214,12 +225,15 @@ def finish_set(out_dir: Path, options: Options) -> Dict[str, int]:
     if not samples:
         raise ConversionError(f'{out_dir}: scans: expected at least one '
                               'converted scan, found none')
-    patients = split_patients([s['lidc_id_ref'] for s in samples], options)
+    whole = patients is None
+    if whole:
+        patients = split_patients([s['lidc_id_ref'] for s in samples],
+                                  options)
     counts = {}
-    for split in _SPLITS:
+    for split in SPLITS:
         chosen = [s for s in samples if patients[s['lidc_id_ref']] == split]
-        if not chosen and not options.fractions.get(split) \
-                and split != 'train':
+        asked_for = split == 'train' or options.fractions.get(split)
+        if not chosen and not (whole and asked_for):
             continue
         infos = dict(
             metainfo=dict(

@@ -72,10 +72,18 @@ def test_every_layer_is_returned():
     decoder = XRayDecoder(num_layers=3, embed_dims=16, num_heads=2,
                           feedforward_channels=32, dropout=0.)
     decoder.init_weights()
-    out = decoder(**inputs(), index=torch.zeros(5, 1, dtype=torch.long),
-                  valid=torch.ones(5, 1, dtype=torch.bool))
+    data, counts = inputs(), []
+
+    def see(outputs):
+        counts.append(len(outputs))
+        return (*list(data.values())[1:],
+                torch.zeros(5, 1, dtype=torch.long),
+                torch.ones(5, 1, dtype=torch.bool))
+
+    out = decoder(data['query'], see)
     assert out.shape == (3, 5, 16)
     assert not torch.allclose(out[0], out[2])
+    assert counts == [0, 1, 2]
 
 
 def test_papers_size_by_default():

@@ -76,6 +76,19 @@ VARIANTS = {
     'denoising': {'lifting_head.denoising': dict(
         groups=3, centre_noise=10., size_noise=.3)},
     'no 2d heatmap': {'volume_head.loss_heatmap_2d': None},
+    'triangulated': {'lifting_head.roi_queries.type':
+                     'XRayTriangulatedQueryGenerator'},
+    'reprojected': {'lifting_head.point_rois.reproject': True},
+    'free queries at a point': {
+        'volume_head': None, 'loss_weight_2d': 0.,
+        'lifting_head.roi_queries': None, 'lifting_head.free_queries': 9,
+        'lifting_head.roi_size': 1, 'lifting_head.point_rois': dict(
+            scale=0., min_size=4., reproject=True)},
+    'free queries, whole views': {
+        'volume_head': None, 'loss_weight_2d': 0.,
+        'lifting_head.roi_queries': None, 'lifting_head.free_queries': 9,
+        'lifting_head.roi_size': 4,
+        'lifting_head.point_rois': dict(whole_view=True)},
 }
 
 
@@ -177,7 +190,8 @@ def test_every_2d_box_becomes_a_roi(samples):
     again = boxes_of(model, samples(0))[0]
     rois = seen[0]
     assert len(rois) == len(again.pred_instances)
-    torch.testing.assert_close(rois[:, 1:], again.pred_instances.bboxes)
+    torch.testing.assert_close(rois[:, 1:5], again.pred_instances.bboxes)
+    torch.testing.assert_close(rois[:, 5], again.pred_instances.scores)
     assert torch.equal(rois[:, 0].long(), views)
 
 
@@ -194,6 +208,32 @@ def test_an_untrained_head_leaves_volume_peaks_alone(samples):
     torch.testing.assert_close(
         one.bboxes_3d.tensor, two.bboxes_3d.tensor, atol=.1, rtol=1e-3)
     torch.testing.assert_close(one.scores_3d, two.scores_3d)
+
+
+def test_reprojected_queries_look_where_the_last_layer_put_them(samples):
+    model = quick(**VARIANTS['reprojected'])
+    head, looked, made = model.lifting_head, [], []
+    torch.nn.init.constant_(head.reg_branches[0][-1].bias, .1)
+    project, forward = head._project_rois, head.forward
+    head._project_rois = lambda boxes, *a: (looked.append(boxes),
+                                            project(boxes, *a))[1]
+    head.forward = lambda *a: (made.append(forward(*a)), made[-1])[1]
+    boxes_of(model, samples(0))
+    assert len(looked) == len(head.decoder.layers) == 2
+    points = made[0].source == 1
+    first, second = looked
+    torch.testing.assert_close(
+        first, torch.cat([made[0].centres, made[0].sizes], 1)[points])
+    torch.testing.assert_close(second, made[0].all_boxes[points, 0])
+    assert (first[:, :3] - second[:, :3]).norm(dim=1).min() > 1
+
+
+def test_whole_views_are_seen_whole():
+    head = quick(**VARIANTS['free queries, whole views']).lifting_head
+    rois, index, valid = head._project_rois(
+        torch.rand(5, 6), torch.rand(3, 4, 4), (40, 60))
+    assert rois.tolist() == [[v, 0, 0, 60, 40] for v in range(3)]
+    assert index.tolist() == [[0, 1, 2]] * 5 and valid.all()
 
 
 def test_far_points_do_not_answer_for_a_finding():

@@ -522,6 +522,8 @@ def test_rig_with_another_number_of_views(dicom_root, tmp_path):
     message = refusal(command(dicom_root, tmp_path / 'out', '--rig',
                               str(tmp_path / 'rig.json')))
     assert re.search('rig.json: field "views": expected 4.*found 3', message)
+    assert '--radius: expected' in refusal(
+        command(dicom_root, tmp_path / 'out', '--radius', '600'))
 
 
 @pytest.mark.parametrize('option, value', [
@@ -581,3 +583,14 @@ def test_benchmark_is_the_ordinary_path(tmp_path):
         assert path.read_bytes() == content
         if path.parent != out_dir:
             assert path.stat().st_mtime_ns == changed
+    # One split, seen by another rig: the same patients and boxes.
+    main([*call[:3], str(tmp_path / 'other'), *call[4:], '--split', 'val',
+          '--num-views', '3', '--radius', '350'])
+    assert [p.name for p in (tmp_path / 'other').glob('*.pkl')] == [
+        'lidc_infos_val.pkl']
+    one, two = (load_infos(folder / 'lidc_infos_val.pkl')['data_list'][0]
+                for folder in (out_dir, tmp_path / 'other'))
+    assert one['token'] == two['token'] and len(two['images']) == 3
+    assert two['images']['CAM_00']['lidar2cam'][2, 3] == pytest.approx(350)
+    for a, b in zip(one['instances'], two['instances'], strict=True):
+        assert a['bbox_3d'] == b['bbox_3d']

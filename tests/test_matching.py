@@ -6,8 +6,9 @@ import torch
 
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.matching import (cubes_at_depth, relevant_rois,
-                                         sweep_overlaps)
+from projects.mv2d_xray.matching import (agreeing_rois, cubes_at_depth,
+                                         relevant_rois, sweep_overlaps)
+from projects.mv2d_xray.roi_queries import XRayTriangulatedQueryGenerator
 
 SCENE = [-200.] * 3 + [200.] * 3
 
@@ -85,6 +86,54 @@ def test_no_rois_and_one_view(mode):
     index, valid = relevant_rois(
         overlaps_of(rois, views, cams), views, 1, mode, .1)
     assert valid.sum().item() == 1 and index[0, 0] == 0
+
+
+def test_boxes_agree_at_one_depth():
+    cams = cameras()
+    found = [[30., 20, 60, 16, 16, 16], [-40., 10, -50, 16, 16, 16]]
+    rois, views = rois_of(found, cams)
+    bounds = geometry.depth_bounds(cams['ct2img'], SCENE)
+    index, score = agreeing_rois(rois, views, cams['cam2img'],
+                                 cams['ct2img'], bounds, 64)
+    objects = torch.arange(len(rois)) % 2
+    own = torch.arange(6) == views[:, None]
+    assert (score[own] == 0).all() and score[~own].min() > .3
+    assert (objects[index] == objects[:, None])[~own].all()
+
+
+def triangulated(rois, cams, scene=SCENE):
+    maker = XRayTriangulatedQueryGenerator(8, scene)
+    maker.init_weights()
+    bounds = geometry.depth_bounds(cams['ct2img'], scene)
+    return maker(torch.zeros(len(rois), 8, 7, 7), rois, cams['cam2img'],
+                 cams['ct2img'], bounds)
+
+
+def test_triangulated_queries_are_where_the_objects_are():
+    cams = cameras()
+    found = [[30., 20, 60, 16, 16, 16], [-40., 10, -50, 12, 12, 12]]
+    boxes, views = rois_of(found, cams)
+    score = torch.full((12, ), .6)
+    score[0] = .3  # one of the first object's six
+    queries = triangulated(
+        torch.cat([views[:, None], boxes, score[:, None]], 1), cams)
+    truth = torch.tensor(found).repeat(6, 1)
+    assert (queries.centres - truth[:, :3]).norm(dim=1).max() < 1
+    # A cube's silhouette is wider than its edge, by up to a half.
+    ratio = queries.sizes[:, 0] / truth[:, 3]
+    assert ratio.min() > 1 and ratio.max() < 1.6
+    torch.testing.assert_close(queries.scores[:2], torch.tensor([.55, .6]))
+
+
+def test_a_box_that_no_view_confirms_is_put_amid_the_scene():
+    cams = cameras()
+    rois = torch.tensor([[2., 100, 110, 112, 121, .6]])
+    query = triangulated(rois, cams)
+    uv, depth = geometry.project(query.centres, cams['ct2img'][2])
+    np.testing.assert_allclose(uv[0], [106, 115.5], atol=.1)
+    assert depth.item() == pytest.approx(300, abs=1)
+    assert query.scores.item() == pytest.approx(.1)
+    assert len(triangulated(rois[:0], cams)) == 0
 
 
 def test_unknown_mode():

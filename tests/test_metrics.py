@@ -8,6 +8,7 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
+from projects.mv2d_xray.infos import InfosError
 from projects.mv2d_xray.metrics import (ScanResult, XRay2DMetric,
                                         XRay3DMetric, _Ranked, evaluate,
                                         match, table_of)
@@ -271,6 +272,38 @@ def test_froc_by_hand():
     for rate, value in expected.items():
         assert flat[f'froc_{rate}'] == pytest.approx(value), rate
     assert flat['CPM'] == pytest.approx(4.5 / 7)
+
+
+def test_thresholds_hold_on_the_scans_they_come_from(tmp_path):
+    rng = np.random.default_rng(2)
+    scans = [scan([box(rng.choice([0., 60.])) for _ in range(9)],
+                  rng.random(9), truth=[box(0)]) for _ in range(8)]
+    first = run(scans, out_file=str(tmp_path / 'val.json'))[1]['froc']
+    again = run(scans, calibration=str(tmp_path / 'val.json'))[1]
+    for name in ('sensitivity', 'threshold'):
+        assert again['calibration'][name] == pytest.approx(first[name]), name
+    rates = np.array(again['calibration']['false_positives_per_scan'])
+    limits = np.array(first['false_positives_per_scan'])
+    assert (rates <= limits).all()
+    assert (rates >= limits - 1 / 8)[:5].all()  # one less would be too few
+    assert 'calibration' in table_of(again)
+
+
+def test_calibration_by_hand(tmp_path):
+    other = [scan([box(90), box(0)], [.5, .8], truth=[box(0)])]
+    run(other, out_file=str(tmp_path / 'val.json'))
+    # The one false positive there is allowed from one a scan on.
+    these = [scan([box(90), box(60), box(0)], [.6, .4, .3], truth=[box(0)])]
+    told = run(these, calibration=str(tmp_path / 'val.json'))[1]['calibration']
+    assert told['threshold'] == pytest.approx([.5] * 3 + [0] * 4)
+    assert told['false_positives_per_scan'] == [1] * 3 + [2] * 4
+    assert told['sensitivity'] == [0] * 3 + [1] * 4
+
+
+def test_calibration_without_thresholds_is_refused(tmp_path):
+    (tmp_path / 'val.json').write_text('{"froc": {"threshold": [1, "a"]}}')
+    with pytest.raises(InfosError, match='froc.threshold'):
+        XRay3DMetric(calibration=str(tmp_path / 'val.json'))
 
 
 @pytest.mark.parametrize('scans', [

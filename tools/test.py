@@ -27,6 +27,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--tta', action='store_true', help='mean over the config\'s '
         'tta_pipeline, as each scan and its mirror image')
+    parser.add_argument(
+        '--calibration', metavar='RESULTS', help='--out of a test on the '
+        'validation split: what its thresholds give on this one')
     return parser.parse_args()
 
 
@@ -40,10 +43,9 @@ def main() -> None:
         select_split(dataset, args.split)
     evaluators = cfg.test_evaluator
     evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    if args.out:
-        for evaluator in evaluators:
-            if evaluator.type == 'XRay3DMetric':
-                evaluator.out_file = args.out
+    for evaluator in evaluators:
+        if evaluator.type == 'XRay3DMetric':
+            evaluator.update(out_file=args.out, calibration=args.calibration)
     if args.show_dir:
         cfg.custom_hooks = [
             *cfg.get('custom_hooks', []),

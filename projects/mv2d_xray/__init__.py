@@ -14,12 +14,13 @@ from .lifting_head import XRayLiftingHead
 from .metrics import XRay2DMetric, XRay3DMetric
 from .position_encoding import XRayPositionEncoding
 from .preprocessing import XRayDataPreprocessor
-from .roi_queries import XRayRoIQueryGenerator
+from .roi_queries import (XRayRoIQueryGenerator,
+                          XRayTriangulatedQueryGenerator)
 from .runtime import XRayCheckpointHook, XRayProgressHook
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayInsertNodules, XRayPhotometric,
-                         XRayPhotonNoise, XRayRandomFlip, XRayRandomRotate,
-                         XRayViewDropout)
+                         XRayPhotonNoise, XRayPoseError, XRayRandomFlip,
+                         XRayRandomRotate, XRayViewDropout)
 from .tta import XRayTTAModel
 from .visualization import XRayDrawHook
 from .volume_head import XRayVolumeHead
@@ -30,7 +31,8 @@ __all__ = [
     'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
-    'XRayProgressHook', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayRoIQueryGenerator', 'XRayScoreGrid', 'XRayTTAModel',
-    'XRayViewDropout', 'XRayVolumeHead'
+    'XRayPoseError', 'XRayProgressHook', 'XRayRandomFlip',
+    'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayScoreGrid',
+    'XRayTTAModel', 'XRayTriangulatedQueryGenerator', 'XRayViewDropout',
+    'XRayVolumeHead'
 ]

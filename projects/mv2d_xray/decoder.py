@@ -1,5 +1,7 @@
 """Sparse cross-attention decoder: each query reads only its own RoIs."""
 
+from typing import Callable, List
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -150,17 +152,23 @@ class XRayDecoder(BaseModule):
             for _ in range(num_layers)
         ])
 
-    def forward(self, query: Tensor, query_pos: Tensor, tokens: Tensor,
-                token_pos: Tensor, index: Tensor, valid: Tensor,
+    def forward(self, query: Tensor, see: Callable[[List[Tensor]], tuple],
                 self_attn_mask: Tensor = None) -> Tensor:
-        """Shapes as in :class:`SparseCrossAttention`.
+        """Refine queries.
+
+        Args:
+            query (Tensor): (Q, C).
+            see (Callable): From what the layers so far made, the next layer's
+                ``query_pos``, ``tokens``, ``token_pos``, ``index`` and
+                ``valid``, with shapes as in :class:`SparseCrossAttention`.
+            self_attn_mask (Tensor, optional): (Q, Q), True where a query must
+                not look.
 
         Returns:
             Tensor: (layers, Q, C).
         """
-        outputs = []
+        outputs: List[Tensor] = []
         for layer in self.layers:
-            query = layer(query, query_pos, tokens, token_pos, index, valid,
-                          self_attn_mask)
+            query = layer(query, *see(outputs), self_attn_mask)
             outputs.append(query)
         return torch.stack(outputs)

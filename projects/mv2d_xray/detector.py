@@ -3,6 +3,7 @@
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -226,10 +227,10 @@ class MV2DXRay(Base3DDetector):
 
     def _rois(self, detections: List[InstanceData], sample,
               training: bool) -> Tensor:
-        """RoIs (R, 5) of one sample: view index and xyxy (px)."""
+        """RoIs (R, 6) of one sample: view index, xyxy (px) and score."""
         rois = []
-        for view, boxes in enumerate(detections):
-            boxes = boxes.bboxes
+        for view, found in enumerate(detections):
+            boxes = torch.cat([found.bboxes, found.scores[:, None]], 1)
             if training:
                 most = self.train_rois['max_per_view']
                 boxes = boxes[:most]
@@ -240,9 +241,9 @@ class MV2DXRay(Base3DDetector):
                     size = (true[:, 2:] - true[:, :2]).repeat(1, 2)
                     noise = torch.rand_like(true) * 2 - 1
                     true = true + self.train_rois['jitter'] * noise * size / 2
+                    true = F.pad(true, (0, 1), value=1.)
                     boxes = torch.cat([boxes[:most - len(true)], true])
-            rois.append(torch.cat(
-                [boxes.new_full((len(boxes), 1), view), boxes], 1))
+            rois.append(F.pad(boxes, (1, 0), value=view))
         return torch.cat(rois)
 
     # ------------------------------------------------------------------ loss

@@ -260,7 +260,7 @@ def triangulate(uv: Array, ct2img: Array, weights: Array = None) -> Array:
 
     Returns:
         Array: (N, 3) world points (mm); NaN where the weighted rays do not
-        fix a point (fewer than two distinct rays).
+        fix a point (none are more than a tenth of a degree apart).
     """
     origins, directions = rays(uv, ct2img)
     if weights is None:
@@ -274,7 +274,7 @@ def triangulate(uv: Array, ct2img: Array, weights: Array = None) -> Array:
     scale = weights.sum(0).clip(1e-12)
     det = (torch if isinstance(lhs, torch.Tensor) else np).linalg.det(
         lhs / scale[..., None, None])
-    good = det > 1e-9
+    good = det > 1e-6
     lhs = lhs + (~good)[..., None, None] * eye
     solution = (_inverse(lhs) @ rhs[..., None])[..., 0]
     solution[~good] = float('nan')

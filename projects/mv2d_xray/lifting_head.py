@@ -56,8 +56,12 @@ class XRayLiftingHead(BaseModule):
         roi_extractor, position_encoding, decoder (dict): Parts.
         relevance (dict): ``mode`` ('topk' or 'all'), ``num_depths`` and
             ``min_iou`` of the box correlation.
+        free_queries (int): Number of learned queries that belong to no image,
+            as DETR3D's and PETR's. Defaults to 0.
         point_rois (dict): ``scale`` of the projected box and ``min_size``
-            (px) of the RoIs of point queries.
+            (px) of the RoIs of queries that are points; with ``reproject``
+            every layer looks around the last one's boxes, with ``whole_view``
+            at all of every view.
         denoising (dict, optional): ``groups``, ``centre_noise`` (mm) and
             ``size_noise`` (fraction) of noised ground truth given as queries
             (DN-DETR, arXiv 2203.01305). Defaults to None.
@@ -81,6 +85,7 @@ class XRayLiftingHead(BaseModule):
         num_classes: int = 1,
         roi_queries: Optional[dict] = None,
         point_channels: int = 0,
+        free_queries: int = 0,
         roi_size: int = 7,
         relevance: dict = dict(mode='topk', num_depths=32, min_iou=.1),
         point_rois: dict = dict(scale=2., min_size=8.),
@@ -129,6 +134,11 @@ class XRayLiftingHead(BaseModule):
                  roi_size=roi_size)) if roi_queries else None
         self.point_content = (
             nn.Linear(point_channels, embed_dims) if point_channels else None)
+        self.free_queries = self.free_places = None
+        if free_queries:
+            self.free_queries = nn.Parameter(
+                torch.zeros(free_queries, embed_dims))
+            self.free_places = nn.Parameter(torch.zeros(free_queries, 3))
         self.denoising_content = (
             nn.Parameter(torch.zeros(embed_dims)) if denoising else None)
         self.query_pos = nn.Sequential(
@@ -157,8 +167,23 @@ class XRayLiftingHead(BaseModule):
         for branch in (*self.cls_branches, *self.reg_branches):
             nn.init.zeros_(branch[-1].weight)
             nn.init.zeros_(branch[-1].bias)
+        if self.free_queries is not None:
+            nn.init.normal_(self.free_queries)
+            # Spread evenly over the scene box.
+            unit = torch.rand_like(self.free_places).clamp(.01, .99)
+            self.free_places.data = unit.logit()
 
     # --------------------------------------------------------------- queries
+    def _free_queries(self) -> InstanceData:
+        """Learned places in the scene box that belong to no image."""
+        queries = InstanceData(
+            centres=geometry.denormalise_points(
+                self.free_places.sigmoid(), self.scene_range),
+            content=self.free_queries)
+        queries.sizes = torch.full_like(queries.centres, 12.)
+        queries.logits = self._prior_logits(queries)
+        return queries
+
     def _prior_logits(self, queries: InstanceData) -> Tensor:
         return queries.centres.new_full((len(queries), self.num_classes),
                                         bias_init_with_prob(self.prior))
@@ -178,25 +203,34 @@ class XRayLiftingHead(BaseModule):
         queries.logits = self._prior_logits(queries)
         return queries
 
-    def _project_rois(self, queries: InstanceData, ct2img: Tensor,
-                      img_shape: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
-        """RoIs (Q * V, 5) around the projections of points; valid (Q, V)."""
-        boxes = torch.cat([queries.centres, queries.sizes], 1).detach()
-        rects, depth = geometry.project_boxes(boxes, ct2img)
+    def _project_rois(self, boxes: Tensor, ct2img: Tensor,
+                      img_shape: Tuple[int, int]
+                      ) -> Tuple[Tensor, Tensor, Tensor]:
+        """RoIs around the projections of boxes (Q, 6) (mm), (R, 5); those of
+        each query, (Q, V), and whether they are in the image, (Q, V)."""
+        count, num_views = len(boxes), len(ct2img)
+        views = torch.arange(num_views, device=boxes.device)
+        size = boxes.new_tensor([img_shape[1], img_shape[0]])
+        if self.point_rois.get('whole_view'):
+            whole = torch.cat([views[:, None].to(size), size.new_zeros(
+                num_views, 2), size.expand(num_views, 2)], 1)
+            index = views.expand(count, num_views)
+            return whole, index, torch.ones_like(index, dtype=torch.bool)
+        rects, depth = geometry.project_boxes(boxes.detach(), ct2img)
         centre = (rects[..., :2] + rects[..., 2:]) / 2
         half = (rects[..., 2:] - rects[..., :2]) / 2
         half = (half * self.point_rois['scale']).clamp(
             min=self.point_rois['min_size'] / 2)
-        size = centre.new_tensor([img_shape[1], img_shape[0]])
         valid = ((centre >= 0) & (centre <= size)).all(-1) & (depth > 0)
         half = torch.minimum(half, size / 2)
         rects = torch.cat([centre - half, centre + half], -1)
         rects = rects * valid[..., None]
-        views = torch.arange(len(ct2img), device=rects.device)
         rois = torch.cat([
-            views[:, None, None].expand(-1, len(boxes), 1).to(rects), rects
+            views[:, None, None].expand(-1, count, 1).to(rects), rects
         ], -1)
-        return rois.transpose(0, 1).reshape(-1, 5), valid.T
+        index = torch.arange(count * num_views, device=rois.device)
+        return (rois.transpose(0, 1).reshape(-1, 5),
+                index.view(count, num_views), valid.T)
 
     # --------------------------------------------------------------- forward
     def forward(self,
@@ -212,14 +246,14 @@ class XRayLiftingHead(BaseModule):
             features (Tensor): (V, C', h, w).
             cameras (dict): ``cam2img`` and ``ct2img``, (V, 4, 4).
             img_shape (tuple[int, int]): Height and width of the images (px).
-            rois (Tensor, optional): (R, 5), view index and xyxy (px).
+            rois (Tensor, optional): (R, 6), view index, xyxy (px), score.
             points (InstanceData, optional): Point queries.
             gt (InstanceData, optional): ``boxes`` (N, 7), for denoising.
 
         Returns:
             InstanceData: Per query ``centres``, ``sizes``, ``source`` (0 roi,
-            1 volume, 2 denoising), ``all_logits`` (Q, layers, classes) and
-            ``all_boxes`` (Q, layers, 6) (mm).
+            1 volume, 2 denoising, 3 free), ``all_logits`` (Q, layers,
+            classes) and ``all_boxes`` (Q, layers, 6) (mm).
         """
         ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
         num_views = len(ct2img)
@@ -227,66 +261,78 @@ class XRayLiftingHead(BaseModule):
         encoding = self.position_encoding(features, self.feat_stride, ct2img)
         maps = torch.cat([features, encoding], 1)
         if rois is None or self.roi_queries is None:
-            rois = features.new_zeros(0, 5)
-        all_rois, queries, indices, valids = [rois], [], [], []
-        offset = len(rois)
-        views = rois[:, 0].long()
-        bounds = geometry.depth_bounds(ct2img, self.scene_range)
+            rois = features.new_zeros(0, 6)
+        views, boxes_2d = rois[:, 0].long(), rois[:, 1:5]
 
-        point_sources = []
-        if points is not None and self.point_content is not None:
-            points = InstanceData(
-                centres=points.centres, sizes=points.sizes,
-                logits=points.logits,
-                content=self.point_content(points.content))
-            point_sources.append((1, points))
-        if gt is not None and self.denoising and len(gt):
-            point_sources.append((2, self._denoising_queries(gt)))
-        for _, source in point_sources:
-            projected, valid = self._project_rois(source, ct2img, img_shape)
-            index = torch.arange(len(projected), device=rois.device)
-            indices.append(index.view(len(source), num_views) + offset)
-            valids.append(valid)
-            all_rois.append(projected)
-            offset += len(projected)
-
-        aligned = self.roi_extractor((maps, ), torch.cat(all_rois))
-        tokens, token_pos = aligned.split(self.embed_dims, 1)
+        sources = []
+        tokens, token_pos = self._tokens(maps, rois[:, :5].contiguous())
         if len(rois):
-            source = self.roi_queries(tokens[:len(rois)], rois[:, 1:],
-                                      cam2img[views], ct2img[views],
-                                      bounds[views])
+            bounds = geometry.depth_bounds(ct2img, self.scene_range)
+            source = self.roi_queries(
+                tokens.transpose(1, 2).unflatten(2, [self.roi_size] * 2),
+                rois, cam2img, ct2img, bounds)
             source.logits = self._prior_logits(source)
+            if 'scores' in source:
+                source.logits = source.scores[:, None].logit(
+                    1e-4).expand_as(source.logits)
+            sources.append((0, source))
             with torch.no_grad():
-                overlaps = sweep_overlaps(rois[:, 1:], views, cam2img, ct2img,
+                overlaps = sweep_overlaps(boxes_2d, views, cam2img, ct2img,
                                           bounds, self.relevance['num_depths'])
                 index, valid = relevant_rois(overlaps, views, num_views,
                                              self.relevance['mode'],
                                              self.relevance['min_iou'])
-            point_sources.insert(0, (0, source))
-            indices.insert(0, index)
-            valids.insert(0, valid)
-        if not point_sources:
+        else:
+            index = views.new_zeros(0, 0)
+            valid = index.bool()
+        if points is not None and self.point_content is not None:
+            sources.append((1, InstanceData(
+                centres=points.centres, sizes=points.sizes,
+                logits=points.logits,
+                content=self.point_content(points.content))))
+        if gt is not None and self.denoising and len(gt):
+            sources.append((2, self._denoising_queries(gt)))
+        if self.free_queries is not None:
+            sources.append((3, self._free_queries()))
+        if not sources:
             return self._no_queries(features)
-
         queries = InstanceData.cat([
             InstanceData(
                 centres=q.centres, sizes=q.sizes, logits=q.logits,
                 content=q.content,
                 source=views.new_full((len(q), ), number))
-            for number, q in point_sources
+            for number, q in sources
         ])
-        width = max(i.shape[1] for i in indices)
-        index = torch.cat([F.pad(i, (0, width - i.shape[1]))
-                           for i in indices])
-        valid = torch.cat([F.pad(v, (0, width - v.shape[1]))
-                           for v in valids])
-        unit = geometry.normalise_points(queries.centres, self.scene_range)
-        query_pos = self.query_pos(sine_embedding(unit, self.embed_dims))
-        hidden = self.decoder(queries.content, query_pos,
-                              tokens.flatten(2).transpose(1, 2),
-                              token_pos.flatten(2).transpose(1, 2), index,
-                              valid, self._self_attn_mask(queries, gt))
+        seen = []
+
+        def see(outputs):
+            """What the next layer's queries look at."""
+            if seen and not self.point_rois.get('reproject'):
+                return seen[0]
+            boxes = torch.cat([queries.centres, queries.sizes], 1)
+            if outputs:
+                branch = self.reg_branches[len(outputs) - 1]
+                boxes = decode_boxes(queries.centres, queries.sizes,
+                                     branch(outputs[-1]), self.scene_range)
+            unit = geometry.normalise_points(boxes[:, :3], self.scene_range)
+            query_pos = self.query_pos(sine_embedding(unit, self.embed_dims))
+            more, index_of, valid_of = self._project_rois(
+                boxes[len(rois):], ct2img, img_shape)
+            more = self._tokens(maps, more)
+            width = max(index.shape[1], index_of.shape[1])
+
+            def join(one, two):
+                return torch.cat([F.pad(x, (0, width - x.shape[1]))
+                                  for x in (one, two)])
+
+            seen.append((query_pos, torch.cat([tokens, more[0]]),
+                         torch.cat([token_pos, more[1]]),
+                         join(index, index_of + len(rois)),
+                         join(valid, valid_of)))
+            return seen[-1]
+
+        hidden = self.decoder(queries.content, see,
+                              self._self_attn_mask(queries, gt))
         logits = [queries.logits + branch(h)
                   for branch, h in zip(self.cls_branches, hidden)]
         boxes = [
@@ -297,6 +343,14 @@ class XRayLiftingHead(BaseModule):
         queries.all_logits = torch.stack(logits, 1)
         queries.all_boxes = torch.stack(boxes, 1)
         return queries
+
+    def _tokens(self, maps: Tensor, rois: Tensor) -> Tuple[Tensor, Tensor]:
+        """Features and position encoding of RoIs, each (R, T, C)."""
+        if len(rois) == 0:
+            empty = maps.new_zeros(0, self.roi_size**2, self.embed_dims)
+            return empty, empty
+        aligned = self.roi_extractor((maps, ), rois).flatten(2)
+        return aligned.transpose(1, 2).split(self.embed_dims, 2)
 
     def _no_queries(self, features: Tensor) -> InstanceData:
         layers = len(self.decoder.layers)

@@ -25,7 +25,7 @@ from pycocotools.cocoeval import COCOeval
 from terminaltables import AsciiTable
 
 from .boxes import gravity_boxes
-from .infos import dump_json
+from .infos import InfosError, dump_json, load_json
 
 DISTANCES = (5., 10., 15., 20.)  # mm
 IOUS = (.1, .25, .5)
@@ -123,6 +123,7 @@ def _on_ignored(scan: ScanResult) -> np.ndarray:
 @dataclass
 class _Ranked:
     """All counting predictions of a set, best first."""
+    scores: np.ndarray
     hit: np.ndarray
     scan: np.ndarray
     findings: np.ndarray  # per scan
@@ -140,7 +141,7 @@ class _Ranked:
         order = np.argsort(-scores, kind='stable')
         hits = np.concatenate(hits or [np.zeros(0)]).astype(bool)
         rows = np.concatenate(rows or [np.zeros(0)]).astype(int)
-        return cls(hits[order], rows[order],
+        return cls(scores[order], hits[order], rows[order],
                    np.array([len(s.truth) for s in scans], dtype=float))
 
     def curves(self, weights: np.ndarray) -> Tuple[np.ndarray, ...]:
@@ -182,16 +183,38 @@ class _Ranked:
                 1, initial=0) for limit in limits
         ], 1)
 
+    def thresholds(self) -> List[float]:
+        """Scores above which there are no more than each of FALSE_POSITIVES
+        per scan."""
+        wrong = self.scores[~self.hit]
+        ranks = [int(limit * len(self.findings) + 1e-9)
+                 for limit in FALSE_POSITIVES]
+        return [float(wrong[r]) if r < len(wrong) else 0. for r in ranks]
+
+    def above(self, thresholds: Sequence[float]) -> dict:
+        """False positives per scan and sensitivity at given thresholds."""
+        kept = self.scores > np.asarray(thresholds)[:, None]
+        return dict(
+            threshold=list(thresholds),
+            false_positives_per_scan=(
+                (kept & ~self.hit).sum(1) /
+                max(len(self.findings), 1)).tolist(),
+            sensitivity=((kept & self.hit).sum(1) /
+                         max(self.findings.sum(), 1)).tolist())
+
 
 # ----------------------------------------------------------------- evaluation
 def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
-             seed: int = 0) -> Dict:
+             seed: int = 0,
+             thresholds: Optional[Sequence[float]] = None) -> Dict:
     """All distance-based figures of one class.
 
     Args:
         scans (Sequence[ScanResult]): The set.
         bootstrap (int): Resamples of scans for the 95 % intervals.
         seed (int): Of the resampling.
+        thresholds (Sequence[float], optional): Scores whose false positives
+            and sensitivity are told, as ``calibration``.
 
     Returns:
         dict: ``mAP_3d``, ``AP_<d>mm``, ``CPM``, ``froc``, errors (mm) and,
@@ -208,7 +231,9 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     result['CPM'] = float(sensitivity.mean())
     result['froc'] = dict(
         false_positives_per_scan=list(FALSE_POSITIVES),
-        sensitivity=sensitivity.tolist())
+        sensitivity=sensitivity.tolist(), threshold=luna.thresholds())
+    if thresholds is not None:
+        result['calibration'] = luna.above(thresholds)
     if bootstrap and scans:
         rng = np.random.default_rng(seed)
         draws = rng.multinomial(
@@ -259,9 +284,12 @@ def _mean_over_classes(parts: List[dict]) -> dict:
         return dict(parts[0])
     mean = {}
     for key, value in parts[0].items():
-        if key == 'froc':
-            mean[key] = dict(value, sensitivity=np.mean(
-                [p[key]['sensitivity'] for p in parts], 0).tolist())
+        if key in ('froc', 'calibration'):
+            # Lists, one value for each rate; a threshold is of one class.
+            mean[key] = {
+                name: np.mean([p[key][name] for p in parts], 0).tolist()
+                for name in value if name != 'threshold'
+            }
         elif key in ('num_gt', 'num_matches'):
             mean[key] = sum(p[key] for p in parts)
         elif key == 'num_scans':
@@ -291,7 +319,12 @@ class XRay3DMetric(BaseMetric):
             gets figures of its own.
         bootstrap (int): Resamples of scans for the 95 % intervals.
         seed (int): Of the resampling.
+        calibration (str, optional): ``out_file`` of a test on other scans:
+            what its ``froc.threshold`` gives on these is told, too.
         out_file (str, optional): JSON with everything, scan by scan, too.
+
+    Raises:
+        InfosError: The ``calibration`` file has no thresholds.
     """
 
     default_prefix = ''
@@ -301,6 +334,7 @@ class XRay3DMetric(BaseMetric):
                  size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
                  bootstrap: int = 1000,
                  seed: int = 0,
+                 calibration: Optional[str] = None,
                  out_file: Optional[str] = None,
                  collect_device: str = 'cpu',
                  prefix: Optional[str] = None) -> None:
@@ -309,6 +343,7 @@ class XRay3DMetric(BaseMetric):
         self.size_bins = size_bins
         self.bootstrap = bootstrap
         self.seed = seed
+        self.thresholds = _thresholds(calibration) if calibration else None
         self.out_file = out_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
@@ -335,7 +370,8 @@ class XRay3DMetric(BaseMetric):
         per_class = [[s.restricted(self.min_diameter, np.inf) for s in scans]
                      for scans in every]
         full = _mean_over_classes(
-            [evaluate(s, self.bootstrap, self.seed) for s in per_class])
+            [evaluate(s, self.bootstrap, self.seed, self.thresholds)
+             for s in per_class])
         full.update(self._iou(per_class))
         full['by_size'] = {}
         for name, limits in self.size_bins.items():
@@ -385,6 +421,20 @@ class XRay3DMetric(BaseMetric):
                 values[f'AP_iou{iou:g}'].append(
                     result[f'mAP_{iou:.2f}'])
         return {k: float(np.mean(v)) if v else 0. for k, v in values.items()}
+
+
+def _thresholds(path: str) -> List[float]:
+    """``froc.threshold`` of a results file."""
+    found = load_json(path)
+    found = found.get('froc') if isinstance(found, dict) else None
+    found = found.get('threshold') if isinstance(found, dict) else None
+    if not isinstance(found, list) or len(found) != len(FALSE_POSITIVES) or (
+            not all(isinstance(v, (int, float)) for v in found)):
+        raise InfosError(
+            f'{path}: field "froc.threshold": expected '
+            f'{len(FALSE_POSITIVES)} scores, as tools/test.py --out writes '
+            f'them for one class, found {found!r:.60}')
+    return found
 
 
 def scans_of(results: List[dict], label: int) -> List[ScanResult]:
@@ -462,10 +512,17 @@ def table_of(full: dict) -> str:
              for name, part in full['by_size'].items()]
     lines = [AsciiTable([header, *rows],
                         f'{full["num_scans"]} scans').table]
-    froc = AsciiTable([
+    froc = [
         ['false positives per scan'] + [f'{f:g}' for f in FALSE_POSITIVES],
         ['sensitivity'] + [text(v) for v in full['froc']['sensitivity']]
-    ], 'FROC').table
+    ]
+    if 'threshold' in full['froc']:
+        froc.append(['at scores above'] +
+                    [text(v) for v in full['froc']['threshold']])
+    for name, values in full.get('calibration', {}).items():
+        froc.append([f'calibration: {name.replace("_", " ")}'] +
+                    [text(v) for v in values])
+    froc = AsciiTable(froc, 'FROC').table
     ious = ', '.join(f'{iou:g}: {text(full[f"AP_iou{iou:g}"])}'
                      for iou in IOUS)
     return '\n'.join([*lines, froc, f'AP at 3D IoU {ious}'])

@@ -8,8 +8,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from . import geometry
+from .matching import agreeing_rois, cubes_at_depth
 
-__all__ = ['XRayRoIQueryGenerator']
+__all__ = ['XRayRoIQueryGenerator', 'XRayTriangulatedQueryGenerator']
 
 
 @MODELS.register_module()
@@ -57,27 +58,99 @@ class XRayRoIQueryGenerator(BaseModule):
 
         Args:
             roi_feats (Tensor): (R, C, 7, 7).
-            rois (Tensor): (R, 4) xyxy (px).
-            cam2img, ct2img (Tensor): (R, 4, 4), the camera of each RoI.
-            bounds (Tensor): (R, 2) nearest and farthest depth (mm).
+            rois (Tensor): (R, 6) view index, xyxy (px) and score.
+            cam2img, ct2img (Tensor): (V, 4, 4), the cameras.
+            bounds (Tensor): (V, 2) nearest and farthest depth (mm).
 
         Returns:
             InstanceData: ``centres``, ``sizes`` (R, 3) (mm), ``content``
             (R, C).
         """
+        views, rois = rois[:, 0].long(), rois[:, 1:5]
+        cam2img, ct2img = cam2img[views], ct2img[views]
+        content = self.describe(roi_feats, rois, cam2img)
+        unit = self.place(content).sigmoid()
+        uv = rois[:, :2] + unit[:, :2] * (rois[:, 2:] - rois[:, :2])
+        near, far = bounds[views].unbind(1)
+        depth = near + unit[:, 2] * (far - near)
+        points = geometry.unproject(uv[:, None], depth[:, None], ct2img)[:, 0]
+        sizes = cubes_at_depth(rois, depth.detach()[:, None], cam2img,
+                               ct2img)[:, 0, 3:]
+        return InstanceData(
+            centres=inside(points, self.scene_range), sizes=sizes,
+            content=content)
+
+    def describe(self, roi_feats: Tensor, rois: Tensor,
+                 cam2img: Tensor) -> Tensor:
+        """Content (R, C) of RoIs (R, 4) (px) of cameras (R, 4, 4)."""
         equivalent = geometry.roi_intrinsics(cam2img, rois, self.roi_size)
-        content = self.content(
+        return self.content(
             torch.cat([
                 self.convs(roi_feats),
                 self.intrinsics_scale * equivalent.flatten(1)
             ], 1))
-        unit = self.place(content).sigmoid()
-        uv = rois[:, :2] + unit[:, :2] * (rois[:, 2:] - rois[:, :2])
-        depth = bounds[:, 0] + unit[:, 2] * (bounds[:, 1] - bounds[:, 0])
-        points = geometry.unproject(uv[:, None], depth[:, None], ct2img)[:, 0]
-        low, high = points.new_tensor(self.scene_range).view(2, 3)
-        points = torch.minimum(torch.maximum(points, low), high)
-        side = (rois[:, 2:] - rois[:, :2]).clamp(min=1e-3).prod(1).sqrt()
-        focal = (cam2img[:, 0, 0] * cam2img[:, 1, 1]).sqrt()
-        sizes = (side * depth / focal).detach()[:, None].expand(-1, 3)
-        return InstanceData(centres=points, sizes=sizes, content=content)
+
+
+@MODELS.register_module()
+class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
+    """One query per 2D box, where the other views' boxes agree with it.
+
+    Of all depths along the box's ray the one is taken at which the boxes of
+    the other views overlap best; the rays through the centres of those boxes
+    meet in the query. Its score is the mean of the boxes' over all views, so
+    that a query starts as what classical N-view triangulation would report.
+
+    Args:
+        num_depths (int): Steps along the ray.
+        min_iou (float): Boxes that overlap less do not agree.
+        *args, **kwargs: As for :class:`XRayRoIQueryGenerator`.
+    """
+
+    def __init__(self, *args, num_depths: int = 64, min_iou: float = .2,
+                 **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_depths = num_depths
+        self.min_iou = min_iou
+        self.place = None
+
+    def init_weights(self) -> None:
+        """Nothing here chooses a place."""
+        super(XRayRoIQueryGenerator, self).init_weights()
+
+    def forward(self, roi_feats: Tensor, rois: Tensor, cam2img: Tensor,
+                ct2img: Tensor, bounds: Tensor) -> InstanceData:
+        """As :meth:`XRayRoIQueryGenerator.forward`, with ``scores`` (R,)."""
+        views, boxes, scores = rois[:, 0].long(), rois[:, 1:5], rois[:, 5]
+        index, overlap = agreeing_rois(boxes, views, cam2img, ct2img, bounds,
+                                       self.num_depths)
+        agrees = (overlap > self.min_iou).to(boxes)
+        row = torch.arange(len(boxes), device=boxes.device)
+        index[row, views], agrees[row, views] = row, 1.
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        points = geometry.triangulate(
+            centres[index].transpose(0, 1), ct2img, agrees.T)
+        # A box that no other view confirms is put amid the scene box.
+        middle = bounds[views].mean(1, keepdim=True)
+        alone = cubes_at_depth(boxes, middle, cam2img[views],
+                               ct2img[views])[:, 0, :3]
+        points = torch.where(points.isnan(), alone, points)
+        points = inside(points, self.scene_range)
+        _, depth = geometry.project(points, ct2img)  # (V, R)
+        # Edge of the cube that each view's box would show at the point.
+        sides = torch.stack([
+            cubes_at_depth(boxes[index[:, v]], depth[v][:, None],
+                           cam2img[v].expand(len(boxes), 4, 4),
+                           ct2img[v].expand(len(boxes), 4, 4))[:, 0, 3]
+            for v in range(len(ct2img))
+        ], 1)
+        size = (sides * agrees).sum(1) / agrees.sum(1)
+        return InstanceData(
+            centres=points, sizes=size[:, None].expand(-1, 3),
+            content=self.describe(roi_feats, boxes, cam2img[views]),
+            scores=(scores[index] * agrees).sum(1) / len(ct2img))
+
+
+def inside(points: Tensor, scene_range: list) -> Tensor:
+    """Points (N, 3) (mm) moved to the nearest place in the scene box."""
+    low, high = points.new_tensor(scene_range).view(2, 3)
+    return torch.minimum(torch.maximum(points, low), high)

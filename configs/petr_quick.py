@@ -1,0 +1,9 @@
+_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+
+# Baseline: PETR (arXiv 2203.05625), that is learned queries that attend to
+# every place of every view (16 px apart) through its 3D position encoding.
+model = dict(
+    volume_head=None, loss_weight_2d=0.,
+    lifting_head=dict(
+        roi_queries=None, free_queries=64, roi_size=16,
+        point_rois=dict(whole_view=True)))
