@@ -26,7 +26,7 @@ from tqdm import tqdm
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.runtime import (argument_parser, config_of,
                                         load_model, one_sentence,
-                                        select_split)
+                                        select_split, evaluators_of)
 
 # Panel of the figure, and per condition its name and what is done to a scan.
 CONDITIONS = {
@@ -72,9 +72,7 @@ def parse_args() -> argparse.Namespace:
 def figures(model, cfg, seed: int, bar: tqdm) -> Dict:
     """The 3D metric's figures on a config's test set."""
     data = DATASETS.build(cfg.test_dataloader.dataset)
-    evaluators = cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    metric, = (METRICS.build(e) for e in evaluators
+    metric, = (METRICS.build(e) for e in evaluators_of(cfg)
                if e.type == 'XRay3DMetric')
     metric.dataset_meta = data.metainfo
     for index in range(len(data)):

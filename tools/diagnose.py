@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.metrics import XRay3DMetric, match, scans_of
+from projects.mv2d_xray.metrics import (XRay3DMetric, match, scans_of,
+                                        threshold_at)
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         config_of, load_model, one_sentence,
                                         select_split)
@@ -173,9 +174,8 @@ def main() -> None:
                     diameter=float(scan.diameters[row]),
                     score=float(mine.max()) if len(mine) else 0.,
                     **stages[at]))
-    rank = int(args.false_positives * len(data))
-    wrong = sorted(wrong, reverse=True)
-    threshold = wrong[rank] if rank < len(wrong) else 0.
+    threshold = threshold_at(sorted(wrong, reverse=True),
+                             args.false_positives, len(data))
     for finding in findings:
         finding['verdict'] = verdict(finding, threshold)
     rows = []

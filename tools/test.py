@@ -6,7 +6,8 @@ from projects.mv2d_xray.infos import dump_json, load_json
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         build_runner, check_checkpoint,
                                         config_of, load_checkpoint,
-                                        one_sentence, select_split)
+                                        one_sentence, select_split,
+                                        evaluators_of)
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,9 +42,7 @@ def main() -> None:
     dataset = cfg.test_dataloader.dataset
     if args.split:
         select_split(dataset, args.split)
-    evaluators = cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    for evaluator in evaluators:
+    for evaluator in evaluators_of(cfg):
         if evaluator.type == 'XRay3DMetric':
             evaluator.update(out_file=args.out, calibration=args.calibration)
     if args.show_dir:

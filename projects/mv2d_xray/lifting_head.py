@@ -15,6 +15,7 @@ from . import geometry
 from .boxes import decode_boxes, encode_boxes, nms_boxes
 from .matching import relevant_rois, sweep_overlaps
 from .position_encoding import sine_embedding
+from .roi_queries import inside
 
 __all__ = ['XRayLiftingHead', 'build_box3d_instances']
 
@@ -193,10 +194,9 @@ class XRayLiftingHead(BaseModule):
         groups = self.denoising['groups']
         boxes = gt.boxes[:, :6].repeat(groups, 1)
         noise = torch.rand_like(boxes) * 2 - 1
-        low, high = boxes.new_tensor(self.scene_range).view(2, 3)
         centres = boxes[:, :3] + noise[:, :3] * self.denoising['centre_noise']
         queries = InstanceData(
-            centres=torch.minimum(torch.maximum(centres, low), high),
+            centres=inside(centres, self.scene_range),
             sizes=boxes[:, 3:] *
             (1 + noise[:, 3:] * self.denoising['size_noise']),
             content=self.denoising_content.expand(len(boxes), -1))

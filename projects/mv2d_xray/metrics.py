@@ -35,7 +35,7 @@ SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
 
 __all__ = [
     'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'evaluate', 'match',
-    'scans_of', 'table_of'
+    'scans_of', 'table_of', 'threshold_at'
 ]
 
 
@@ -187,9 +187,8 @@ class _Ranked:
         """Scores above which there are no more than each of FALSE_POSITIVES
         per scan."""
         wrong = self.scores[~self.hit]
-        ranks = [int(limit * len(self.findings) + 1e-9)
-                 for limit in FALSE_POSITIVES]
-        return [float(wrong[r]) if r < len(wrong) else 0. for r in ranks]
+        return [threshold_at(wrong, limit, len(self.findings))
+                for limit in FALSE_POSITIVES]
 
     def above(self, thresholds: Sequence[float]) -> dict:
         """False positives per scan and sensitivity at given thresholds."""
@@ -201,6 +200,14 @@ class _Ranked:
                 max(len(self.findings), 1)).tolist(),
             sensitivity=((kept & self.hit).sum(1) /
                          max(self.findings.sum(), 1)).tolist())
+
+
+def threshold_at(wrong: Sequence[float], rate: float, scans: int) -> float:
+    """Score above which no more than ``rate`` false positives per scan are,
+    from the scores of all false positives, best first; 0 where all may
+    stay."""
+    rank = int(rate * scans + 1e-9)
+    return float(wrong[rank]) if rank < len(wrong) else 0.
 
 
 # ----------------------------------------------------------------- evaluation

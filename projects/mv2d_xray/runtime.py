@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from .infos import InfosError
 __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
-    'check_checkpoint', 'config_errors', 'config_of', 'keep_freed_memory',
+    'check_checkpoint', 'config_errors', 'config_of', 'evaluators_of',
+    'keep_freed_memory',
     'load_checkpoint', 'load_config', 'load_model', 'one_sentence',
     'select_split'
 ]
@@ -232,6 +233,12 @@ def select_split(dataset: Config, split: str) -> None:
     dataset.ann_file = f'lidc_infos_{split}.pkl'
     if dataset.get('coco_file'):
         dataset.coco_file = f'lidc_infos_{split}_2d_anno.coco.json'
+
+
+def evaluators_of(cfg: Config) -> List[Config]:
+    """Configs of the metrics of a test; a config may give one or a list."""
+    found = cfg.test_evaluator
+    return found if isinstance(found, list) else [found]
 
 
 @contextlib.contextmanager
