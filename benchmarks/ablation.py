@@ -37,8 +37,6 @@ VARIANTS = {
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=8']),
     'volume, all views always': (
         OURS, [*_VOLUME, 'train_dataloader.dataset.pipeline.4.prob=0.']),
-    'volume, inserted at their own size': (
-        OURS, [*_VOLUME, f'{_INSERT}.scales=[.8,1.25]']),
     'volume, narrow context': (
         OURS, [*_VOLUME, 'model.volume_head.context_channels=24']),
     'volume, no 2D heatmap': (

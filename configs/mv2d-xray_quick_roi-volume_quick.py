@@ -13,8 +13,7 @@ model = dict(
     volume_head=dict(context_channels=48))
 train_pipeline = [
     dict(type='LoadXRayViews'),
-    # Findings of the set are 8 mm in the median, those that count larger.
-    dict(type='XRayInsertNodules', max_nodules=20, scales=(.75, 1.75)),
+    dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.)),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayViewDropout', prob=.25, min_views=5),

@@ -73,7 +73,7 @@ def test_loading_is_consistent(loaded):
     dict(type='XRayRandomRotate', max_angle=180.),
     dict(type='XRayRandomRotate', max_angle=180., step=60.),
     dict(type='XRayViewDropout', prob=1., min_views=2),
-    dict(type='XRayInsertNodules', spread=30.),
+    dict(type='XRayInsertNodules', spread=30., sizes=(18., 30.)),
 ])
 def test_geometric_transforms_keep_everything_together(loaded, transform):
     step = TRANSFORMS.build(transform)
@@ -222,11 +222,11 @@ def test_an_inserted_shape_is_turned_with_its_box():
 
 def test_inserted_nodules_are_annotated(loaded):
     step = TRANSFORMS.build(
-        dict(type='XRayInsertNodules', max_nodules=5, scales=(.5, 2.)))
+        dict(type='XRayInsertNodules', max_nodules=5, sizes=(10., 40.)))
     assert len(step(loaded())['gt_bboxes_3d']) == 3  # nothing to insert yet
     step.bank = loaded.bank
     counts, sizes = [], []
-    for seed in range(12):
+    for seed in range(20):
         before = loaded()
         np.random.seed(seed)
         after = step(before)
@@ -236,8 +236,9 @@ def test_inserted_nodules_are_annotated(loaded):
         assert after['gt_bboxes_instance'].max() == len(boxes) - 1
         sizes += boxes.tensor[3:, 3:6].flatten().tolist()
     assert min(counts) == 0 and max(counts) == 5
-    # Of spheres of 20 to 28 mm.
-    assert 9.5 < min(sizes) < 20 and 28 < max(sizes) < 59
+    # Spheres, as many of 10 to 20 as of 20 to 40 mm.
+    assert 9.5 < min(sizes) < 12 and 34 < max(sizes) < 43
+    assert .35 < np.mean(np.array(sizes) < 20) < .65
     # The loaded sample itself was not changed.
     np.testing.assert_array_equal(loaded()['img'][0], loaded()['img'][0])
 

@@ -5,7 +5,7 @@ scene_range = [-200., -200., -200., 200., 200., 200.]
 train_pipeline = [
     dict(type='LoadXRayViews'),
     # More indications than a hundred patients have.
-    dict(type='XRayInsertNodules', max_nodules=20),
+    dict(type='XRayInsertNodules', max_nodules=20, sizes=(8., 30.)),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,

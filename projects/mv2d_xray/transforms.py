@@ -366,7 +366,9 @@ class XRayInsertNodules(BaseTransform):
 
     Args:
         max_nodules (int): Most per sample; the number is uniform from 0.
-        scales (tuple[float, float]): Range of the change of size.
+        sizes (tuple[float, float]): Range of the mean edge (mm); all orders
+            of size are as likely, since sets have many small findings and few
+            large ones.
         spread (float): Deviation of the place from another finding's (mm).
         contrasts (tuple[float, float]): Range of the change of contrast.
         attenuation (tuple[float, float]): Range of what is added (1/mm) for
@@ -376,12 +378,12 @@ class XRayInsertNodules(BaseTransform):
 
     def __init__(self,
                  max_nodules: int = 4,
-                 scales: Tuple[float, float] = (.8, 1.25),
+                 sizes: Tuple[float, float] = (5., 30.),
                  spread: float = 15.,
                  contrasts: Tuple[float, float] = (.7, 1.2),
                  attenuation: Tuple[float, float] = (.006, .02)) -> None:
         self.max_nodules = max_nodules
-        self.scales = scales
+        self.sizes = sizes
         self.spread = spread
         self.contrasts = contrasts
         self.attenuation = attenuation
@@ -392,7 +394,8 @@ class XRayInsertNodules(BaseTransform):
         item = self.bank[np.random.randint(len(self.bank))]
         other = self.bank[np.random.randint(len(self.bank))]
         centre = other['centre'] + np.random.normal(0, self.spread, 3)
-        scale = np.exp(np.random.uniform(*np.log(self.scales)))
+        scale = np.exp(np.random.uniform(*np.log(self.sizes)))
+        scale /= item['size'].mean()
         rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
         shape, contrast = item['shape'], item['contrast']
         if shape is None:
