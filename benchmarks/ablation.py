@@ -1,10 +1,12 @@
-"""Train variants and baselines for as many iterations, test, tabulate.
+"""Train variants and baselines for as long, test, tabulate.
 
-    python benchmarks/ablation.py [VARIANT ...] [--iters 1000]
+    python benchmarks/ablation.py [VARIANT ...] [--iters 1000 | --minutes 30]
 
 Each variant is a config with some options changed, trained by
-``tools/train.py`` and tested by ``tools/test.py`` on the validation split. A
-variant that was finished is not run again; the table holds all that are.
+``tools/train.py`` and tested by ``tools/test.py`` on the validation split. As
+long means as many iterations, or as many minutes: then each variant first
+trains for 30 iterations that tell how many fit in. A variant that was finished
+is not run again; the table holds all that are.
 """
 
 import argparse
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'
 _VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
 _INSERT = 'train_dataloader.dataset.pipeline.1'
+PACE = 30  # iterations that tell a variant's pace
 # Config and what is changed in it.
 VARIANTS = {
     'roi + volume': (OURS, []),
@@ -81,22 +84,39 @@ def run(*command: str) -> None:
         sys.exit(f'ablation: {" ".join(command)} failed')
 
 
-def train_and_test(name: str, iters: int, folder: Path,
-                   data_root: str) -> None:
-    """Leave ``results.json`` in a variant's folder."""
-    schedule = [
-        f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters + 1}',
-        f'param_scheduler.1.end={iters}',
-        f'param_scheduler.1.T_max={iters - 30}'
-    ]
-    data = ['--data-root', data_root] if data_root else []
-    config, options = VARIANTS[name]
+def train(name: str, iters: int, folder: Path, data_root: str,
+          *options: str) -> None:
+    """Train a variant, or go on with it."""
+    config, changes = VARIANTS[name]
     run('tools/train.py', config, '--work-dir', str(folder), '--resume',
-        *data, '--cfg-options', *options, *schedule)
+        *(['--data-root', data_root] if data_root else []), '--cfg-options',
+        *changes, f'train_cfg.max_iters={iters}',
+        f'train_cfg.val_interval={iters + 1}',
+        f'param_scheduler.1.end={iters + 1}',
+        f'param_scheduler.1.T_max={max(iters - 30, 1)}', *options)
+
+
+def test(name: str, folder: Path, data_root: str, split: str) -> None:
+    """Leave the split's results in a variant's folder."""
+    config, changes = VARIANTS[name]
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
-        *data, '--split', 'val', '--out', str(folder / 'results.json'),
-        *(['--cfg-options', *options] if options else []))
+        *(['--data-root', data_root] if data_root else []), '--split', split,
+        '--out', str(results_of(folder, split)),
+        *(['--cfg-options', *changes] if changes else []))
+
+
+def iterations(name: str, minutes: float, folder: Path,
+               data_root: str) -> int:
+    """How many of a variant's iterations fit into so many minutes."""
+    if not (folder / 'last_checkpoint').exists():
+        train(name, PACE, folder, data_root, 'default_hooks.logger.interval=5')
+    return max(round(60 * minutes / seconds_per_iteration(folder)), PACE + 1)
+
+
+def results_of(folder: Path, split: str) -> Path:
+    """Where a variant's results lie."""
+    return folder / f'results_{split}.json'
 
 
 def seconds_per_iteration(folder: Path) -> float:
@@ -109,14 +129,14 @@ def seconds_per_iteration(folder: Path) -> float:
     return statistics.median(times)
 
 
-def table(out_dir: Path) -> str:
-    """Markdown of all finished variants."""
+def table(out_dir: Path, split: str) -> str:
+    """Markdown of all variants with results on a split."""
     rows, sizes = [], []
     for name in VARIANTS:
         path = out_dir / slug(name)
-        if not (path / 'results.json').exists():
+        if not results_of(path, split).exists():
             continue
-        r = json.loads((path / 'results.json').read_text())
+        r = json.loads(results_of(path, split).read_text())
         sizes = list(r['by_size'])
         rows.append([
             name, f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
@@ -138,21 +158,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('variants', nargs='*', metavar='VARIANT',
                         help='default: all; ' + '; '.join(VARIANTS))
-    parser.add_argument('--iters', type=int, default=1000)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument('--iters', type=int, default=1000)
+    length.add_argument('--minutes', type=float)
+    parser.add_argument('--split', default='val', choices=('val', 'test'),
+                        help='what is tested on: test is for final tables')
     parser.add_argument('--data-root', default='')
     parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
     args = parser.parse_args()
-    for name in args.variants or VARIANTS:
+    names = args.variants or list(VARIANTS)
+    for name in names:
         if name not in VARIANTS:
             parser.error(f'variant: expected one of {", ".join(VARIANTS)}; '
                          f'found {name}')
     out_dir = ROOT / args.out_dir
-    for name in args.variants or VARIANTS:
+    iters = dict.fromkeys(names, args.iters)
+    if args.minutes:
+        # All before the first training, on a machine that is as busy.
+        for name in names:
+            iters[name] = iterations(
+                name, args.minutes, out_dir / 'pace' / slug(name),
+                args.data_root)
+    for name in names:
         folder = out_dir / slug(name)
-        if not (folder / 'results.json').exists():
+        if not results_of(folder, args.split).exists():
             print(f'== {name}', flush=True)
-            train_and_test(name, args.iters, folder, args.data_root)
-    print(table(out_dir))
+            train(name, iters[name], folder, args.data_root)
+            test(name, folder, args.data_root, args.split)
+    print(table(out_dir, args.split))
 
 
 if __name__ == '__main__':

@@ -29,10 +29,10 @@ def test_table_holds_what_was_finished(tmp_path):
     (folder / 'a' / 'vis_data' / 'scalars.json').write_text(
         '\n'.join(json.dumps(dict(lr=.1, time=t)) for t in (9., .5, .7)))
     part = dict(mAP_3d=.25)
-    (folder / 'results.json').write_text(json.dumps(dict(
+    (folder / 'results_val.json').write_text(json.dumps(dict(
         mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6, AP_5mm=.3, CPM=.2,
         centre_error_mm=None, by_size=dict(small=part, rest=part))))
-    rows = table(tmp_path).splitlines()
+    rows = table(tmp_path, 'val').splitlines()
     assert len(rows) == 3
     cells = [c.strip() for c in rows[2].strip('|').split('|')]
     assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '0.300',

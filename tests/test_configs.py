@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmdet3d.registry import MODELS
 
@@ -35,6 +36,15 @@ def test_config(path):
         inner = model.volume_head.volume_range
         assert all(a <= b for a, b in zip(scene[:3], inner[:3]))
         assert all(a >= b for a, b in zip(scene[3:], inner[3:]))
+    if model.volume_head is not None and 'quick' in path.stem:
+        # The grid fits the 3D net: a shape for each voxel.
+        head = model.volume_head.eval()
+        channels = cfg.model.volume_head.in_channels
+        with torch.no_grad():
+            heatmap, code, _ = head(
+                torch.zeros(1, channels, 4, 4), torch.eye(4)[None], (16, 16))
+        assert heatmap.shape[1:] == code.shape[1:] == head.grid_points(
+        ).shape[:3]
     assert Path(path).read_text().count('\n') <= 130
 
 
