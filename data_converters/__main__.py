@@ -18,7 +18,7 @@ from . import lidc, phantom
 from .convert import (SPLITS, Options, claim, convert_scans, finish_set,
                       split_patients)
 from .drr import RENDERERS
-from .lidc import ConversionError
+from .scan import ConversionError
 
 # The embedded benchmarks: what to write and convert, fixed by seed. 'demo'
 # takes scans of at most 150 slices with a nodule that it counts, so that it

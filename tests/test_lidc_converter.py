@@ -18,8 +18,9 @@ from data_converters import convert, phantom
 from data_converters.__main__ import BENCHMARKS, main
 from data_converters.convert import Options, convert_scan, finish_set
 from data_converters.drr import Volume, render
-from data_converters.lidc import (UNEVEN_SCANS, ConversionError, find_scans,
-                                  load_pylidc, query_scan, read_scan)
+from data_converters.lidc import (UNEVEN_SCANS, find_scans, load_pylidc,
+                                  query_scan, read_scan)
+from data_converters.scan import ConversionError
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import (CHARACTERISTICS, check_coco, load_infos,
                                       load_json, unpack_shape)
@@ -245,14 +246,14 @@ def test_3d_box_is_the_masks_extent(dicom_root, samples):
 
 
 def all_corners(scan, nodule):
-    index = (np.argwhere(nodule.mask) + nodule.start)[:, [1, 0, 2]]
+    index = np.argwhere(nodule.mask) + nodule.start
     steps = np.array(np.meshgrid(*[(-.5, .5)] * 3)).reshape(3, -1).T
     index = (index[:, None] + steps).reshape(-1, 3)
     return index @ scan.hu.voxel2ct[:3, :3].T + scan.hu.voxel2ct[:3, 3]
 
 
 def test_2d_boxes_are_those_of_the_projected_mask(scan, samples):
-    corners = all_corners(scan, scan.nodules[0])
+    corners = all_corners(scan, scan.findings[0])
     corners = np.c_[corners, np.ones(len(corners))]
     for name, view in samples[TWICE]['images'].items():
         projected = corners @ view['lidar2img'].T
@@ -283,9 +284,9 @@ def test_2d_boxes_hold_the_nodules_contrast(scan, samples, converted):
         view.cam2img[:2, 2] -= corner
         view.width = view.height = 64
         boxes.append(box - np.tile(corner, 2))
-    index = np.argwhere(scan.nodules[0].mask) + scan.nodules[0].start
+    index = np.argwhere(scan.findings[0].mask) + scan.findings[0].start
     without = scan.hu.values.copy()
-    without[tuple(index[:, [1, 0, 2]].T)] = -1000
+    without[tuple(index.T)] = -1000
     images = render(scan.hu, rig, 'siddon')
     removed = render(Volume(without, scan.hu.voxel2ct), rig, 'siddon')
     for a, b, (x1, y1, x2, y2) in zip(images, removed, boxes):
@@ -299,7 +300,7 @@ def test_2d_boxes_hold_the_nodules_contrast(scan, samples, converted):
 
 def test_shapes_lie_where_the_voxels_do(scan, samples):
     sample = samples[scan.key]
-    for nodule, instance in zip(scan.nodules, sample['instances']):
+    for nodule, instance in zip(scan.findings, sample['instances']):
         shape = unpack_shape(instance['shape'], 'here')
         box = np.asarray(instance['bbox_3d'])
         low = box[:3] - box[3:6] / 2
@@ -309,14 +310,13 @@ def test_shapes_lie_where_the_voxels_do(scan, samples):
         for axis in range(2):
             assert hit > np.flip(shape, axis)[tuple(cell.T)].mean()
         assert shape.mean() == pytest.approx(
-            nodule.volume / box[3:6].prod(), rel=.1)
+            nodule.record['volume_mm3'] / box[3:6].prod(), rel=.1)
 
 
 def test_contrast_is_what_the_nodule_adds(scan):
-    nodule = scan.nodules[0]
+    nodule = scan.findings[0]
     values = np.full_like(scan.hu.values, -850.)
-    row, column, k = (np.argwhere(nodule.mask) + nodule.start).T
-    values[column, row, k] = 50.
+    values[tuple((np.argwhere(nodule.mask) + nodule.start).T)] = 50.
     made = replace(scan, hu=Volume(values, scan.hu.voxel2ct))
     assert made.contrast(nodule) == pytest.approx(.018)
     values[:] = 50.
@@ -324,8 +324,7 @@ def test_contrast_is_what_the_nodule_adds(scan):
     assert .002 < scan.contrast(nodule) < .03
     edge = replace(nodule, start=np.array([0, 0, 0]))
     values[:] = -850.
-    row, column, k = np.argwhere(nodule.mask).T
-    values[column, row, k] = 50.
+    values[tuple(np.argwhere(nodule.mask).T)] = 50.
     assert made.contrast(edge) == pytest.approx(.018)
 
 
@@ -353,7 +352,7 @@ def test_boxes_are_clipped_and_counted(scan, tmp_path):
 
 def test_scan_without_nodules_and_one_view(scan, tmp_path):
     options = Options(Rig.circle(1, image_size=32).to_dict())
-    sample = convert_scan(replace(scan, nodules=[]), options, tmp_path)
+    sample = convert_scan(replace(scan, findings=[]), options, tmp_path)
     assert sample['instances'] == []
     assert finish_set(tmp_path, options) == dict(train=1, val=0)
     infos = load_infos(tmp_path / 'lidc_infos_train.pkl')
@@ -406,8 +405,8 @@ def test_orientation_comes_from_the_headers(dicom_root, tmp_path):
     prone, supine = read_scan(uid, tmp_path), read_scan(uid, dicom_root)
     folder = next((tmp_path / ONCE).rglob(uid))
     assert_same_places(prone, sitk_image(folder))
-    found, = [prone.box(n) for n in prone.nodules]
-    expected, = [supine.box(n) for n in supine.nodules]
+    found, = [prone.box(n) for n in prone.findings]
+    expected, = [supine.box(n) for n in supine.findings]
     np.testing.assert_allclose(found, expected * [-1, -1, 1, 1, 1, 1, 1],
                                atol=1e-6)
 
