@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Optional
 
 import torch
+from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import InfosError
+from projects.mv2d_xray.infos import InfosError, load_json
 
 from . import lidc, phantom
-from .convert import (SPLITS, Options, claim, convert_scans, finish_set,
-                      split_patients)
+from .check import check_set, draw_sheet
+from .convert import (SPLITS, Options, Shard, convert_scans, finish_set,
+                      finish_shard, merge_set, open_set, split_patients)
 from .drr import RENDERERS
 from .scan import ConversionError
 
@@ -54,6 +56,16 @@ def _device(text: str) -> str:
             'expected a torch device that this machine has, as cpu or '
             f'cuda:0, found "{text}"') from None
     return text
+
+
+def _shard(text: str) -> Shard:
+    """Which part of the scans, as 3/10."""
+    first, _, second = text.partition('/')
+    if not (first.isdecimal() and second.isdecimal()
+            and 1 <= int(first) <= int(second)):
+        raise argparse.ArgumentTypeError(
+            f'expected i/n with 1 <= i <= n, as 3/10, found "{text}"')
+    return int(first), int(second)
 
 
 def _jobs(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +107,24 @@ def _rendering(parser: argparse.ArgumentParser) -> None:
     _jobs(parser)
 
 
+def _many(parser: argparse.ArgumentParser) -> None:
+    """Options of sets whose scans come from elsewhere."""
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument('--dask-scheduler', metavar='ADDRESS',
+                      help='convert on the workers of this Dask cluster, '
+                      'which see the same files; as tcp://host:8786')
+    work.add_argument('--shard', type=_shard, metavar='I/N',
+                      help='convert the I-th of N parts, then "merge"')
+    _finish(parser)
+
+
+def _finish(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--strict', action='store_true',
+                        help='fail if any scan is skipped or repaired')
+    parser.add_argument('--format', choices=('pickle', 'json'),
+                        default='pickle', help='of the infos; default pickle')
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -132,7 +162,28 @@ def build_parser() -> argparse.ArgumentParser:
                      help='share of the patients; default 0')
     sub.add_argument('--seed', type=int, default=0, help='of the split')
     _rendering(sub)
+    _many(sub)
     sub.set_defaults(run=run_lidc)
+
+    sub = commands.add_parser(
+        'merge', help='finish a set that was made with --shard',
+        description='Write infos and COCO files once all shards are done. '
+        'Shards made on other disks are copied into one folder first.')
+    sub.add_argument('out_dir', type=Path)
+    _finish(sub)
+    sub.set_defaults(run=run_merge)
+
+    sub = commands.add_parser(
+        'check', help='verify a converted set and draw it',
+        description='Schema, hashes, infos against COCO, records and images, '
+        '2D boxes against projected 3D boxes, patients in two splits, units '
+        'and ranges.')
+    sub.add_argument('out_dir', type=Path)
+    sub.add_argument('--sheet', type=Path, help='PNG of all views of some '
+                     'scans with their boxes; default: check.png in the set')
+    sub.add_argument('--sheet-scans', type=_count, default=4,
+                     help='scans drawn, spread over the set; default 4')
+    sub.set_defaults(run=run_check)
 
     sub = commands.add_parser(
         'benchmark', help='make one of the embedded benchmark sets',
@@ -185,21 +236,61 @@ def run_lidc(args: argparse.Namespace) -> None:
         args.min_readers, args.min_diameter,
         _check_fractions(args.val_fraction, args.test_fraction), args.seed)
     scans = lidc.find_scans(args.dicom_root)
-    for patient in lidc.UNEVEN_SCANS:
-        if (args.dicom_root / patient).is_dir():
-            print(f'{patient}: left out: its slices are unevenly spaced',
-                  file=sys.stderr)
-    convert_scans(scans, functools.partial(_load_dicom, args.dicom_root,
-                                           args.out_dir),
-                  options, args.out_dir, args.jobs, args.device, len(scans))
-    _report(finish_set(args.out_dir, options), args.out_dir)
+    names = [lidc.scan_key(lidc.query_scan(uid)) for uid in scans]
+    _convert(args, list(zip(names, scans)),
+             functools.partial(_load_dicom, args.dicom_root.resolve()),
+             options)
+
+
+def _convert(args: argparse.Namespace, scans: list, load, options: Options,
+             skipped: Optional[dict] = None) -> None:
+    """Convert named scans, or a shard of them; finish the set."""
+    skipped = dict(skipped or {})
+    if args.shard:
+        first, step = args.shard
+        scans = sorted(scans)[first - 1::step]
+    with open_set(args.out_dir, options, args.shard):
+        skipped.update(convert_scans(
+            scans, load, options, args.out_dir, args.jobs, args.device,
+            len(scans), args.dask_scheduler))
+        if args.shard:
+            finish_shard(args.out_dir, args.shard, skipped)
+            print(f'{args.out_dir}: shard {first}/{step} is done; when all '
+                  f'are: python -m data_converters merge {args.out_dir}')
+            return
+        _report(finish_set(args.out_dir, options, skipped=skipped,
+                           **_finishing(args)), args.out_dir)
+
+
+def _finishing(args: argparse.Namespace) -> dict:
+    return dict(strict=args.strict,
+                suffix=dict(pickle='.pkl', json='.json')[args.format])
 
 
 @contextmanager
-def _load_dicom(dicom_root: Path, out_dir: Path, series_uid: str):
-    done = (out_dir / 'scans' /
-            f'{lidc.scan_key(lidc.query_scan(series_uid))}.json')
-    yield None if done.exists() else lidc.read_scan(series_uid, dicom_root)
+def _load_dicom(dicom_root: Path, series_uid: str):
+    yield lidc.read_scan(series_uid, dicom_root)
+
+
+def run_merge(args: argparse.Namespace) -> None:
+    """Finish a set of shards."""
+    _report(merge_set(args.out_dir, **_finishing(args)), args.out_dir)
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Verify a set; every fault is a line."""
+    faults = []
+    for fault in check_set(args.out_dir):
+        faults.append(fault)
+        print(fault)
+    sheet = args.sheet or args.out_dir / 'check.png'
+    drawn = draw_sheet(args.out_dir, sheet, args.sheet_scans)
+    if drawn:
+        print(f'{sheet}: {drawn} scans with their boxes')
+    if faults:
+        raise ConversionError(f'{args.out_dir}: expected no faults, found '
+                              f'{len(faults)}')
+    print(f'{args.out_dir}: no faults')
 
 
 def run_benchmark(args: argparse.Namespace) -> None:
@@ -211,40 +302,48 @@ def run_benchmark(args: argparse.Namespace) -> None:
         min_diameter=spec['min_diameter'], fractions=spec['fractions'],
         seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')
-    claim(args.out_dir, options)
-    patients, total = None, count
-    found = phantom.find_phantoms(count, args.seed, **spec['choice'])
-    if args.split:
-        # The splits are those of the whole set.
-        found = [(lidc.query_scan(uid).patient_id, (uid, field))
-                 for uid, field in tqdm(found, total=count, desc='choose',
-                                        unit='scan', dynamic_ncols=True)]
-        patients = split_patients([name for name, _ in found], options)
-        found = [scan for name, scan in found
-                 if patients[name] == args.split]
-        total = len(found)
-    elif len(list((args.out_dir / 'scans').glob('*.json'))) >= count:
-        found, total = [], 0  # choosing scans takes a while
-    convert_scans(found, functools.partial(_load_phantom, args.out_dir),
-                  options, args.out_dir, args.jobs, args.device, total)
-    _report(finish_set(args.out_dir, options, patients), args.out_dir)
+    with open_set(args.out_dir, options):
+        patients, total = None, count
+        found = phantom.find_phantoms(count, args.seed, **spec['choice'])
+        if args.split:
+            # The splits are those of the whole set.
+            found = [(lidc.query_scan(uid).patient_id, (uid, field))
+                     for uid, field in tqdm(found, total=count, desc='choose',
+                                            unit='scan', dynamic_ncols=True)]
+            patients = split_patients([name for name, _ in found], options)
+            found = [scan for name, scan in found
+                     if patients[name] == args.split]
+            total = len(found)
+        elif len(list((args.out_dir / 'scans').glob('*.json'))) >= count:
+            found, total = [], 0  # choosing scans takes a while
+        scans = ((lidc.scan_key(lidc.query_scan(scan[0])), scan)
+                 for scan in found)
+        skipped = convert_scans(
+            scans, functools.partial(_load_phantom, args.out_dir.resolve()),
+            options, args.out_dir, args.jobs, args.device, total)
+        _report(finish_set(args.out_dir, options, patients, skipped,
+                           strict=True), args.out_dir)
 
 
 @contextmanager
 def _load_phantom(out_dir: Path, found: tuple):
     series_uid, field = found
-    key = lidc.scan_key(lidc.query_scan(series_uid))
-    if (out_dir / 'scans' / f'{key}.json').exists():
-        yield None
-        return
     with tempfile.TemporaryDirectory(prefix='.dicom-', dir=out_dir) as root:
         phantom.write_scan(phantom.restore_scan(series_uid, field), root)
         yield lidc.read_scan(series_uid, root)
 
 
 def _report(counts: dict, out_dir: Path) -> None:
-    parts = ', '.join(f'{n} {split}' for split, n in counts.items())
-    print(f'{out_dir}: {sum(counts.values())} scans ({parts})')
+    """What became of the scans."""
+    errors = load_json(out_dir / 'errors.json')
+    print(AsciiTable([
+        ['', 'scans'], ['converted', sum(counts.values())],
+        *([f'  for {split}', n] for split, n in counts.items()),
+        ['  repaired', len(errors['repaired'])],
+        ['skipped', len(errors['skipped'])]]).table)
+    if any(errors.values()):
+        print(f'{out_dir / "errors.json"} says what was skipped or repaired, '
+              'and why')
     for split, count in counts.items():
         if count == 0:
             print(f'{out_dir}: there are too few patients for "{split}": '

@@ -2,25 +2,34 @@
 
 A converted set grows scan by scan: a scan's images, then its record (last, so
 that a record means a finished scan). :func:`finish_set` makes the infos of
-every split from the records.
+every split from the records. Whatever way a set was made, by one process or
+many, at once or after any number of interruptions, its files are the same.
 """
 
+import fcntl
+import hashlib
 import json
+import os
+import shutil
+import socket
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional
+from typing import Callable, ContextManager, Dict, Iterable, Iterator, List
+from typing import Optional, Tuple
 
 import cv2
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import (SCHEMA_VERSION, atomic_write, build_coco,
-                                      dump_infos, dump_json, load_json,
-                                      pack_shape)
+from projects.mv2d_xray.infos import (SCHEMA_VERSION, as_arrays, atomic_write,
+                                      build_coco, dump_infos, dump_json,
+                                      load_json, pack_shape)
 
 from . import __version__
 from .drr import MU_WATER, render
@@ -33,9 +42,11 @@ _LEVELS = 65535
 SPLITS = ('train', 'val', 'test')
 
 __all__ = [
-    'SPLITS', 'Options', 'claim', 'convert_scan', 'convert_scans',
-    'finish_set', 'split_patients'
+    'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
+    'finish_set', 'finish_shard', 'merge_set', 'open_set', 'split_patients'
 ]
+
+Shard = Tuple[int, int]  # (i, n): the i-th of n, from 1
 
 
 @dataclass
@@ -81,10 +92,12 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         ok, png = cv2.imencode('.png', levels.astype(np.uint16))
         if not ok:
             raise ConversionError(f'{path}: image cannot be encoded')
+        png = png.tobytes()
         with atomic_write(path) as stream:
-            stream.write(png.tobytes())
+            stream.write(png)
         views[view.name] = dict(
             img_path=path.relative_to(out_dir).as_posix(),
+            sha256=hashlib.sha256(png).hexdigest(),
             height=view.height, width=view.width,
             cam2img=view.cam2img.tolist(), lidar2cam=view.ct2cam.tolist(),
             lidar2img=view.ct2img.tolist(),
@@ -124,7 +137,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         ct2patient=scan.ct2patient.tolist(),
         volume=dict(shape=list(scan.hu.values.shape),
                     spacing=scan.hu.spacing.tolist()),
-        images=views, instances=instances, cam_instances=cam_instances)
+        repairs=scan.repairs, images=views, instances=instances,
+        cam_instances=cam_instances)
     dump_json(sample, _record(out_dir, scan.key))
     return sample
 
@@ -144,47 +158,57 @@ def _record(out_dir: Path, key: str) -> Path:
 
 
 # ------------------------------------------------------------------ many scans
-def convert_scans(keys: Iterable[str], load: Callable[[str], Scan],
-                  options: Options, out_dir: Path, jobs: int = 1,
-                  device: str = 'cpu', total: Optional[int] = None) -> None:
-    """Convert scans that are not there yet.
+@contextmanager
+def open_set(out_dir: Path, options: Options,
+             shard: Optional[Shard] = None) -> Iterator[None]:
+    """Hold a folder alone while a set is made in it.
 
-    Args:
-        keys: Names of the scans, as ``load`` takes them.
-        load: Context manager factory that yields a :class:`Scan`; runs in
-            the worker.
-        options (Options): Must be those of what is already in ``out_dir``.
-        out_dir (Path): Root of the set.
-        jobs (int): Processes; they share the machine's cores evenly.
-        device (str): Torch device of the renderer.
-        total (int, optional): Number of keys, for the progress bar.
+    What a killed run has left half done is removed first. Runs of different
+    shards of the same set share the folder.
 
     Raises:
-        ConversionError: A scan cannot be converted, or the folder holds a
-            set made with other options.
+        ConversionError: Another run holds the folder, or it holds a set made
+            with other options.
     """
-    claim(out_dir, options)
-    with Parallel(n_jobs=jobs, return_as='generator_unordered',
-                  pre_dispatch='2*n_jobs') as pool:
-        results = pool(
-            delayed(_convert_one)(key, load, options, out_dir, device)
-            for key in keys)
-        for _ in tqdm(results, total=total, desc='convert', unit='scan',
-                      dynamic_ncols=True, smoothing=.1):
-            pass
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        locks.enter_context(
+            _lock(out_dir / '.lock', shared=shard is not None))
+        if shard is not None:
+            locks.enter_context(_lock(out_dir / '.lock-{}-of-{}'.format(
+                *shard)))
+        _claim(out_dir, options)
+        if shard is None:
+            _sweep(out_dir)
+        yield
 
 
-def _convert_one(key, load, options, out_dir, device) -> None:
-    # One thread each: the order of sums, and with it the last bit of an
-    # image, must not depend on the number of processes.
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    with load(key) as scan:
-        if scan is not None and not _record(out_dir, scan.key).exists():
-            convert_scan(scan, options, out_dir, device)
+@contextmanager
+def _lock(path: Path, shared: bool = False) -> Iterator[None]:
+    """A lock that the system releases when its process ends, however."""
+    with path.open('a+', encoding='utf-8') as stream:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                        | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or 'runs of its shards'
+            raise ConversionError(
+                f'{path.parent}: expected no other run that writes here, '
+                f'found {holder}: wait for its end or choose another '
+                '--out-dir') from None
+        if not shared:
+            stream.truncate(0)
+            stream.write(f'process {os.getpid()} on {socket.gethostname()}')
+            stream.flush()
+        try:
+            yield
+        finally:
+            if not shared:
+                stream.truncate(0)
 
 
-def claim(out_dir: Path, options: Options) -> None:
+def _claim(out_dir: Path, options: Options) -> None:
     """Refuse to mix two kinds of set in one folder."""
     path = out_dir / 'options.json'
     current = json.loads(json.dumps(asdict(options)))
@@ -203,10 +227,155 @@ def claim(out_dir: Path, options: Options) -> None:
                 'options; choose another --out-dir or remove it')
 
 
+def _sweep(out_dir: Path) -> None:
+    """Remove what no record vouches for."""
+    for path in out_dir.rglob('.*.tmp'):
+        path.unlink()
+    for folder in [*out_dir.glob('.dicom-*'), *out_dir.glob('images/*')]:
+        if not _record(out_dir, folder.name).exists():
+            shutil.rmtree(folder)
+
+
+def convert_scans(scans: Iterable[Tuple[str, object]],
+                  load: Callable[[object], ContextManager[Scan]],
+                  options: Options, out_dir: Path, jobs: int = 1,
+                  device: str = 'cpu', total: Optional[int] = None,
+                  dask_scheduler: Optional[str] = None) -> Dict[str, str]:
+    """Convert scans that are not there yet.
+
+    Call within :func:`open_set`.
+
+    Args:
+        scans: Unique name of each scan and what ``load`` takes for it.
+        load: Context manager factory that yields a :class:`Scan`; runs in
+            the worker.
+        options (Options): Those of the set.
+        out_dir (Path): Root of the set.
+        jobs (int): Processes; one scan each is in memory.
+        device (str): Torch device of the renderer.
+        total (int, optional): Number of scans, for the progress bar.
+        dask_scheduler (str, optional): Address of a Dask scheduler whose
+            workers, which must see the same files, take the processes' place.
+
+    Returns:
+        dict: Names of the scans that cannot be converted, with the reason.
+
+    Raises:
+        ConversionError: There is no such scheduler, or a worker was killed.
+        OSError: The files cannot be written.
+    """
+    skipped = {}
+    out_dir = out_dir.resolve()
+    with _workers(jobs, dask_scheduler) as pool:
+        results = pool(
+            delayed(_convert_one)(name, source, load, options, out_dir,
+                                  device) for name, source in scans)
+        bar = tqdm(results, total=total, desc='convert', unit='scan',
+                   dynamic_ncols=True, smoothing=.1)
+        for name, reason in bar:
+            if reason:
+                skipped[name] = reason
+                bar.write(f'{name}: skipped: {reason}')
+    return skipped
+
+
+@contextmanager
+def _workers(jobs: int, dask_scheduler: Optional[str]) -> Iterator[Parallel]:
+    """joblib's processes, here or in a Dask cluster."""
+    options = dict(return_as='generator_unordered', pre_dispatch='2*n_jobs')
+    try:
+        if dask_scheduler is None:
+            with Parallel(n_jobs=jobs, **options) as pool:
+                yield pool
+            return
+        from distributed import Client
+        try:
+            client = Client(dask_scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise ConversionError(
+                f'--dask-scheduler: expected the address of a Dask scheduler, '
+                f'as tcp://host:8786, found "{dask_scheduler}": {error}'
+            ) from None
+        with client, parallel_config('dask'), Parallel(**options) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise ConversionError(
+            '--jobs: a worker process was killed, as systems do that run out '
+            'of memory: start again with fewer; what is done is kept'
+        ) from error
+
+
+def _convert_one(name, source, load, options, out_dir, device
+                 ) -> Tuple[str, Optional[str]]:
+    """Name of a scan, and why it cannot be converted if so."""
+    # One thread each: the order of sums, and with it the last bit of an
+    # image, must not depend on the number of processes.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    if _record(out_dir, name).exists():
+        return name, None
+    with ExitStack() as stack:
+        try:
+            scan = stack.enter_context(load(source))
+        except ConversionError as error:
+            return name, str(error)
+        except Exception as error:  # one bad scan does not end a night's work
+            return name, f'cannot be read: {type(error).__name__}: {error}'
+        try:
+            convert_scan(scan, options, out_dir, device)
+        except OSError:  # the disk's fault, not the scan's
+            raise
+        except Exception as error:
+            return name, f'cannot be rendered: {type(error).__name__}: {error}'
+    return name, None
+
+
+def finish_shard(out_dir: Path, shard: Shard,
+                 skipped: Dict[str, str]) -> None:
+    """Say that a shard is done; :func:`merge_set` waits for all."""
+    dump_json(dict(skipped=skipped), out_dir / 'shards' / '{}-of-{}.json'
+              .format(*shard))
+
+
+def merge_set(out_dir: Path, **kwargs) -> Dict[str, int]:
+    """Finish a set that was made in shards; see :func:`finish_set`.
+
+    Raises:
+        ConversionError: A shard is not done, or there is none.
+    """
+    if not (out_dir / 'options.json').exists():
+        raise ConversionError(f'{out_dir}: expected a set made with --shard, '
+                              'found none')
+    options = Options(**load_json(out_dir / 'options.json'))
+    with open_set(out_dir, options):
+        done = {p.stem: load_json(p)['skipped']
+                for p in sorted((out_dir / 'shards').glob('*-of-*.json'))}
+        counts = {name.split('-of-')[1] for name in done}
+        if len(counts) != 1:
+            raise ConversionError(
+                f'{out_dir / "shards"}: expected all shards of one number, '
+                f'found {", ".join(done) or "none"}')
+        count, = counts
+        missing = [f'{i}/{count}' for i in range(1, int(count) + 1)
+                   if f'{i}-of-{count}' not in done]
+        if missing:
+            raise ConversionError(
+                f'{out_dir}: expected {count} shards that are done, found '
+                f'{len(done)}: run --shard {", ".join(missing)} first')
+        skipped = {k: v for part in done.values() for k, v in part.items()}
+        counts = finish_set(out_dir, options, skipped=skipped, **kwargs)
+        shutil.rmtree(out_dir / 'shards')
+        for lock in out_dir.glob('.lock-*'):
+            lock.unlink()
+    return counts
+
+
 def finish_set(out_dir: Path, options: Options,
-               patients: Optional[Dict[str, str]] = None) -> Dict[str, int]:
-    """Write infos and COCO files of every split from the records, and the
-    rig.
+               patients: Optional[Dict[str, str]] = None,
+               skipped: Optional[Dict[str, str]] = None,
+               strict: bool = False, suffix: str = '.pkl') -> Dict[str, int]:
+    """Write infos and COCO files of every split from the records, the rig,
+    and ``errors.json``: what was skipped and what was repaired.
 
     Splits are by patient and depend on the patients and the seed alone.
 
@@ -216,18 +385,36 @@ def finish_set(out_dir: Path, options: Options,
         patients (dict, optional): Split of every patient, for a set that has
             a part of them; splits without a scan are left out. Defaults to
             :func:`split_patients` of those there are.
+        skipped (dict, optional): What :func:`convert_scans` returned.
+        strict (bool): Whether any skipped or repaired scan is an error.
+        suffix (str): Of the infos: ``.pkl`` or ``.json``.
 
     Returns:
         dict: Number of scans in each split.
 
     Raises:
-        ConversionError: There is no converted scan.
+        ConversionError: There is no converted scan, or strictness forbids to
+            finish; ``errors.json`` is there all the same.
     """
     samples = [load_json(p)
                for p in sorted((out_dir / 'scans').glob('*.json'))]
+    errors = dict(
+        skipped=dict(sorted((skipped or {}).items())),
+        repaired={s['token']: s['repairs'] for s in samples
+                  if s.get('repairs')})
+    dump_json(errors, out_dir / 'errors.json')
+    counts = [len(part) for part in errors.values()]
     if not samples:
-        raise ConversionError(f'{out_dir}: scans: expected at least one '
-                              'converted scan, found none')
+        first = next((f', as {name}: {reason}' for name, reason
+                      in errors['skipped'].items()), '')
+        raise ConversionError(
+            f'{out_dir}: scans: expected at least one converted scan, found '
+            f'none and {counts[0]} skipped{first}')
+    if strict and any(counts):
+        raise ConversionError(
+            f'{out_dir}: --strict: expected no scan with a fault, found '
+            f'{counts[0]} skipped and {counts[1]} repaired; errors.json says '
+            'which')
     whole = patients is None
     if whole:
         patients = split_patients([s['lidc_id_ref'] for s in samples],
@@ -255,11 +442,11 @@ def finish_set(out_dir: Path, options: Options,
                 min_readers=options.min_readers,
                 min_diameter=options.min_diameter),
             data_list=[
-                _as_arrays(dict(s, sample_idx=i))
+                as_arrays(dict(s, sample_idx=i))
                 for i, s in enumerate(chosen)
             ])
         stem = out_dir / f'lidc_infos_{split}'
-        dump_infos(infos, stem.with_suffix('.pkl'))
+        dump_infos(infos, stem.with_suffix(suffix))
         dump_json(build_coco(infos),
                   out_dir / f'lidc_infos_{split}_2d_anno.coco.json')
         counts[split] = len(chosen)
@@ -283,18 +470,3 @@ def split_patients(patients: List[str], options: Options) -> Dict[str, str]:
             splits[names[i]] = split
         start += count
     return {name: splits.get(name, 'train') for name in names}
-
-
-def _as_arrays(sample: dict) -> dict:
-    """Matrices as float64 arrays, which every reader of pickles expects."""
-    sample = dict(sample, ct2patient=np.array(sample['ct2patient']))
-    sample['images'] = {
-        name: {
-            key: np.array(value) if key in ('cam2img', 'lidar2cam',
-                                            'lidar2img') else value
-            for key, value in view.items()
-        }
-        for name, view in sample['images'].items()
-    }
-    return sample
-

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,9 @@ CHARACTERISTICS = ('subtlety', 'internalStructure', 'calcification',
                    'texture', 'malignancy')
 
 __all__ = [
-    'CHARACTERISTICS', 'SCHEMA_VERSION', 'InfosError', 'atomic_write',
-    'build_coco', 'check_coco', 'dump_infos', 'dump_json', 'load_infos',
-    'load_json', 'validate_infos'
+    'CHARACTERISTICS', 'SCHEMA_VERSION', 'InfosError', 'as_arrays',
+    'atomic_write', 'build_coco', 'check_coco', 'dump_infos', 'dump_json',
+    'load_infos', 'load_json', 'validate_infos'
 ]
 
 # What NumPy's own reduce functions name in a pickle of arrays and scalars.
@@ -59,7 +60,11 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 @contextmanager
 def atomic_write(path: Union[str, Path], mode: str = 'wb') -> Iterator:
-    """Open a temporary file beside ``path`` and move it there on success."""
+    """Open a temporary file beside ``path`` and move it there on success.
+
+    Raises:
+        OSError: With the path, as where the disk is full.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if 'b' in mode else 'utf-8'
@@ -75,6 +80,9 @@ def atomic_write(path: Union[str, Path], mode: str = 'wb') -> Iterator:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
+    except OSError as error:  # writing into a stream does not name it
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -95,7 +103,7 @@ def load_json(path: Union[str, Path]):
     """
     try:
         return json.loads(_read(path).decode('utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InfosError(f'{path}: is not JSON: {error}') from None
 
 
@@ -110,19 +118,30 @@ def _read(path: Union[str, Path]) -> bytes:
 
 
 def dump_infos(infos: dict, path: Union[str, Path]) -> None:
-    """Verify and write an info pickle atomically."""
+    """Verify and write an info file atomically: JSON where its name ends so,
+    else a pickle."""
     validate_infos(infos, str(path))
+    if Path(path).suffix == '.json':
+        dump_json(_as_lists(infos), path)
+        return
     with atomic_write(path) as stream:
-        pickle.dump(infos, stream, protocol=4)
+        pickle.dump(_canonical(infos), stream, protocol=4)
 
 
 def load_infos(path: Union[str, Path]) -> dict:
-    """Load and verify an info pickle with a restricted unpickler.
+    """Load and verify an info file: JSON where its name ends so, else a
+    pickle, with a restricted unpickler.
 
     Raises:
         InfosError: The file is missing, empty, damaged, names anything but
             plain containers and NumPy arrays, or breaks the schema.
     """
+    if Path(path).suffix == '.json':
+        infos = load_json(path)
+        validate_infos(infos, str(path))
+        infos['metainfo']['classes'] = tuple(infos['metainfo']['classes'])
+        infos['data_list'] = [as_arrays(s) for s in infos['data_list']]
+        return infos
     try:
         infos = _RestrictedUnpickler(io.BytesIO(_read(path))).load()
     except InfosError:
@@ -132,6 +151,44 @@ def load_infos(path: Union[str, Path]) -> dict:
                          f'{type(error).__name__}: {error}') from None
     validate_infos(infos, str(path))
     return infos
+
+
+def as_arrays(sample: dict) -> dict:
+    """A sample with its matrices as float64 arrays, which every reader of
+    pickles expects."""
+    sample = dict(sample)
+    if sample.get('ct2patient') is not None:
+        sample['ct2patient'] = np.array(sample['ct2patient'], dtype=float)
+    sample['images'] = {
+        name: {
+            key: np.array(value, dtype=float)
+            if key in ('cam2img', 'lidar2cam', 'lidar2img') else value
+            for key, value in view.items()
+        }
+        for name, view in sample['images'].items()
+    }
+    return sample
+
+
+def _canonical(item):
+    """A copy whose pickle depends on its content alone: a pickle tells equal
+    strings and shared containers by their identity."""
+    if isinstance(item, dict):
+        return {_canonical(key): _canonical(value)
+                for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return type(item)(_canonical(value) for value in item)
+    return sys.intern(item) if type(item) is str else item
+
+
+def _as_lists(item):
+    """Arrays and NumPy's numbers as JSON has them."""
+    if isinstance(item, dict):
+        return {key: _as_lists(value) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [_as_lists(value) for value in item]
+    return item.tolist() if isinstance(item, (np.ndarray, np.generic)
+                                       ) else item
 
 
 def _expect(condition: bool, where: str, field: str, expected: str,
@@ -360,7 +417,7 @@ def build_coco(infos: dict) -> dict:
                         center2d=[*(float(v) for v in box['center_2d']),
                                   float(box['depth'])],
                         instance_idx=int(box['instance_idx']),
-                        **{key: _plain(instance.get(
+                        **{key: _as_lists(instance.get(
                             'characteristics', {}).get(key))
                            for key in CHARACTERISTICS}))
     return dict(
@@ -369,10 +426,6 @@ def build_coco(infos: dict) -> dict:
         images=images, annotations=annotations,
         categories=[dict(id=i + 1, name=name)
                     for i, name in enumerate(infos['metainfo']['classes'])])
-
-
-def _plain(number):
-    return number.item() if isinstance(number, np.generic) else number
 
 
 def check_coco(infos: dict, coco: dict, source: str = 'coco') -> None:

@@ -1,7 +1,7 @@
 """Pictures of what was found, for people; drawn without a screen."""
 
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from . import geometry
 from .boxes import gravity_boxes
 
-__all__ = ['XRayDrawHook', 'draw_views']
+__all__ = ['XRayDrawHook', 'draw_scans', 'draw_views']
 
 # Colour and line style both tell the kinds apart.
 _STYLES = {
@@ -22,6 +22,7 @@ _STYLES = {
     'ignored': dict(edgecolor='#9aa0a6', linestyle=':'),
     'prediction': dict(edgecolor='#ff5a4f', linestyle='--'),
 }
+_STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
 
 
 def draw_views(images: np.ndarray,
@@ -53,27 +54,8 @@ def draw_views(images: np.ndarray,
     for axis in axes:
         axis.axis('off')
     for view, (axis, image) in enumerate(zip(axes, images)):
-        low, high = np.percentile(image, [1, 99.8])
-        axis.imshow(image, cmap='gray', vmin=low, vmax=max(high, low + 1e-6),
-                    extent=(0, image.shape[1], image.shape[0], 0))
-        axis.set_title(names[view] if names else f'view {view}', fontsize=9)
-        for kind, style in _STYLES.items():
-            these = boxes.get(kind.replace(' ', '_'))
-            if these is None or len(these) == 0:
-                continue
-            rects, depth = geometry.project_boxes(
-                np.asarray(these, dtype=np.float64), ct2img[view][None])
-            for i, (x1, y1, x2, y2) in enumerate(rects[0]):
-                if depth[0, i] <= 0:
-                    continue
-                axis.add_patch(
-                    Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
-                              linewidth=1.2, **style))
-                if kind == 'prediction' and scores is not None:
-                    axis.text(x2, y1, f'{scores[i]:.2f}', fontsize=7,
-                              color=style['edgecolor'], va='bottom')
-        axis.set_xlim(0, image.shape[1])
-        axis.set_ylim(image.shape[0], 0)
+        _draw_view(axis, image, ct2img[view],
+                   names[view] if names else f'view {view}', boxes, scores)
     handles = [
         Line2D([], [], color=s['edgecolor'], linestyle=s['linestyle'],
                label=f'{kind} '
@@ -83,6 +65,74 @@ def draw_views(images: np.ndarray,
     figure.legend(handles=handles, loc='outside lower center', ncols=3,
                   frameon=False)
     figure.suptitle(title)
+    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_file, dpi=100)
+
+
+def _draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
+               boxes: Dict[str, np.ndarray],
+               scores: Optional[np.ndarray] = None) -> None:
+    """One view and the rectangles round its projected boxes."""
+    axis.axis('off')
+    low, high = np.percentile(image, [1, 99.8])
+    axis.imshow(image, cmap='gray', vmin=low, vmax=max(high, low + 1e-6),
+                extent=(0, image.shape[1], image.shape[0], 0))
+    axis.set_title(title, fontsize=9)
+    for kind, style in _STYLES.items():
+        these = boxes.get(kind.replace(' ', '_'))
+        if these is None or len(these) == 0:
+            continue
+        rects, depth = geometry.project_boxes(
+            np.asarray(these, dtype=np.float64), ct2img[None])
+        for i, rect in enumerate(rects[0]):
+            if depth[0, i] <= 0:
+                continue
+            _draw_rect(axis, rect, style)
+            if kind == 'prediction' and scores is not None:
+                axis.text(rect[2], rect[1], f'{scores[i]:.2f}', fontsize=7,
+                          color=style['edgecolor'], va='bottom')
+    axis.set_xlim(0, image.shape[1])
+    axis.set_ylim(image.shape[0], 0)
+
+
+def _draw_rect(axis, rect: np.ndarray, style: dict) -> None:
+    x1, y1, x2, y2 = rect
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
+                             linewidth=1.2, **style))
+
+
+def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
+    """Draw a sheet: a row of views for each scan, with 3D and 2D boxes.
+
+    Args:
+        scans (list[dict]): Each with ``title``, ``names``, ``images``,
+            ``ct2img``, ``ground_truth`` and ``ignored`` as for
+            :func:`draw_views`, and ``boxes_2d``: per view (N, 4) xyxy (px).
+        out_file (str | Path): PNG to write.
+    """
+    columns = max(len(scan['images']) for scan in scans)
+    figure = Figure(figsize=(2.4 * columns, 2.7 * len(scans) + .5),
+                    layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(scans), columns, squeeze=False)
+    for row, scan in zip(axes, scans):
+        for axis in row:
+            axis.axis('off')
+        for view, (axis, image) in enumerate(zip(row, scan['images'])):
+            name = scan['names'][view]
+            _draw_view(axis, image, scan['ct2img'][view],
+                       f'{scan["title"]}, {name}' if view == 0 else name,
+                       scan)
+            for rect in scan['boxes_2d'][view]:
+                _draw_rect(axis, rect, _STYLE_2D)
+    styles = {'3D box, projected': _STYLES['ground truth'],
+              '3D box that does not count': _STYLES['ignored'],
+              '2D box': _STYLE_2D}
+    figure.legend(
+        handles=[Line2D([], [], color=style['edgecolor'],
+                        linestyle=style['linestyle'], label=label)
+                 for label, style in styles.items()],
+        loc='outside lower center', ncols=3, frameon=False)
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file, dpi=100)
 

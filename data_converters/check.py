@@ -1,0 +1,231 @@
+"""Whether a converted set is what it says: every fault in one sentence."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Dict, Iterator, List, Union
+
+import cv2
+import numpy as np
+
+from projects.mv2d_xray import geometry
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.infos import (InfosError, check_coco, load_infos,
+                                      load_json)
+from projects.mv2d_xray.visualization import draw_scans
+
+from .convert import SPLITS
+
+# A 2D box is that of a mask, which fills at least this much of its projected
+# 3D box's width and height; a sphere seen from the side has .7.
+_MIN_FILL = .3
+_EXTENTS = (5., 2000.)  # of anything that is scanned (mm)
+
+__all__ = ['check_set', 'draw_sheet']
+
+
+def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
+    """Verify a set: options, records, images, infos and COCO files.
+
+    Yields:
+        str: One sentence per fault: place, field, expected, found.
+    """
+    out_dir = Path(out_dir)
+    rig = None
+    try:
+        options = load_json(out_dir / 'options.json')
+        rig = Rig.from_dict(options['rig'])
+        if Rig.load(out_dir / 'rig.json').to_dict() != rig.to_dict():
+            yield (f'{out_dir / "rig.json"}: expected the rig of '
+                   'options.json, found another')
+    except (InfosError, ValueError, KeyError) as error:
+        yield f'{out_dir}: options and rig: cannot be read: {error}'
+    records = {}
+    for path in sorted((out_dir / 'scans').glob('*.json')):
+        try:
+            records[path.stem] = load_json(path)
+        except InfosError as error:
+            yield str(error)
+    if not records:
+        yield f'{out_dir / "scans"}: expected records of scans, found none'
+    samples = {}
+    yield from _check_splits(out_dir, records, samples)
+    for left in sorted(out_dir.rglob('.*.tmp')):
+        yield f'{left}: expected no half-written file, found one'
+    for token, sample in samples.items():
+        where = f'{out_dir}: scan {token}'
+        yield from _check_images(out_dir, sample, rig, where)
+        yield from _check_boxes(sample, where)
+
+
+def _check_splits(out_dir: Path, records: Dict[str, dict],
+                  samples: Dict[str, dict]) -> Iterator[str]:
+    """Infos against COCO, records and each other; fills ``samples``."""
+    split_of = {}
+    paths = [p for split in SPLITS for suffix in ('.pkl', '.json')
+             if (p := out_dir / f'lidc_infos_{split}{suffix}').exists()]
+    if not paths:
+        yield f'{out_dir}: expected infos of at least one split, found none'
+    for path in paths:
+        split = path.stem.split('_')[-1]
+        coco = path.with_name(f'{path.stem}_2d_anno.coco.json')
+        try:
+            infos = load_infos(path)
+            check_coco(infos, load_json(coco), str(coco))
+        except InfosError as error:
+            yield str(error)
+            continue
+        for sample in infos['data_list']:
+            token, patient = sample['token'], sample['lidc_id_ref']
+            if split_of.setdefault(patient, split) != split:
+                yield (f'{path}: scan {token}: patient {patient}: expected '
+                       f'in one split, found in {split_of[patient]}, too')
+            samples[token] = sample
+            if token not in records:
+                yield (f'{path}: scan {token}: expected a record in scans/, '
+                       'found none')
+            elif not _same(sample, records[token]):
+                yield (f'{path}: scan {token}: expected what its record in '
+                       'scans/ says, found something else')
+    for token in sorted(set(records) - set(samples)):
+        yield (f'{out_dir}: scan {token}: expected in the infos of a split, '
+               'found in none')
+
+
+def _same(sample: dict, record: dict) -> bool:
+    """Whether infos hold a record as it is."""
+    plain = {key: value for key, value in sample.items()
+             if key != 'sample_idx'}
+    return json.loads(json.dumps(plain, default=np.ndarray.tolist)) == record
+
+
+def _check_images(out_dir: Path, sample: dict, rig, where: str
+                  ) -> Iterator[str]:
+    """Files, hashes, sizes and matrices of a scan's views."""
+    views = {view.name: view for view in rig.views} if rig else {}
+    if rig and list(sample['images']) != list(views):
+        yield (f'{where}: field "images": expected the views of the rig, '
+               f'{", ".join(views)}, found {", ".join(sample["images"])}')
+    for name, view in sample['images'].items():
+        at = f'{where}: {name}'
+        if name in views and not np.allclose(
+                view['lidar2img'], views[name].ct2img, rtol=1e-6, atol=1e-6):
+            yield (f'{at}: field "lidar2img": expected the rig\'s, found '
+                   'another')
+        path = out_dir / view['img_path']
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            yield f'{path}: cannot be read: {error.strerror}'
+            continue
+        if view.get('sha256') not in (None,
+                                      hashlib.sha256(content).hexdigest()):
+            yield f'{path}: expected the recorded SHA-256, found another'
+            continue
+        image = cv2.imdecode(np.frombuffer(content, np.uint8),
+                             cv2.IMREAD_UNCHANGED)
+        shape = (view['height'], view['width'])
+        if image is None or image.shape != shape or image.dtype != np.uint16:
+            found = 'none' if image is None else f'{image.shape} {image.dtype}'
+            yield (f'{path}: expected a 16-bit grey image {shape}, found '
+                   f'{found}')
+        elif image.min() == image.max():
+            yield (f'{path}: expected an image that shows something, found '
+                   f'{image.min()} everywhere')
+
+
+def _check_boxes(sample: dict, where: str) -> Iterator[str]:
+    """Ranges and units; every 2D box against its projected 3D box."""
+    volume = sample.get('volume')
+    extent = None
+    if volume:
+        extent = np.array(volume['shape']) * volume['spacing']
+        if not (_EXTENTS[0] < extent.max() < _EXTENTS[1]):
+            yield (f'{where}: field "volume": expected an extent of '
+                   f'{_EXTENTS[0]:g} to {_EXTENTS[1]:g} mm, found '
+                   f'{extent.max():g}')
+    boxes = np.array([i['bbox_3d'] for i in sample['instances']], float)
+    for number, (box, instance) in enumerate(zip(boxes,
+                                                 sample['instances'])):
+        at = f'{where}: instances[{number}]'
+        # The volume's axes may be permuted against the world's.
+        if extent is not None and (np.abs(box[:3]) + box[3:6] / 2
+                                   > extent.max() / 2 + 1).any():
+            yield (f'{at}: field "bbox_3d": expected inside of the volume, '
+                   f'{extent.max():g} mm long, found {box.tolist()}')
+        diameter = instance.get('diameter')
+        if diameter and not (box[3:6].min() / 4 <= diameter
+                             <= np.linalg.norm(box[3:6])):
+            yield (f'{at}: field "diameter": expected what fits its box of '
+                   f'{box[3:6].tolist()} mm, found {diameter:g}')
+    for name, view in sample['images'].items():
+        found = {box['instance_idx']: box
+                 for box in sample['cam_instances'].get(name, [])}
+        if len(boxes) == 0:
+            continue
+        rects, depth = geometry.project_boxes(boxes, view['lidar2img'][None])
+        centres, centre_depth = geometry.project(boxes[:, :3],
+                                                 view['lidar2img'])
+        size = [view['width'], view['height']]
+        for row, rect in enumerate(rects[0]):
+            at = f'{where}: {name}: 2D box of instances[{row}]'
+            clipped = rect.reshape(2, 2).clip(0, size).ravel()
+            if row not in found:
+                inside = ((centres[row] > 1).all() and depth[0, row] > 0
+                          and (centres[row] < np.array(size) - 1).all())
+                if inside and (clipped[2:] - clipped[:2] > 2).all():
+                    yield f'{at}: expected one in the image, found none'
+                continue
+            box = np.array(found[row]['bbox'], float)
+            inner = (box[:2] >= clipped[:2] - .5).all() and (
+                box[2:] <= clipped[2:] + .5).all()
+            fill = (box[2:] - box[:2]) / np.maximum(
+                clipped[2:] - clipped[:2], 1e-6)
+            if not inner or fill.min() < _MIN_FILL:
+                yield (f'{at}: expected to fill its projected 3D box '
+                       f'{clipped.round(1).tolist()}, found '
+                       f'{box.round(1).tolist()}')
+            elif (np.abs(np.array(found[row]['center_2d']) - centres[row]
+                         ).max() > .01
+                  or abs(found[row]['depth'] - centre_depth[row]) > .01):
+                yield (f'{at}: fields "center_2d" and "depth": expected the '
+                       '3D box\'s centre, found another place')
+
+
+def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
+    """Draw all views of some scans, spread over the set, with their boxes.
+
+    Returns:
+        int: Scans drawn; those that cannot be read are left out.
+    """
+    out_dir = Path(out_dir)
+    names = sorted((out_dir / 'scans').glob('*.json'))
+    chosen = [names[i] for i in sorted({
+        round(x) for x in np.linspace(0, len(names) - 1, count)
+    })] if names else []
+    scans: List[dict] = []
+    for record in chosen:
+        try:
+            sample = load_json(record)
+            views = sample['images'].values()
+            images = [cv2.imread(str(out_dir / v['img_path']),
+                                 cv2.IMREAD_UNCHANGED) for v in views]
+            if any(image is None for image in images):
+                continue
+            boxes, ignored = (
+                np.array([i['bbox_3d'] for i in sample['instances']
+                          if i['ignore'] is flag], float).reshape(-1, 7)
+                for flag in (False, True))
+            scans.append(dict(
+                title=sample['token'], images=images,
+                ct2img=np.array([v['lidar2img'] for v in views]),
+                names=list(sample['images']), ground_truth=boxes,
+                ignored=ignored,
+                boxes_2d=[np.array([b['bbox'] for b in
+                                    sample['cam_instances'][name]])
+                          for name in sample['images']]))
+        except (InfosError, KeyError, TypeError, ValueError):
+            continue
+    if scans:
+        draw_scans(scans, path)
+    return len(scans)

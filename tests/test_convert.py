@@ -1,0 +1,409 @@
+"""A converted set: interrupted, shared out, out of space, and checked."""
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_converters.__main__ import main
+from data_converters.convert import (Options, convert_scans, finish_set,
+                                     finish_shard, merge_set, open_set)
+from data_converters.drr import Volume
+from data_converters.scan import ConversionError, Finding, Scan
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.infos import dump_json, load_infos, load_json
+
+NAMES = [f'part-{i}' for i in range(6)]
+OPTIONS = Options(Rig.circle(3, image_size=48).to_dict(),
+                  fractions=dict(val=.3, test=.2))
+
+
+@contextmanager
+def load(number):
+    """A small body with a ball in it; the one numbered 100 is broken, 101
+    raises what nobody thought of."""
+    if number == 100:
+        raise ConversionError('file 100: rows: expected 4, found 3')
+    if number == 101:
+        raise KeyError('surprise')
+    rng = np.random.default_rng(number)
+    hu = rng.normal(-300, 20, (40, 40, 40)).astype(np.float32)
+    ball = sum(a**2 for a in np.mgrid[-5:6, -5:6, -5:6]) <= 25
+    start = rng.integers(5, 24, 3)
+    hu[tuple(slice(s, s + 11) for s in start)][ball] = 400
+    yield Scan(
+        f'part-{number}', f'patient-{number}', '', '',
+        Volume.centred(hu, np.diag([4., 4, 4])), np.eye(4),
+        [Finding(ball, start, record=dict(nodule_id=0, diameter=40.))],
+        ['slices: repaired'] if number == 4 else [])
+
+
+def make(out_dir, numbers=range(6), jobs=1, limit=None, **kwargs):
+    """The whole way, as the command goes it."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    scans = [(f'part-{n}', n) for n in numbers]
+    with open_set(out_dir, OPTIONS):
+        skipped = convert_scans(scans, load, OPTIONS, out_dir, jobs,
+                                total=len(scans), **kwargs)
+        return finish_set(out_dir, OPTIONS, skipped=skipped)
+
+
+def content(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes()
+            for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('whole') / 'set'
+    assert make(folder) == dict(train=3, val=2, test=1)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def processes():
+    """Processes that start at once, with all modules imported."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['data_converters.__main__'])
+    return context
+
+
+# ---------------------------------------------------------------- interrupted
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(whole, processes,
+                                                         tmp_path):
+    rng = random.Random(0)
+    out_dir = tmp_path / 'set'
+    for name in ('first', 'second'):  # the first imports what it needs
+        begin = time.monotonic()
+        run = processes.Process(target=make, args=(tmp_path / name, ))
+        run.start()
+        run.join()
+        assert run.exitcode == 0
+        length = time.monotonic() - begin
+    killed = stages = 0
+    while killed < 20:
+        run = processes.Process(target=make, args=(out_dir, ))
+        run.start()
+        run.join(rng.uniform(0, length))
+        if run.exitcode is None:
+            killed += 1
+        run.kill()
+        run.join()
+        # What is whole is right; an interrupted set is begun anew when done.
+        for name, found in content(out_dir).items():
+            if not Path(name).name.startswith('.'):
+                assert found == content(whole)[name], name
+        stages = max(stages, len(list(out_dir.glob('scans/*'))))
+        if (out_dir / 'lidc_infos_train.pkl').exists():
+            shutil.rmtree(out_dir)
+    assert stages >= 2
+    make(out_dir)
+    assert content(out_dir) == content(whole)
+
+
+def test_what_a_killed_run_left_is_removed(whole, tmp_path):
+    out_dir = tmp_path / 'set'
+    shutil.copytree(whole, out_dir)
+    (out_dir / 'scans' / 'part-2.json').unlink()
+    (out_dir / 'images' / 'part-2' / 'CAM_00.png').write_bytes(b'half')
+    (out_dir / 'images' / 'part-2' / '.CAM_01.png.abc.tmp').touch()
+    (out_dir / 'images' / 'part-9').mkdir()
+    (out_dir / '.lidc_infos_val.pkl.x.tmp').touch()
+    (out_dir / '.dicom-x' / 'y').mkdir(parents=True)
+    make(out_dir)
+    assert content(out_dir) == content(whole)
+    assert not (out_dir / 'images' / 'part-9').exists()
+    assert not (out_dir / '.dicom-x').exists()
+
+
+def test_two_runs_exclude_each_other(whole, processes, tmp_path):
+    out_dir = tmp_path / 'set'
+    shutil.copytree(whole, out_dir)
+    with open_set(out_dir, OPTIONS):
+        with pytest.raises(ConversionError,
+                           match=f'found process {os.getpid()} on'):
+            make(out_dir)
+        with pytest.raises(ConversionError, match='expected no other run'):
+            with open_set(out_dir, OPTIONS, (1, 2)):
+                pass
+        other = processes.Process(target=make, args=(out_dir, ))
+        other.start()
+        other.join()
+        assert other.exitcode == 1
+    make(out_dir)  # the lock went with its holder
+    with open_set(out_dir, OPTIONS, (1, 2)), open_set(out_dir, OPTIONS,
+                                                      (2, 2)):
+        with pytest.raises(ConversionError, match='runs of its shards'):
+            make(out_dir)
+        with pytest.raises(ConversionError, match='expected no other run'):
+            with open_set(out_dir, OPTIONS, (2, 2)):
+                pass
+
+
+def test_a_full_disk_is_reported_and_loses_nothing(whole, processes, tmp_path):
+    """Files that cannot grow fail as on a full disk: in the middle."""
+    out_dir = tmp_path / 'set'
+    make(out_dir, range(3))
+    before = content(out_dir / 'scans')
+    errors = processes.Queue()
+    run = processes.Process(target=_report_error, args=(errors, out_dir))
+    run.start()
+    assert 'File too large' in (message := errors.get(timeout=120))
+    assert 'part-3' in message
+    run.join()
+    assert content(out_dir / 'scans') == before
+    assert not list(out_dir.rglob('.*.tmp'))
+    make(out_dir)
+    assert content(out_dir) == content(whole)
+
+
+def _report_error(queue, out_dir):
+    try:
+        make(out_dir, limit=1500)
+    except OSError as error:
+        queue.put(str(error))
+
+
+def test_another_option_is_noticed(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'set')
+    other = Options(**{**load_json(whole / 'options.json'), 'seed': 3})
+    with pytest.raises(ConversionError, match='field "seed": expected'):
+        with open_set(tmp_path / 'set', other):
+            pass
+
+
+# ----------------------------------------------------------------- shared out
+@pytest.mark.slow
+def test_processes_and_a_dask_cluster_give_the_same_bytes(whole, tmp_path):
+    make(tmp_path / 'jobs', jobs=2)
+    assert content(tmp_path / 'jobs') == content(whole)
+    from distributed import LocalCluster
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True,
+                      dashboard_address=None, host='127.0.0.1') as cluster:
+        assert cluster.scheduler_address.startswith('tcp://127.0.0.1')
+        make(tmp_path / 'dask', dask_scheduler=cluster.scheduler_address)
+    assert content(tmp_path / 'dask') == content(whole)
+
+
+def test_a_dask_cluster_that_is_not_there(tmp_path):
+    with pytest.raises(ConversionError, match='--dask-scheduler: expected'):
+        make(tmp_path / 'set', dask_scheduler='nonsense')
+
+
+def test_shards_give_the_same_bytes(whole, tmp_path):
+    out_dir = tmp_path / 'set'
+    for i in (3, 1):
+        _make_shard(out_dir, i, 3)
+    with pytest.raises(ConversionError, match='run --shard 2/3 first'):
+        merge_set(out_dir)
+    assert not list(out_dir.glob('*.pkl'))
+    _make_shard(out_dir, 2, 3)
+    merge_set(out_dir)
+    assert content(out_dir) == content(whole)
+    with pytest.raises(ConversionError, match='found none'):
+        merge_set(out_dir)  # they are merged
+    with pytest.raises(ConversionError, match='expected a set'):
+        merge_set(tmp_path / 'nowhere')
+
+
+def _make_shard(out_dir, i, n):
+    scans = [(f'part-{k}', k) for k in range(6)][i - 1::n]
+    with open_set(out_dir, OPTIONS, (i, n)):
+        finish_shard(out_dir, (i, n),
+                     convert_scans(scans, load, OPTIONS, out_dir))
+
+
+def test_shards_of_two_numbers_are_refused(tmp_path):
+    _make_shard(tmp_path, 1, 2)
+    _make_shard(tmp_path, 2, 3)
+    with pytest.raises(ConversionError, match='expected all shards of one'):
+        merge_set(tmp_path)
+
+
+@pytest.mark.parametrize('text', ['0/2', '3/2', '2', 'a/b', '1/2/3'])
+def test_shards_that_are_none(text, capsys):
+    with pytest.raises(SystemExit):
+        main(['lidc', '--dicom-root', 'x', '--out-dir', 'y', '--shard', text])
+    assert f'as 3/10, found "{text}"' in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------- faults
+def test_bad_scans_are_skipped_and_told(whole, tmp_path):
+    make(tmp_path, [0, 100, 4, 101, 1])
+    errors = load_json(tmp_path / 'errors.json')
+    assert errors == dict(
+        skipped={
+            'part-100': 'file 100: rows: expected 4, found 3',
+            'part-101': "cannot be read: KeyError: 'surprise'"},
+        repaired={'part-4': ['slices: repaired']})
+    tokens = {s['token'] for split in ('train', 'val', 'test') for s in
+              load_infos(tmp_path / f'lidc_infos_{split}.pkl')['data_list']}
+    assert tokens == {'part-0', 'part-1', 'part-4'}
+    assert load_json(whole / 'errors.json')['skipped'] == {}
+
+
+def test_strictness_makes_any_fault_a_failure(tmp_path):
+    for number, counts in ((100, '1 skipped and 0 repaired'),
+                           (4, '0 skipped and 1 repaired')):
+        out_dir = tmp_path / str(number)
+        with open_set(out_dir, OPTIONS):
+            skipped = convert_scans(
+                [(f'part-{n}', n) for n in (0, 1, number)], load, OPTIONS,
+                out_dir)
+            with pytest.raises(ConversionError, match=counts):
+                finish_set(out_dir, OPTIONS, skipped=skipped, strict=True)
+        assert (out_dir / 'errors.json').exists()
+        assert not list(out_dir.glob('lidc_infos*'))
+
+
+def test_nothing_convertible_says_why(tmp_path):
+    with pytest.raises(ConversionError, match='part-100: file 100: rows'):
+        make(tmp_path, [100, 101])
+
+
+# ----------------------------------------------------------------------- JSON
+def test_infos_as_json_are_the_same(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'set')
+    finish_set(tmp_path / 'set', OPTIONS, suffix='.json')
+    for split in ('train', 'val', 'test'):
+        one, two = (load_infos(tmp_path / 'set' / f'lidc_infos_{split}{s}')
+                    for s in ('.pkl', '.json'))
+        assert one['metainfo'] == two['metainfo']
+        for a, b in zip(one['data_list'], two['data_list'], strict=True):
+            assert a.keys() == b.keys()
+            np.testing.assert_equal(a, b)
+            view = b['images']['CAM_00']
+            assert view['lidar2img'].dtype == np.float64
+
+
+# ---------------------------------------------------------------------- check
+def check(out_dir, capsys):
+    """Status and lines of the command."""
+    try:
+        main(['check', str(out_dir), '--sheet-scans', '2'])
+        status = 0
+    except SystemExit as stop:
+        status = 1
+        assert isinstance(stop.code, str) and '\n' not in stop.code
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_a_good_set_has_no_faults(whole, capsys, tmp_path):
+    shutil.copytree(whole, tmp_path / 'set')
+    status, lines = check(tmp_path / 'set', capsys)
+    assert status == 0 and lines[-1].endswith('no faults')
+    sheet = cv2.imread(str(tmp_path / 'set' / 'check.png'))
+    assert sheet.shape[0] > 400 and sheet.shape[1] > 600
+    green = (sheet[..., 1] > sheet[..., 2] + 80)  # the true boxes
+    assert green.sum() > 100
+
+
+def edit(path, change):
+    item = load_json(path)
+    change(item)
+    dump_json(item, path)
+
+
+def first_box(record):
+    return next(boxes[0] for boxes in record['cam_instances'].values())
+
+
+def everywhere(folder, change):
+    """In a record, and in the infos and COCO made anew from it."""
+    edit(folder / 'scans' / 'part-0.json', change)
+    finish_set(folder, OPTIONS)
+
+
+FAULTS = {
+    'image is missing': (
+        lambda d: (d / 'images/part-1/CAM_01.png').unlink(),
+        'CAM_01.png: cannot be read: No such file'),
+    'image was changed': (
+        lambda d: _write_image(d / 'images/part-1/CAM_01.png',
+                               np.full((48, 48), 7, np.uint16)),
+        'CAM_01.png: expected the recorded SHA-256'),
+    'image of 8 bits': (
+        lambda d: (_write_image(d / 'images/part-0/CAM_01.png',
+                                np.zeros((48, 48), np.uint8)),
+                   everywhere(d, lambda r: r['images']['CAM_01'].pop(
+                       'sha256'))),
+        'expected a 16-bit grey image (48, 48), found (48, 48) uint8'),
+    '2D box elsewhere': (
+        lambda d: everywhere(d, lambda r: first_box(r).update(
+            bbox=[1., 1, 3, 3])),
+        '2D box of instances[0]: expected to fill its projected 3D box'),
+    '2D box is gone': (
+        lambda d: everywhere(d, lambda r: r['cam_instances']
+                             ['CAM_02'].clear()),
+        'CAM_02: 2D box of instances[0]: expected one in the image'),
+    '2D box without its depth': (
+        lambda d: everywhere(d, lambda r: first_box(r).update(depth=.3)),
+        'fields "center_2d" and "depth"'),
+    'boxes in another unit': (
+        lambda d: everywhere(d, lambda r: r['instances'][0].update(
+            bbox_3d=[900., 0, 0, 44, 44, 44, 0])),
+        'field "bbox_3d": expected inside of the volume'),
+    'diameter in another unit': (
+        lambda d: everywhere(d, lambda r: r['instances'][0].update(
+            diameter=.04)), 'field "diameter": expected what fits'),
+    'infos say something else than records': (
+        lambda d: edit(d / 'scans/part-3.json', lambda r: r['instances'][0]
+                       .update(diameter=41.)),
+        'scan part-3: expected what its record in scans/ says'),
+    'COCO says something else than infos': (
+        lambda d: edit(d / 'lidc_infos_train_2d_anno.coco.json',
+                       lambda c: c['annotations'][0].update(
+                           bbox=[0., 0, 5, 5])), 'annotations[0]'),
+    'a patient in two splits': (
+        lambda d: edit_infos(d / 'lidc_infos_train.pkl', lambda i: i[
+            'data_list'][0].update(lidc_id_ref=load_infos(
+                d / 'lidc_infos_test.pkl')['data_list'][0]['lidc_id_ref'])),
+        'expected in one split, found in'),
+    'a scan in no split': (
+        lambda d: dump_json(dict(load_json(d / 'scans/part-0.json'),
+                                 token='part-7'), d / 'scans/part-7.json'),
+        'scan part-7: expected in the infos of a split, found in none'),
+    'a damaged pickle': (
+        lambda d: (d / 'lidc_infos_val.pkl').write_bytes(b'\x80\x04junk'),
+        'lidc_infos_val.pkl: is not a readable info pickle'),
+    'another rig': (
+        lambda d: Rig.circle(3, 310., image_size=48).save(d / 'rig.json'),
+        'expected the rig of options.json, found another'),
+    'matrices of another rig': (
+        lambda d: everywhere(d, lambda r: r['images'].update(
+            CAM_00=r['images']['CAM_01'])),
+        'CAM_00: field "lidar2img": expected the rig'),
+    'a half-written file': (
+        lambda d: (d / 'images/.x.tmp').touch(), 'half-written'),
+}
+
+
+def edit_infos(path, change):
+    from projects.mv2d_xray.infos import dump_infos
+    infos = load_infos(path)
+    change(infos)
+    dump_infos(infos, path)
+
+
+def _write_image(path, image):
+    path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_planted_faults_are_found(whole, tmp_path, capsys, fault):
+    out_dir = tmp_path / 'set'
+    shutil.copytree(whole, out_dir)
+    plant, sentence = FAULTS[fault]
+    plant(out_dir)
+    status, lines = check(out_dir, capsys)
+    assert status == 1
+    assert any(sentence in line for line in lines), lines
