@@ -165,7 +165,8 @@ def test_second_run_redoes_nothing(dicom_root, converted):
     assert after.keys() == before.keys()
     for path, (changed, content) in before.items():
         assert after[path][1] == content
-        redone = ONCE in path.as_posix() or path.name.startswith('lidc_infos')
+        redone = ONCE in path.as_posix() or path.name.startswith(
+            ('lidc_infos', 'errors.json', '.lock'))
         assert redone or after[path][0] == changed, path
 
 
@@ -178,6 +179,21 @@ def test_other_options_are_refused(dicom_root, converted, more, field):
     message = refusal(command(dicom_root, converted, *more))
     assert 'options.json' in message and f'"{field}"' in message
     assert (converted / 'lidc_infos_train.pkl').read_bytes() == before
+
+
+def test_shards_and_json_by_command(dicom_root, converted, tmp_path):
+    for i in '12':
+        main(command(dicom_root, tmp_path, '--shard', f'{i}/2'))
+        assert not list(tmp_path.glob('lidc_infos*'))
+    main(['merge', str(tmp_path), '--format', 'json'])
+    for path in converted.rglob('*.*'):
+        if path.is_file() and path.suffix != '.pkl':
+            twin = tmp_path / path.relative_to(converted)
+            assert twin.read_bytes() == path.read_bytes(), path
+    for split in ('train', 'val'):
+        np.testing.assert_equal(
+            load_infos(tmp_path / f'lidc_infos_{split}.json')['data_list'],
+            load_infos(converted / f'lidc_infos_{split}.pkl')['data_list'])
 
 
 # -------------------------------------------------------------------- splits
