@@ -137,6 +137,25 @@ def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
     assert (tmp_path / 'diagnose.png').stat().st_size > 10000
 
 
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_browse_dataset_draws_what_the_network_sees(trained, tmp_path, split):
+    """A row per channel, the boxes of the pipeline's own sample in it."""
+    import cv2
+    done = tool('browse_dataset.py', CONFIG, '--data-root', trained / 'data',
+                '--split', split, '--count', '2', '--out-dir', tmp_path,
+                options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    pictures = sorted(tmp_path.glob('*.png'))
+    assert len(pictures) == 2
+    for path in pictures:
+        picture = cv2.imread(str(path)).astype(int)
+        # Three channels of four views.
+        assert picture.shape[0] > 700 and picture.shape[1] > 900
+        blue, green, red = picture.transpose(2, 0, 1)
+        assert ((green > red + 80) & (green > blue + 80)).sum() > 200
+        assert ((red > blue + 80) & (green > blue + 80)).sum() > 200
+
+
 def test_robustness_tests_every_condition(trained, tmp_path):
     # A second set stands for the same scans seen by another rig.
     done = tool(

@@ -230,7 +230,7 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def select_split(dataset: Config, split: str) -> None:
     """Point a data set's config to another split of the same set."""
-    dataset.ann_file = f'lidc_infos_{split}.pkl'
+    dataset.ann_file = f'lidc_infos_{split}{Path(dataset.ann_file).suffix}'
     if dataset.get('coco_file'):
         dataset.coco_file = f'lidc_infos_{split}_2d_anno.coco.json'
 
