@@ -38,12 +38,12 @@ def sheet(sample: dict, channels: np.ndarray) -> list:
     """
     data = sample['data_samples']
     meta = data.metainfo
-    if 'gt_instances' in data:  # boxes of training
-        truth, ignored = data.gt_instances_3d, data.ignored_instances_3d
-        boxes = truth.bboxes_3d, ignored.bboxes_3d
+    truth = data.get('eval_ann_info')
+    if truth is None:  # boxes of training
+        boxes = (data.gt_instances_3d.bboxes_3d,
+                 data.ignored_instances_3d.bboxes_3d)
         rects, views = data.gt_instances.bboxes, data.gt_instances.view_ids
     else:
-        truth = data.eval_ann_info
         boxes = truth['gt_bboxes_3d'], truth['ignored_bboxes_3d']
         rects, views = truth['gt_bboxes'], truth['gt_bboxes_view']
     rects, views = np.asarray(rects), np.asarray(views)
