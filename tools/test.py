@@ -66,10 +66,14 @@ def main() -> None:
     model.load_state_dict(checkpoint['state_dict'])
     runner.test()
     if args.out:
+        results = load_json(args.out)
+        results['source'] = dict(
+            config=args.config, checkpoint=args.checkpoint,
+            ann_file=runner.test_dataloader.dataset.source)
         for metric in runner.test_evaluator.metrics:
             if metric.prefix == '2d' and metric.full_results:
-                dump_json({**load_json(args.out), '2d': metric.full_results},
-                          args.out)
+                results['2d'] = metric.full_results
+        dump_json(results, args.out)
 
 
 if __name__ == '__main__':

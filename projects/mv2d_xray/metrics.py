@@ -34,8 +34,8 @@ SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
              'above_10mm': (10., np.inf)}  # diameters (mm)
 
 __all__ = [
-    'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'evaluate', 'match',
-    'scans_of', 'table_of', 'threshold_at'
+    'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'curves_of', 'evaluate',
+    'match', 'results_of', 'scans_of', 'table_of', 'threshold_at'
 ]
 
 
@@ -488,12 +488,54 @@ def _describe(scan: ScanResult, name: str) -> dict:
             for i, (box, d) in enumerate(zip(scan.truth, scan.diameters))
         ],
         ignored=[box.tolist() for box in scan.ignored],
+        ignored_diameters=scan.ignored_diameters.tolist(),
         predictions=[
             dict(bbox_3d=box.tolist(), score=float(score),
                  match=int(m), counts=bool(c))
             for box, score, m, c in zip(scan.boxes, scan.scores, found,
                                         counts)
         ])
+
+
+def results_of(full: dict, class_name: str) -> List[ScanResult]:
+    """Scans of one class from ``full_results`` or the JSON of them."""
+
+    def array(values, *shape):
+        return np.array(values, dtype=np.float64).reshape(-1, *shape)
+
+    return [
+        ScanResult(
+            array([p['bbox_3d'] for p in scan['predictions']], 7),
+            array([p['score'] for p in scan['predictions']]),
+            array([t['bbox_3d'] for t in scan['ground_truth']], 7),
+            array([t['diameter'] for t in scan['ground_truth']]),
+            array(scan['ignored'], 7), array(scan['ignored_diameters']),
+            scan['token'])
+        for scan in full['scans'] if scan['class_name'] == class_name
+    ]
+
+
+def curves_of(scans: Sequence[ScanResult],
+              distances: Sequence[float] = DISTANCES) -> Dict:
+    """What the figures of one class are areas and points of.
+
+    Returns:
+        dict: ``froc``: false positives per scan and sensitivity; and for each
+        distance (mm) recall and precision; two lists each.
+    """
+
+    def parts(ranked):
+        hits, misses, total = ranked.curves(np.ones((1, len(scans))))
+        return hits[0], misses[0], max(total[0], 1)
+
+    hits, misses, total = parts(_Ranked.of(scans, None, False))
+    curves = dict(froc=((misses / max(len(scans), 1)).tolist(),
+                        (hits / total).tolist()))
+    for distance in distances:
+        hits, misses, total = parts(_Ranked.of(scans, distance, True))
+        curves[distance] = ((hits / total).tolist(),
+                            (hits / (hits + misses)).tolist())
+    return curves
 
 
 def table_of(full: dict) -> str:

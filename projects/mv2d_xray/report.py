@@ -1,0 +1,279 @@
+"""One HTML file that shows what a test found; needs no network.
+
+Everything is in the file: figures, curves, every view as a small JPEG, boxes
+projected by :mod:`~projects.mv2d_xray.geometry`, and Plotly, which draws it.
+"""
+
+import base64
+import html
+import json
+import os
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Union
+
+import cv2
+import numpy as np
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from . import geometry
+from .infos import InfosError, load_infos, load_json
+from .metrics import curves_of, results_of
+
+MAX_PREDICTIONS = 30  # of a scan; what is below them is no more looked at
+MAX_SIDE, QUALITY = 320, 75  # of a view's JPEG (px)
+_TEMPLATE = Path(__file__).with_name('report.html')
+
+__all__ = ['write_report']
+
+
+def write_report(results: Union[str, Path], out_file: Union[str, Path],
+                 ann_file: Optional[str] = None,
+                 work_dir: Optional[str] = None) -> int:
+    """Write the report of a test.
+
+    Args:
+        results: ``--out`` of ``tools/test.py``.
+        out_file: HTML to write.
+        ann_file: Info file that was tested on. Defaults to what the results
+            say.
+        work_dir: Folder of the training, for its curves. Defaults to that of
+            the checkpoint.
+
+    Returns:
+        int: Scans in the report.
+
+    Raises:
+        InfosError: The results or infos are missing or do not fit together.
+    """
+    full = load_json(results)
+    if not isinstance(full, dict) or not isinstance(full.get('scans'), list):
+        raise InfosError(f'{results}: field "scans": expected a list, as '
+                         'tools/test.py --out writes it, found none')
+    source = full.get('source') or {}
+    ann_file = ann_file or source.get('ann_file')
+    if not ann_file:
+        raise InfosError(f'{results}: field "source.ann_file": expected the '
+                         'tested infos, found none: give them')
+    infos = load_infos(ann_file)
+    samples = {s['token']: s for s in infos['data_list']}
+    scans = []
+    for scan in full['scans']:
+        if scan['token'] not in samples:
+            raise InfosError(f'{ann_file}: expected scan {scan["token"]} of '
+                             f'{results}, found none')
+        scans.append(_scan(scan, samples[scan['token']],
+                           Path(ann_file).parent))
+    if work_dir is None and source.get('checkpoint'):
+        work_dir = str(Path(source['checkpoint']).parent)
+    figures = dict(_curves(full), **_sizes(scans),
+                   **_training(work_dir))
+    data = dict(
+        scans=scans, worst=_ranked(scans), figures={
+            name: json.loads(figure.to_json())
+            for name, figure in figures.items()
+        },
+        threshold=_threshold(full))
+    page = _TEMPLATE.read_text(encoding='utf-8')
+    for key, text in dict(
+            TITLE=html.escape(f'{len(scans)} scans, '
+                              f'{os.path.basename(str(results))}'),
+            SOURCE=html.escape(', '.join(
+                f'{k}: {v}' for k, v in source.items())),
+            TABLE=_table(full), FIGURES=''.join(
+                f'<figure><div class="plot" id="figure-{name}" role="img" '
+                f'aria-label="{html.escape(figure.layout.title.text)}">'
+                '</div></figure>' for name, figure in figures.items()),
+            PLOTLY=get_plotlyjs(),
+            # No text of a file may end the script that holds it.
+            DATA=json.dumps(data).replace('<', '\\u003c')).items():
+        page = page.replace('{{' + key + '}}', text)
+    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
+    Path(out_file).write_text(page, encoding='utf-8')
+    return len(scans)
+
+
+# ---------------------------------------------------------------------- scans
+def _scan(scan: dict, sample: dict, root: Path) -> dict:
+    """What the page shows of one scan; lengths in mm and px, rounded."""
+    predictions = scan['predictions'][:MAX_PREDICTIONS]
+    kinds = dict(truth=[i['bbox_3d'] for i in scan['ground_truth']],
+                 ignored=scan['ignored'],
+                 found=[p['bbox_3d'] for p in predictions])
+    boxes = {k: np.array(v, float).reshape(-1, 7) for k, v in kinds.items()}
+    views = []
+    for name, view in sample['images'].items():
+        matrix = np.asarray(view['lidar2img'], float)
+        rects = {k: geometry.project_boxes(b, matrix[None])[0][0].round(1)
+                 .tolist() for k, b in boxes.items()}
+        views.append(dict(
+            name=name, width=view['width'], height=view['height'],
+            source=geometry.camera_centres(matrix[None])[0].round(1).tolist(),
+            image=_jpeg(root / view['img_path']), rects=rects))
+    volume = sample.get('volume')
+    half = (np.array(volume['shape']) * volume['spacing'] / 2
+            if volume else np.full(3, 200.))
+    return dict(
+        token=scan['token'], class_name=scan['class_name'], views=views,
+        half=half.round(1).tolist(),
+        corners={k: geometry.box_corners(b).round(1).tolist()
+                 for k, b in boxes.items()},
+        truth=[dict(diameter=round(i['diameter'], 1))
+               for i in scan['ground_truth']],
+        found=[dict(score=round(p['score'], 4), match=p['match'],
+                    counts=p['counts'],
+                    error=round(float(np.linalg.norm(
+                        boxes['found'][row, :3]
+                        - boxes['truth'][p['match'], :3])), 2)
+                    if p['match'] >= 0 else None)
+               for row, p in enumerate(predictions)])
+
+
+def _jpeg(path: Path) -> str:
+    """A view as a data URI, its grey values stretched."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise InfosError(f'{path}: image cannot be read')
+    scale = min(MAX_SIDE / max(image.shape[:2]), 1.)
+    image = cv2.resize(image.astype(np.float32), None, fx=scale, fy=scale,
+                       interpolation=cv2.INTER_AREA)
+    low, high = np.percentile(image, [1, 99.8])
+    image = ((image - low) / max(high - low, 1e-6) * 255).clip(0, 255)
+    _, code = cv2.imencode('.jpg', image.astype(np.uint8),
+                           [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return ('data:image/jpeg;base64,'
+            + base64.b64encode(code.tobytes()).decode())
+
+
+def _ranked(scans: List[dict]) -> List[int]:
+    """Scans, worst first: by the score that separates its findings from its
+    false positives, which is negative where they do not separate."""
+
+    def margin(scan: dict) -> float:
+        hits = [f['score'] for f in scan['found'] if f['match'] >= 0]
+        wrong = [f['score'] for f in scan['found']
+                 if f['match'] < 0 and f['counts']]
+        least = (min(hits) if len(hits) == len(scan['truth']) and hits
+                 else 0. if scan['truth'] else 1.)
+        return least - max(wrong, default=0.)
+
+    return sorted(range(len(scans)), key=lambda i: margin(scans[i]))
+
+
+def _threshold(full: dict) -> float:
+    """Score of one false positive per scan, where the slider begins."""
+    froc = full.get('froc', {})
+    rates = froc.get('false_positives_per_scan', [])
+    if 1. in rates and 'threshold' in froc:
+        return round(froc['threshold'][rates.index(1.)], 3)
+    return .3
+
+
+# -------------------------------------------------------------------- figures
+def _table(full: dict) -> str:
+    """Rows of the metrics table."""
+    distances = [k for k in full if k.startswith('AP_') and k.endswith('mm')]
+    columns = ['num_gt', 'mAP_3d', *distances, 'CPM', 'centre_error_mm',
+               'size_error_mm']
+    heads = ['findings', '3D mAP', *(f'AP {k[3:-2]} mm' for k in distances),
+             'CPM', 'centre error (mm)', 'size error (mm)']
+    rows = [('all', full), *full.get('by_size', {}).items()]
+
+    def cell(part: dict, key: str) -> str:
+        value = part.get(key)
+        if value is None or (key != 'num_gt' and not part.get('num_gt')):
+            return '<td>-</td>'
+        text = f'{value}' if key == 'num_gt' else f'{value:.3f}'
+        if f'{key}_low' in part:
+            text += (f'<br><small>{part[f"{key}_low"]:.3f} to '
+                     f'{part[f"{key}_high"]:.3f}</small>')
+        return f'<td>{text}</td>'
+
+    body = ''.join(
+        f'<tr><th scope="row">{html.escape(name.replace("_", " "))}</th>'
+        + ''.join(cell(part, key) for key in columns) + '</tr>'
+        for name, part in rows)
+    head = ''.join(f'<th scope="col">{text}</th>' for text in heads)
+    return f'<tr><td></td>{head}</tr>{body}'
+
+
+def _figure(title: str, x: str, y: str, traces: Sequence[go.Scatter]
+            ) -> go.Figure:
+    return go.Figure(list(traces), go.Layout(
+        title=title, template='plotly_white', height=340,
+        margin=dict(l=55, r=15, t=45, b=45), xaxis=dict(title=x),
+        yaxis=dict(title=y), legend=dict(font=dict(size=10))))
+
+
+def _curves(full: dict) -> Dict[str, go.Figure]:
+    """FROC and precision against recall; the mean over classes has none."""
+    classes = sorted({s['class_name'] for s in full['scans']})
+    froc, precision = [], []
+    dashes = ('solid', 'dash', 'dot', 'dashdot')
+    for name in classes:
+        suffix = f' {name}' if len(classes) > 1 else ''
+        curves = curves_of(results_of(full, name))
+        rate, found = curves.pop('froc')
+        froc.append(go.Scatter(x=rate, y=found, mode='lines',
+                               line=dict(shape='hv'), name=f'FROC{suffix}'))
+        for (distance, (recall, values)), dash in zip(
+                curves.items(), dashes):
+            precision.append(go.Scatter(
+                x=recall, y=values, mode='lines', line=dict(dash=dash),
+                name=f'{distance:g} mm{suffix}'))
+    told = full['froc']
+    froc.append(go.Scatter(
+        x=told['false_positives_per_scan'], y=told['sensitivity'],
+        mode='markers', marker=dict(symbol='diamond', size=9),
+        name='rates of the CPM'))
+    figure = _figure('FROC', 'false positives per scan', 'sensitivity', froc)
+    figure.update_xaxes(type='log', range=[-1.2, 1.1])
+    figure.update_yaxes(range=[0, 1.02])
+    second = _figure('Precision and recall', 'recall', 'precision', precision)
+    second.update_layout(xaxis_range=[0, 1.02], yaxis_range=[0, 1.02])
+    return dict(froc=figure, precision=second)
+
+
+def _sizes(scans: List[dict]) -> Dict[str, go.Figure]:
+    """Errors of the centre by diameter; missed findings above them."""
+    found, missed = [], []
+    for scan in scans:
+        hits = {f['match']: f for f in scan['found'] if f['match'] >= 0}
+        for row, finding in enumerate(scan['truth']):
+            (found if row in hits else missed).append(
+                (finding['diameter'], hits[row]['error'] if row in hits
+                 else 0., scan['token']))
+    top = max([error for _, error, _ in found], default=1.) * 1.1
+    figure = _figure('Errors by size', 'diameter (mm)', 'centre error (mm)', [
+        go.Scatter(x=[d for d, *_ in found], y=[e for _, e, _ in found],
+                   text=[t for *_, t in found], mode='markers',
+                   name='found', marker=dict(color='#1a7f37')),
+        go.Scatter(x=[d for d, *_ in missed], y=[top] * len(missed),
+                   text=[t for *_, t in missed], mode='markers',
+                   name='missed at any score',
+                   marker=dict(color='#c62828', symbol='x'))
+    ])
+    return dict(sizes=figure)
+
+
+def _training(work_dir: Optional[str]) -> Dict[str, go.Figure]:
+    """Losses and learning rate of a training's log, where there is one."""
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json')
+                  ) if work_dir else []
+    rows = {}
+    for path in logs:
+        for line in path.read_text(encoding='utf-8').splitlines():
+            row = json.loads(line)
+            if 'loss' in row:
+                rows[row['step']] = row
+    if not rows:
+        return {}
+    steps = sorted(rows)
+    names = sorted({k for row in rows.values() for k in row
+                    if 'loss' in k or k == 'lr'})
+    figure = _figure('Training', 'iteration', 'loss, learning rate', [
+        go.Scatter(x=steps, y=[rows[s].get(name) for s in steps], name=name,
+                   mode='lines', visible=True if name in ('loss', 'lr')
+                   else 'legendonly') for name in names])
+    figure.update_yaxes(type='log')
+    return dict(training=figure)

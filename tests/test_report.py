@@ -1,0 +1,250 @@
+"""The report of a test, in a real browser."""
+
+import copy
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.structures import LiDARInstance3DBoxes
+
+from projects.mv2d_xray.infos import (InfosError, build_coco, dump_infos,
+                                      dump_json, load_json)
+from projects.mv2d_xray.metrics import (XRay3DMetric, curves_of, evaluate,
+                                        results_of)
+from projects.mv2d_xray.report import write_report
+
+from .spheres import make_sphere_set
+
+# Text from outside must stay text.
+HOSTILE = '</script><img src=x onerror="document.title=\'broken\'">'
+
+
+def boxes(array):
+    return LiDARInstance3DBoxes(
+        torch.as_tensor(np.array(array, float).reshape(-1, 7)).float(),
+        origin=(.5, .5, .5))
+
+
+@pytest.fixture(scope='module')
+def tested(tmp_path_factory):
+    """Results on three scans of two spheres and one of none: the first is
+    found with 0.9, 2 mm off; a false positive has 0.5, another 0.2."""
+    root = tmp_path_factory.mktemp('report')
+    two = [((30., 10, 0), 14.), ((-40., 0, 20), 9.)]
+    infos = make_sphere_set(root, 4, 4, 64, spheres=[two, two, two, []])
+    infos['data_list'][1]['token'] = HOSTILE
+    dump_infos(infos, root / 'lidc_infos_train.pkl')
+    dump_json(build_coco(infos),
+              root / 'lidc_infos_train_2d_anno.coco.json')
+    metric = XRay3DMetric(out_file=str(root / 'results.json'))
+    metric.dataset_meta = dict(classes=('nodule', ))
+    for sample in infos['data_list']:
+        truth = np.array([i['bbox_3d'] for i in sample['instances']],
+                         float).reshape(-1, 7)
+        found = np.concatenate([truth[:1] + [2, 0, 0, 0, 0, 0, 0],
+                                [[-80., 80, 80, 9, 9, 9, 0],
+                                 [80., 80, 80, 9, 9, 9, 0]]])
+        metric.process({}, [dict(
+            token=sample['token'],
+            pred_instances_3d=dict(
+                bboxes_3d=boxes(found),
+                scores_3d=torch.tensor([.9, .5, .2][-len(found):]),
+                labels_3d=torch.zeros(len(found), dtype=int)),
+            eval_ann_info=dict(
+                gt_bboxes_3d=boxes(truth),
+                gt_labels_3d=np.zeros(len(truth), int),
+                ignored_bboxes_3d=boxes([])))])
+    metric.compute_metrics(metric.results)
+    results = load_json(root / 'results.json')
+    results['source'] = dict(ann_file=str(root / 'lidc_infos_train.pkl'))
+    dump_json(results, root / 'results.json')
+    logs = root / 'work' / 'now' / 'vis_data'
+    logs.mkdir(parents=True)
+    logs.joinpath('scalars.json').write_text('\n'.join(
+        json.dumps(dict(step=s, loss=9. / s, lr=.01)) for s in (1, 2, 3)))
+    return root
+
+
+@pytest.fixture(scope='module')
+def page_file(tested):
+    assert write_report(tested / 'results.json', tested / 'report.html',
+                        work_dir=str(tested / 'work')) == 4
+    return tested / 'report.html'
+
+
+@pytest.fixture(scope='module')
+def browser():
+    path = shutil.which('chromium') or shutil.which('chromium-browser') or (
+        shutil.which('google-chrome'))
+    if path is None and not os.environ.get('CI'):
+        pytest.skip('expected Chromium to look at the page, found none')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=path, args=[
+                '--no-sandbox', '--disable-gpu', '--use-angle=swiftshader',
+                '--enable-unsafe-swiftshader', '--no-first-run',
+                '--disable-background-networking'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope='module')
+def opened(browser, page_file):
+    """The page at a width, opened once; what went wrong or asked for the
+    network is in its ``problems``."""
+    pages = {}
+
+    def open_at(width):
+        if width not in pages:
+            page = browser.new_page(viewport=dict(width=width, height=900))
+            page.set_default_timeout(180_000)
+            page.problems = []
+            page.on('console', lambda m: m.type == 'error' and
+                    page.problems.append(m.text))
+            page.on('pageerror', lambda e: page.problems.append(str(e)))
+            page.on('request', lambda r: r.url.startswith('http') and
+                    page.problems.append(r.url))
+            page.goto(page_file.as_uri())
+            page.wait_for_function('document.body.dataset.drawn')
+            pages[width] = page
+        return pages[width]
+
+    yield open_at
+    for page in pages.values():
+        page.close()
+
+
+def moved(page, threshold):
+    """Set the slider as a hand does; what is told then."""
+    page.evaluate('''value => {
+        const slider = document.getElementById('threshold');
+        slider.value = value; slider.dispatchEvent(new Event('input'));
+    }''', threshold)
+    page.wait_for_function('value => document.body.dataset.drawn?.endsWith('
+                           '"@" + value)', arg=threshold)
+    return page.inner_text('#told')
+
+
+def drawn(page):
+    """Boxes in all views and points of lines in the scene, by kind."""
+    return page.evaluate('''() => {
+        const count = {};
+        for (const id of ['views', 'scene'])
+            for (const trace of document.getElementById(id).data) {
+                const key = id + ' ' + trace.name;
+                count[key] = (count[key] || 0)
+                    + trace.x.filter(v => v === null).length;
+            }
+        return count; }''')
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_the_page_renders_and_fits(opened, width):
+    page = opened(width)
+    assert page.problems == []
+    assert page.evaluate(
+        'document.documentElement.scrollWidth <= innerWidth')
+    assert page.title().startswith('MV2D-Xray: 4 scans')
+    for name in ('froc', 'precision', 'sizes', 'training'):
+        assert page.locator(f'#figure-{name} svg .trace').count() > 0
+    images = page.locator('#views image')
+    assert images.count() == 4
+    assert page.locator('#scene canvas').count() >= 1
+    assert page.locator('table tr').count() == 5
+
+
+def test_the_slider_changes_views_and_scene_together(opened):
+    page = opened(1280)
+    findings = 2
+    page.select_option('#scan', '0')
+    told = {t: (moved(page, t), drawn(page)) for t in (.1, .3, .95)}
+    assert told[.1][0] == f'1 of {findings} found, 2 false positives'
+    assert told[.3][0] == f'1 of {findings} found, 1 false positive'
+    assert told[.95][0] == f'0 of {findings} found, 0 false positives'
+    for threshold, hits, wrong in ((.1, 1, 2), (.3, 1, 1), (.95, 0, 0)):
+        count = told[threshold][1]
+        assert count['views hit'] == 4 * hits
+        assert count['views false positive'] == 4 * wrong
+        assert count['views found finding'] == 4 * hits
+        assert count['views missed finding'] == 4 * (findings - hits)
+        # Twelve edges a box.
+        assert count['scene hit'] == 12 * hits
+        assert count['scene false positive'] == 12 * wrong
+        assert count['scene missed finding'] == 12 * (findings - hits)
+    assert page.problems == []
+
+
+def test_keyboard_and_text_for_those_who_do_not_see(opened):
+    page = opened(1280)
+    moved(page, .3)
+    page.focus('#threshold')
+    page.keyboard.press('ArrowRight')
+    assert page.input_value('#threshold') == '0.305'
+    page.focus('#next')
+    before = page.input_value('#scan')
+    page.keyboard.press('Enter')
+    page.wait_for_function('b => document.getElementById("scan").value !== b',
+                           arg=before)
+    for name in ('views', 'scene'):
+        label = page.get_attribute(f'#{name}', 'aria-label')
+        assert 'found' in label and 'false positive' in label
+    assert page.get_attribute('#figure-froc', 'aria-label') == 'FROC'
+    assert page.locator('label:has(#scan), label:has(#threshold)').count() == 2
+
+
+def test_text_from_outside_stays_text(opened, page_file):
+    page = opened(1280)
+    options = page.locator('#scan option').all_inner_texts()
+    assert any(HOSTILE in text for text in options)
+    assert page.title().startswith('MV2D-Xray')
+    assert page.locator('img').count() == 0
+
+
+def test_the_file_stands_alone_and_is_small(page_file):
+    text = page_file.read_text()
+    assert not [word for word in ('src="http', '@import', 'rel="stylesheet')
+                if word in text]
+    # Four views of 64 px here; 160 scans of ten views of 320 px stay under
+    # 60 MB if one scan's ten are below 0.34 MB: 25 kB a view and boxes.
+    assert page_file.stat().st_size < 6e6
+
+
+def test_curves_are_those_of_the_figures(tested):
+    full = load_json(tested / 'results.json')
+    scans = results_of(full, 'nodule')
+    figures = evaluate(scans, 0)
+    assert figures['mAP_3d'] == pytest.approx(full['mAP_3d'])
+    assert figures['CPM'] == pytest.approx(full['CPM'])
+    curves = curves_of(scans)
+    rate, found = curves['froc']
+    assert found[-1] == figures['froc']['sensitivity'][-1]
+    recall, precision = curves[5.]
+    np.testing.assert_allclose(recall, np.arange(1, 4) / 6)
+    assert precision == [1.] * 3
+    assert rate == [0.] * 3
+
+
+def test_nothing_found_and_nothing_to_find(tested, tmp_path):
+    full = load_json(tested / 'results.json')
+    for scan in full['scans']:
+        scan.update(predictions=[], ground_truth=[])
+    dump_json(full, tmp_path / 'none.json')
+    assert write_report(tmp_path / 'none.json', tmp_path / 'none.html') == 4
+
+
+@pytest.mark.parametrize('change, text', [
+    (lambda r: r.pop('scans'), 'field "scans": expected a list'),
+    (lambda r: r.pop('source'), 'field "source.ann_file": expected'),
+    (lambda r: r['scans'][0].update(token='other'), 'expected scan other'),
+])
+def test_results_that_are_none(tested, tmp_path, change, text):
+    full = copy.deepcopy(load_json(tested / 'results.json'))
+    change(full)
+    dump_json(full, tmp_path / 'r.json')
+    with pytest.raises(InfosError, match=text):
+        write_report(tmp_path / 'r.json', tmp_path / 'r.html')
+    assert not (tmp_path / 'r.html').exists()

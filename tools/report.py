@@ -1,0 +1,36 @@
+"""Show what a test found: python tools/report.py RESULTS"""
+
+import argparse
+from pathlib import Path
+
+from projects.mv2d_xray.report import write_report
+from projects.mv2d_xray.runtime import one_sentence
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments."""
+    parser = argparse.ArgumentParser(
+        description='Write one HTML file with the figures, curves, views and '
+        'a 3D scene of a test; it needs no network')
+    parser.add_argument('results', help='--out of tools/test.py')
+    parser.add_argument('--out', help='HTML to write; default: beside the '
+                        'results')
+    parser.add_argument('--ann-file', help='tested infos, where the results '
+                        'do not say or they have moved')
+    parser.add_argument('--work-dir', help='folder of the training, for its '
+                        'curves; default: that of the checkpoint')
+    return parser.parse_args()
+
+
+@one_sentence
+def main() -> None:
+    """Write the report."""
+    args = parse_args()
+    out_file = Path(args.out or Path(args.results).with_suffix('.html'))
+    count = write_report(args.results, out_file, args.ann_file, args.work_dir)
+    print(f'{out_file}: {count} scans, '
+          f'{out_file.stat().st_size / 2**20:.1f} MB')
+
+
+if __name__ == '__main__':
+    main()
