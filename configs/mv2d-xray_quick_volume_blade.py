@@ -11,7 +11,7 @@ num_classes = 2
 
 model = dict(
     data_preprocessor=dict(
-        mean=[.3, 0., 0., 0.], std=[.7, .05, .13, .34]),
+        mean=[.26, 0., 0., 0.], std=[.88, .05, .16, .39]),
     detector_2d=dict(roi_head=dict(bbox_head=dict(num_classes=num_classes))),
     volume_head=dict(
         volume_range=[-42., -30., -58., 42., 30., 58.], voxel_size=2.,
@@ -44,7 +44,7 @@ val_evaluator = [
 ]
 test_evaluator = val_evaluator
 
-max_iters = 1000
+max_iters = 600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].update(end=max_iters, T_max=max_iters - 30)

@@ -114,8 +114,9 @@ def _add_volume(commands) -> None:
         'of the voxel grid, RAS+ axes; a volume is one part, and splits are '
         'by part.')
     sub.add_argument('--volume', type=Path, nargs='+', required=True,
-                     help='NIfTI, MetaImage, NRRD, multi-page TIFF, or a '
-                     'folder with a DICOM series or slices as TIFF')
+                     help='NIfTI, MetaImage, NRRD, multi-page TIFF; a folder '
+                     'with a DICOM series or slices as TIFF; or a folder of '
+                     'NIfTI, MetaImage or NRRD volumes')
     sub.add_argument('--out-dir', '--out', type=Path, required=True)
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument('--boxes', type=Path,

@@ -68,12 +68,24 @@ def _stem(path: Path) -> str:
     return name
 
 
+def _volumes_of(path: Path) -> List[Path]:
+    """Volumes that a file or folder stands for: those in a folder, unless it
+    holds the slices of one."""
+    if not path.is_dir():
+        return [path]
+    inside = sorted(
+        p for p in path.iterdir() if p.name.lower().endswith(_SUFFIXES)
+        and p.suffix.lower() not in ('.tif', '.tiff'))
+    return inside or [path]
+
+
 def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
                labels: Sequence[Path] = ()) -> List[Part]:
     """Volumes with their boxes or label images.
 
     Args:
-        volumes: Files or folders; their stems name the parts.
+        volumes: Files, folders with the slices of one volume, or folders of
+            volumes; the stems of what is one volume name the parts.
         boxes: Rows of :func:`read_boxes`; with several volumes each says of
             which ``scan`` it is.
         labels: One label image for each volume, in the same order.
@@ -83,7 +95,7 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
             there are more or fewer label images than volumes.
     """
     parts: Dict[str, Part] = {}
-    for path in map(Path, volumes):
+    for path in (p for given in volumes for p in _volumes_of(Path(given))):
         # A folder may be given as "scans/part/" or ".".
         key = _stem(path if path.is_file() else path.resolve())
         if not re.fullmatch(r'\w[\w. +-]*', key):
@@ -453,8 +465,12 @@ class PartReader:
             box[:3] = _LPS_TO_RAS @ (box[:3] - ct2patient[:3, 3])
         reach = spacing * count / 2
         outside = np.abs(axes.T @ box[:3]) > reach
-        if outside.any() or (box[3:6] > 2 * np.abs(axes) @ reach + 1e-3).any():
-            name = 'xyz'[outside.argmax()]
+        too_large = box[3:6] > 2 * np.abs(axes) @ reach + 1e-3
+        if outside.any() or too_large.any():
+            if self.box_unit == 'mm':  # the table's axes are the world's
+                outside = outside @ (np.abs(axes.T) > .7)
+            names = ['x', 'y', 'z', 'dx', 'dy', 'dz']
+            name = names[np.append(outside, too_large).argmax()]
             where = [f'{v:g}' for v in np.abs(axes) @ reach]
             raise ConversionError(
                 f'{row.where}: column "{name}": expected a box within the '
