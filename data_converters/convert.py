@@ -75,7 +75,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     """
     rig = Rig.from_dict(options.rig)
     images = render(scan.hu, rig, options.renderer, device)
-    brightest = max(float(image.max()) for image in images)
+    brightest = max((float(i.max()) for i in images), default=0.)
     if brightest > INTEGRAL_MAX:
         scan.repairs.append(
             f'line integrals up to {brightest:.1f} exceed the images\' '

@@ -108,7 +108,7 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
                 f'"{key}" of {parts[key].path}, too')
         parts[key] = Part(key, path)
     for row in boxes or ():
-        key = row.get('scan', '')
+        key = _stem(Path(row['scan'])) if row.get('scan') else ''
         if not key and len(parts) == 1:
             key = next(iter(parts))
         if key not in parts:
@@ -263,20 +263,26 @@ def _dicom_files(folder: Path) -> List[str]:
             f'{len(series)} DICOM series')
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(
         str(folder), series[0])
-    places = []
+    origins = []
     for name in names:
         reader = sitk.ImageFileReader()
         reader.SetFileName(name)
         reader.ReadImageInformation()
         if len(names) == 1 or reader.GetSize()[2:] not in ((), (1, )):
             return list(names)  # all slices in one file
-        axes = np.reshape(reader.GetDirection(), (3, 3))
-        places.append(float(axes[:, 2] @ reader.GetOrigin()))
-    steps = np.abs(np.diff(places))
+        normal = np.reshape(reader.GetDirection(), (3, 3))[:, 2]
+        origins.append(reader.GetOrigin())
+    moves = np.diff(origins, axis=0)
+    steps = np.abs(moves @ normal)
     if np.ptp(steps) > .05 * steps.mean() or steps.min() == 0:
         raise ConversionError(
             f'{folder}: slice spacing: expected even, found {steps.min():g} '
             f'to {steps.max():g} mm: are slices missing?')
+    aside = np.linalg.norm(np.cross(moves, normal), axis=1).max()
+    if aside > .01 * steps.mean():
+        raise ConversionError(
+            f'{folder}: ImagePositionPatient: expected slices straight above '
+            f'each other, found steps of {aside:g} mm aside (tilted gantry)')
     return list(names)
 
 
@@ -422,8 +428,8 @@ class PartReader:
             raise ConversionError(f'{part.path}: voxels: expected finite '
                                   'numbers, found NaN or infinity')
         if self.mu_per_value is not None:
-            hu = hu * (1000 / MU_WATER * self.mu_per_value) + (
-                1000 / MU_WATER * self.mu_offset - 1000)
+            hu *= 1000 / MU_WATER * self.mu_per_value
+            hu += 1000 / MU_WATER * self.mu_offset - 1000
         grid = _upright(image)
         if grid is not None:
             hu = sitk.Resample(hu, grid, sitk.Transform(), sitk.sitkLinear,

@@ -51,7 +51,7 @@ def sphere_image(direction=TURNED, values=None):
     return image
 
 
-def write_dicom(folder, values, leave_out=(), series='1.2.3'):
+def write_dicom(folder, values, leave_out=(), series='1.2.3', aside=0.):
     folder.mkdir(exist_ok=True)
     for k in range(values.shape[2]):
         if k in leave_out:
@@ -66,7 +66,7 @@ def write_dicom(folder, values, leave_out=(), series='1.2.3'):
         s.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
         s.StudyInstanceUID, s.SeriesInstanceUID = '1.2', series
         s.Modality, s.InstanceNumber = 'CT', k + 1
-        s.ImagePositionPatient = [ORIGIN[0], ORIGIN[1],
+        s.ImagePositionPatient = [ORIGIN[0], ORIGIN[1] + k * aside,
                                   ORIGIN[2] + k * SPACING[2]]
         s.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
         s.PixelSpacing = [SPACING[1], SPACING[0]]
@@ -387,6 +387,11 @@ def gap(folder):
     return folder / 'a'
 
 
+def tilted(folder):
+    write_dicom(folder / 'a', sphere_values()[:8, :8, :5], aside=.4)
+    return folder / 'a'
+
+
 def text_file(folder, name='a.nii.gz'):
     (folder / name).write_text('not a volume')
     return folder / name
@@ -426,7 +431,8 @@ def sheared(folder):
     (text_file, 'cannot be read'), (truncated, 'cannot be read'),
     (sheared, 'cannot be read'), (with_nan, 'found NaN'),
     (empty_folder, 'found 0 DICOM series'), (two_series, 'found 2 DICOM'),
-    (gap, 'slices missing'), (uneven_pages, 'cannot be read'),
+    (gap, 'slices missing'), (tilted, 'tilted gantry'),
+    (uneven_pages, 'cannot be read'),
     (lambda f: write_values(f / 'a.mha', np.zeros((9, 9), np.int16)),
      'found 9 x 9 voxels'),
     (lambda f: write_values(f / 'a.nrrd', np.zeros((2, 9, 9, 9), np.int16)),
@@ -498,7 +504,7 @@ def test_volume_makes_a_set(tmp_path, capsys):
         sitk.WriteImage(sphere_image(np.eye(3)), str(tmp_path / f'p{i}.nrrd'))
         kind = ('pore', 'inclusion')[i % 2]
         rows.append([*INDEX, *(2 * RADIUS / np.array(SPACING)), kind,
-                     f'p{i}'])
+                     ('p0', 'p1', 'p2.nrrd')[i]])
     table = write_table(tmp_path / 'b.csv', rows, (*HEADER, 'class', 'scan'))
     call = ['volume', '--volume', *map(str, sorted(tmp_path.glob('*.nrrd'))),
             '--boxes', str(table), '--box-unit', 'voxel', '--image-size', '64',
