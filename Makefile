@@ -1,4 +1,5 @@
 # make demo   environment, embedded data, training, 3D test, pictures
+# make blade  the same for a part: turbine blades with two kinds of defects
 # make test   environment, then the whole test suite
 PYTHON ?= python3.11
 DEVICE ?= auto
@@ -6,7 +7,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
-.PHONY: demo test env lint clean
+.PHONY: demo blade test env lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +22,9 @@ env:
 demo: env
 	@$(BIN)/python tools/demo.py --jobs $(JOBS)
 
+blade: env
+	@$(BIN)/python tools/demo.py --part --jobs $(JOBS)
+
 test: env
 	@OMP_NUM_THREADS=2 $(BIN)/python -m pytest --durations=15
 
@@ -28,4 +32,4 @@ lint: env
 	@$(BIN)/python -m ruff check .
 
 clean:
-	rm -rf work_dirs/demo data/demo
+	rm -rf work_dirs/demo data/demo work_dirs/blade data/blade data/blade_ct

@@ -10,5 +10,6 @@ setup(
     python_requires='>=3.11,<3.12',
     packages=find_namespace_packages(
         include=['projects.mv2d_xray*', 'data_converters*']),
-    package_data={'projects.mv2d_xray': ['report.html']},
+    package_data={
+        'projects.mv2d_xray': ['report.html', 'rig.schema.json']},
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import math
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import InfosError, load_json
 
-from . import lidc, phantom
+from . import blade, lidc, part, phantom, rigs
 from .check import check_set, draw_sheet
 from .convert import (SPLITS, Options, Shard, convert_scans, finish_set,
                       finish_shard, merge_set, open_set, split_patients)
@@ -125,6 +126,106 @@ def _finish(parser: argparse.ArgumentParser) -> None:
                         default='pickle', help='of the infos; default pickle')
 
 
+def _splitting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--min-diameter', type=float, default=0.,
+                        help='findings below (mm) are marked "ignore"')
+    parser.add_argument('--val-fraction', type=float, default=.2,
+                        help='share of the patients or parts; default 0.2')
+    parser.add_argument('--test-fraction', type=float, default=0.,
+                        help='share of the patients or parts; default 0')
+    parser.add_argument('--seed', type=int, default=0, help='of the split')
+
+
+def _add_volume(commands) -> None:
+    sub = commands.add_parser(
+        'volume', help='convert your own CT volumes',
+        description='CT volumes of parts and boxes or label images to X-ray '
+        'views, info pickles and COCO JSON. World: mm, origin at the centre '
+        'of the voxel grid, RAS+ axes; a volume is one part, and splits are '
+        'by part.')
+    sub.add_argument('--volume', type=Path, nargs='+', required=True,
+                     help='NIfTI, MetaImage, NRRD, multi-page TIFF; a folder '
+                     'with a DICOM series or slices as TIFF; or a folder of '
+                     'NIfTI, MetaImage or NRRD volumes')
+    sub.add_argument('--out-dir', '--out', type=Path, required=True)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument('--boxes', type=Path,
+                      help='CSV or JSON: x, y, z (centre), dx, dy, dz '
+                      '(edges), perhaps class, scan (name of the volume\'s '
+                      'file without suffixes) and diameter (mm)')
+    what.add_argument('--labels', type=Path, nargs='+',
+                      help='a label image for each volume, of its grid')
+    sub.add_argument('--box-unit', choices=part.BOX_UNITS, default='mm',
+                     help='voxel: indices along the file\'s axes, integers '
+                     'are voxel centres; default mm')
+    sub.add_argument('--box-frame', choices=part.BOX_FRAMES,
+                     help='of boxes in mm: the world; the patient or part in '
+                     'the file\'s LPS coordinates, as DICOM and SimpleITK '
+                     'give them; or ras, as NIfTI\'s own tools do')
+    sub.add_argument('--label-values', choices=part.LABEL_VALUES,
+                     default='classes', help='classes: each connected '
+                     'component of value n is a finding of the n-th class; '
+                     'findings: each value is a finding; default classes')
+    sub.add_argument('--classes', nargs='+', metavar='NAME',
+                     help='in the order of the labels; default: those of the '
+                     'table in alphabetical order, or "defect"')
+    sub.add_argument('--mu-per-value', type=float, metavar='A',
+                     help='attenuation (1/mm) = A * grey value + B; default: '
+                     'grey values are Hounsfield units')
+    sub.add_argument('--mu-offset', type=float, metavar='B',
+                     help='see --mu-per-value; default 0')
+    sub.add_argument('--spacing', type=float, nargs=3,
+                     metavar=('X', 'Y', 'Z'), help='steps along columns, rows '
+                     'and slices (mm), for TIFF or in place of the file\'s')
+    _geometry(sub)
+    sub.add_argument('--image-size', type=_count,
+                     help='pixels per side; default 1024 or the rig\'s')
+    _splitting(sub)
+    _rendering(sub)
+    _many(sub)
+    sub.set_defaults(run=run_volume)
+
+
+def _add_rig(commands) -> None:
+    sub = commands.add_parser(
+        'rig', help='make or check rig.json',
+        description='The geometry of the views: on a circle, or from a table '
+        'of a real scanner (columns: README), or verified with the beads of '
+        'a calibration phantom.')
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument('--circle', type=_count, metavar='N',
+                      help='N views on a circle about z')
+    what.add_argument('--table', type=Path, help='CSV or JSON, a row for each '
+                      'view: K and pose, or source and detector')
+    what.add_argument('--check', type=Path, metavar='BEADS',
+                      help='CSV or JSON: view, u, v (px), x, y, z (mm) of '
+                      'each bead in each view; prints the residuals of --rig')
+    sub.add_argument('--out', type=Path, help='rig.json to write')
+    sub.add_argument('--rig', type=Path, help='rig.json to check')
+    sub.add_argument('--max-residual', type=float, metavar='PX',
+                     help='exit with an error where a bead is farther off, '
+                     'or a view has no beads')
+    sub.add_argument('--pixel-origin', choices=('corner', 'centre'),
+                     default='corner', help='which point of the first pixel '
+                     'the table calls (0, 0): its corner (default) or its '
+                     'centre, as OpenCV does')
+    circle = sub.add_argument_group('circle')
+    circle.add_argument('--radius', type=float, default=300.,
+                        help='source to isocentre (mm); default %(default)g')
+    circle.add_argument('--sdd', type=float, default=600.,
+                        help='source to detector (mm); default %(default)g')
+    circle.add_argument('--image-size', type=_count, nargs='+', default=[1024],
+                        metavar='PX', help='columns, and rows where not as '
+                        'many; default 1024')
+    circle.add_argument('--pixel-mm', type=float, metavar='P',
+                        help='side of a pixel; default: 800 mm / columns')
+    circle.add_argument('--arc', type=float, default=360.,
+                        help='degrees covered; default 360')
+    circle.add_argument('--start', type=float, default=0.,
+                        help='angle of the first view (degrees); default 0')
+    sub.set_defaults(run=run_rig)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -154,16 +255,22 @@ def build_parser() -> argparse.ArgumentParser:
                      help='pixels per side; default 1024')
     sub.add_argument('--min-readers', type=_count, default=1,
                      help='nodules of fewer readers are marked "ignore"')
-    sub.add_argument('--min-diameter', type=float, default=0.,
-                     help='nodules below (mm) are marked "ignore"')
-    sub.add_argument('--val-fraction', type=float, default=.2,
-                     help='share of the patients; default 0.2')
-    sub.add_argument('--test-fraction', type=float, default=0.,
-                     help='share of the patients; default 0')
-    sub.add_argument('--seed', type=int, default=0, help='of the split')
+    _splitting(sub)
     _rendering(sub)
     _many(sub)
     sub.set_defaults(run=run_lidc)
+
+    _add_volume(commands)
+    _add_rig(commands)
+    sub = commands.add_parser(
+        'blade', help='write the embedded part: turbine blades as NIfTI',
+        description='Write turbine blades with cooling channels, pores and '
+        'inclusions, each another one, as NIfTI, and boxes.csv (mm, world). '
+        f'Grey value = attenuation / {blade.MU_PER_VALUE:g} per mm.')
+    sub.add_argument('--out-dir', type=Path, required=True)
+    sub.add_argument('--num-parts', type=_count, required=True)
+    sub.add_argument('--seed', type=int, default=0)
+    sub.set_defaults(run=run_blade)
 
     sub = commands.add_parser(
         'merge', help='finish a set that was made with --shard',
@@ -248,7 +355,7 @@ def _convert(args: argparse.Namespace, scans: list, load, options: Options,
     skipped = dict(skipped or {})
     if args.shard:
         first, step = args.shard
-        scans = sorted(scans)[first - 1::step]
+        scans = scans[first - 1::step]
     with open_set(args.out_dir, options, args.shard):
         skipped.update(convert_scans(
             scans, load, options, args.out_dir, args.jobs, args.device,
@@ -291,6 +398,81 @@ def run_check(args: argparse.Namespace) -> None:
         raise ConversionError(f'{args.out_dir}: expected no faults, found '
                               f'{len(faults)}')
     print(f'{args.out_dir}: no faults')
+
+
+def run_volume(args: argparse.Namespace) -> None:
+    """Convert the user's own volumes."""
+    reader, parts = part.plan(
+        args.volume, args.boxes, args.labels, classes=args.classes,
+        box_unit=args.box_unit, box_frame=args.box_frame,
+        label_values=args.label_values, spacing=args.spacing,
+        mu_per_value=args.mu_per_value, mu_offset=args.mu_offset)
+    options = Options(
+        _rig(args, args.image_size).to_dict(), args.renderer,
+        min_diameter=args.min_diameter,
+        fractions=_check_fractions(args.val_fraction, args.test_fraction),
+        seed=args.seed, dataset='CT volumes', classes=reader.classes,
+        inputs=reader.inputs)
+    _convert(args, [(p.key, p) for p in parts], reader.load, options)
+
+
+def run_rig(args: argparse.Namespace) -> None:
+    """Make or check a rig."""
+    origin = -.5 if args.pixel_origin == 'centre' else 0.
+    needed, name = (args.rig, '--rig') if args.check else (args.out, '--out')
+    if needed is None:
+        raise ConversionError(f'{name}: expected rig.json, found none')
+    if args.check:
+        _check_rig(args, origin)
+        return
+    rig = (_circle(args) if args.circle
+           else rigs.read_rig_table(args.table, origin))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rig.save(args.out)
+    print(f'{args.out}: {len(rig)} views')
+
+
+def _circle(args: argparse.Namespace) -> Rig:
+    if len(args.image_size) > 2:
+        raise ConversionError('--image-size: expected columns and perhaps '
+                              f'rows, found {len(args.image_size)} numbers')
+    if not 0 < args.radius < args.sdd < math.inf:
+        raise ConversionError('--radius: expected more than 0 and less than '
+                              f'--sdd, {args.sdd:g} mm, found '
+                              f'{args.radius:g}')
+    width = args.image_size[0]
+    pixel = 800 / width if args.pixel_mm is None else args.pixel_mm
+    if not 0 < pixel < math.inf:
+        raise ConversionError('--pixel-mm: expected a positive number, found '
+                              f'{pixel:g}')
+    if not (math.isfinite(args.arc) and math.isfinite(args.start)):
+        raise ConversionError('--arc, --start: expected degrees, found '
+                              f'{args.arc:g} and {args.start:g}')
+    return Rig.circle(args.circle, args.radius, args.sdd, width,
+                      pixel * width, args.arc, args.start,
+                      args.image_size[-1])
+
+
+def _check_rig(args: argparse.Namespace, origin: float) -> None:
+    found = rigs.check_rig(args.check, Rig.load(args.rig), origin)
+    limit = args.max_residual
+    print(rigs.table_of_residuals(found, limit))
+    if limit is None:
+        return
+    wrong = [r.view for r in found if not len(r.offsets) or r.max > limit]
+    if wrong:
+        raise ConversionError(
+            f'{args.rig}: views {", ".join(wrong)}: expected beads within '
+            f'{limit:g} px of their projections, found farther ones or none')
+
+
+def run_blade(args: argparse.Namespace) -> None:
+    """Write turbine blades."""
+    for _ in tqdm(blade.write_blades(args.out_dir, args.num_parts, args.seed),
+                  total=args.num_parts, desc='blade', unit='part',
+                  dynamic_ncols=True):
+        pass
+    print(f'{args.num_parts} volumes and boxes.csv in {args.out_dir}')
 
 
 def run_benchmark(args: argparse.Namespace) -> None:

@@ -62,6 +62,7 @@ class Options:
         seed: Of the split.
         dataset: Name in the metainfo.
         classes: Names of the labels.
+        inputs: What else the set was made from.
     """
     rig: dict
     renderer: str = 'joseph'
@@ -72,6 +73,7 @@ class Options:
     seed: int = 0
     dataset: str = 'LIDC-IDRI'
     classes: List[str] = field(default_factory=lambda: ['nodule'])
+    inputs: dict = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------- one scan
@@ -84,6 +86,11 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     """
     rig = Rig.from_dict(options.rig)
     images = render(scan.hu, rig, options.renderer, device)
+    brightest = max((float(i.max()) for i in images), default=0.)
+    if brightest > INTEGRAL_MAX:
+        scan.repairs.append(
+            f'line integrals up to {brightest:.1f} exceed the images\' '
+            f'{INTEGRAL_MAX:g}: what lies on those rays is lost')
     folder = out_dir / 'images' / scan.key
     views = {}
     for view, image in zip(rig.views, images):

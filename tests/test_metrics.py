@@ -88,6 +88,18 @@ def test_a_shift_of_five_millimetres():
     assert flat['mAP_3d'] == 1 and flat['CPM'] == 0
 
 
+def test_small_objects_want_small_distances():
+    shifted = [scan([box(1.5, 4.)], truth=[box(0, 4.)]) for _ in range(3)]
+    flat, full = run(shifted, distances=[1, 2.], match_distance=1.)
+    assert flat['AP_1mm'] == 0 and flat['AP_2mm'] == 1
+    assert flat['mAP_3d'] == pytest.approx(.5) and 'AP_5mm' not in flat
+    assert full['centre_error_mm'] is None and full['num_matches'] == 0
+    assert full['scans'][0]['ground_truth'][0]['found'] is False
+    assert 'AP 1 mm' in table_of(json.loads(json.dumps(full)))
+    flat, _ = run(shifted, distances=[1, 2.], match_distance=2.)
+    assert flat['centre_error_mm'] == pytest.approx(1.5)
+
+
 def test_precision_recall_by_hand():
     # Best first: hit, miss, hit; two of three findings.
     # Precision at recall 1/3 is 1, at 2/3 it is 2/3: AP = 1/3 + 2/9.

@@ -1,4 +1,5 @@
-"""make demo: embedded data, training of the small config, 3D test, pictures.
+"""make demo, make blade: embedded data, training of a small config, 3D test,
+pictures.
 
 Each step is an ordinary command, shown before it runs; what is done is not
 done again.
@@ -14,7 +15,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = 'configs/mv2d-xray_quick_roi-volume_phantom.py'
+CHEST = 'configs/mv2d-xray_quick_roi-volume_phantom.py'
+PART = 'configs/mv2d-xray_quick_volume_blade.py'
 
 
 def run(title: str, *command: str) -> None:
@@ -28,23 +30,52 @@ def run(title: str, *command: str) -> None:
     print(f'   {spent // 60} min {spent % 60} s', flush=True)
 
 
+def make_chests(data: str, jobs: int) -> None:
+    """The embedded chest."""
+    run('1 of 3: the embedded data set (120 phantom scans, 10 X-ray views '
+        'each)', '-m', 'data_converters', 'benchmark', 'demo', '--out-dir',
+        data, '--jobs', str(jobs))
+
+
+def make_blades(data: str, jobs: int) -> None:
+    """The embedded part, by the commands that a real one needs."""
+    volumes = f'{data}_ct'
+    rig = f'{volumes}/rig.json'
+    if not (ROOT / volumes / 'boxes.csv').exists():
+        run('1 of 3: turbine blades (60 volumes and their defects)', '-m',
+            'data_converters', 'blade', '--out-dir', volumes, '--num-parts',
+            '60', '--seed', '0')
+    if not (ROOT / rig).exists():
+        run('1 of 3: the geometry of ten views', '-m', 'data_converters',
+            'rig', '--circle', '10', '--radius', '300', '--sdd', '600',
+            '--image-size', '256', '--pixel-mm', '1', '--out', rig)
+    run('1 of 3: their X-ray views', '-m', 'data_converters', 'volume',
+        '--volume', volumes, '--boxes', f'{volumes}/boxes.csv', '--box-frame',
+        'world', '--mu-per-value', '1e-4', '--rig', rig, '--val-fraction',
+        '.1', '--test-fraction', '.2', '--out-dir', data, '--jobs', str(jobs))
+
+
 def main() -> None:
     """All steps."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--part', action='store_true',
+                        help='turbine blades instead of chests')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(),
                         help='processes that make the data')
-    parser.add_argument('--data-root', default='data/demo')
-    parser.add_argument('--work-dir', default='work_dirs/demo')
+    parser.add_argument('--data-root', help='default: data/demo, data/blade')
+    parser.add_argument('--work-dir',
+                        help='default: work_dirs/demo, work_dirs/blade')
     args = parser.parse_args()
-    data, work = args.data_root, Path(args.work_dir)
+    name = 'blade' if args.part else 'demo'
+    config = PART if args.part else CHEST
+    data = args.data_root or f'data/{name}'
+    work = Path(args.work_dir or f'work_dirs/{name}')
     start = time.monotonic()
-    run('1 of 3: the embedded data set (120 phantom scans, 10 X-ray views '
-        'each)', '-m', 'data_converters', 'benchmark', 'demo', '--out-dir',
-        data, '--jobs', str(args.jobs))
+    (make_blades if args.part else make_chests)(data, args.jobs)
     last = ROOT / work / 'final.pth'
     if not last.exists():
         run('2 of 3: training from scratch', 'tools/train.py',
-            CONFIG, '--work-dir', str(work), '--data-root', data, '--resume',
+            config, '--work-dir', str(work), '--data-root', data, '--resume',
             '--cfg-options', 'train_cfg.val_interval=1000000')
         newest = (ROOT / work / 'last_checkpoint').read_text().strip()
         os.replace(newest, last)
@@ -53,8 +84,9 @@ def main() -> None:
     results, pictures = work / 'results.json', work / 'pictures'
     done = ROOT / results
     if not done.exists() or done.stat().st_mtime < last.stat().st_mtime:
-        run('3 of 3: test on patients that the network never saw',
-            'tools/test.py', CONFIG, str(work / 'final.pth'), '--work-dir',
+        what = 'blades' if args.part else 'patients'
+        run(f'3 of 3: test on {what} that the network never saw',
+            'tools/test.py', config, str(work / 'final.pth'), '--work-dir',
             str(work), '--data-root', data, '--out', str(results),
             '--show-dir', str(pictures))
     else:

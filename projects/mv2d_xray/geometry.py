@@ -20,9 +20,10 @@ change their arguments.
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -33,9 +34,10 @@ Array = Union[np.ndarray, torch.Tensor]
 __all__ = [
     'Rig', 'View', 'box_corners', 'camera_centres', 'circular_ct2cam',
     'compose_ct2img', 'denormalise_points', 'depth_bounds', 'frustum_points',
-    'invert_rigid', 'mirror_view', 'normalise_points', 'project',
-    'project_boxes', 'rays', 'rigid_motion', 'roi_intrinsics', 'rotation_z',
-    'scale_cam2img', 'transform_boxes', 'triangulate', 'unproject'
+    'invert_rigid', 'mirror_view', 'nearest_rotation', 'normalise_points',
+    'project', 'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
+    'roi_intrinsics', 'rotation_z', 'scale_cam2img', 'transform_boxes',
+    'triangulate', 'unproject'
 ]
 
 
@@ -134,6 +136,13 @@ def rigid_motion(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     motion[:3, :3] = Rotation.from_rotvec(rotation).as_matrix()
     motion[:3, 3] = translation
     return motion
+
+
+def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
+    """The rotation nearest to a matrix (3, 3), as one that was written with
+    few digits; a reflection stays one, for the caller to refuse."""
+    left, _, right = np.linalg.svd(matrix)
+    return left @ right
 
 
 def scale_cam2img(cam2img: Array, scale_x: float, scale_y: float) -> Array:
@@ -281,6 +290,23 @@ def triangulate(uv: Array, ct2img: Array, weights: Array = None) -> Array:
     return solution
 
 
+def reprojection_errors(points: np.ndarray, uv: np.ndarray,
+                        ct2img: np.ndarray) -> np.ndarray:
+    """How far points are seen from where a camera projects them.
+
+    Args:
+        points: (N, 3) world points (mm).
+        uv: (N, 2) where they are seen (px).
+        ct2img: (4, 4).
+
+    Returns:
+        np.ndarray: (N, 2), seen less projected (px); infinite for points at
+        or behind the source.
+    """
+    expected, depth = project(points, ct2img)
+    return np.where(depth[:, None] > 0, uv - expected, np.inf)
+
+
 # ---------------------------------------------------------------------- boxes
 def box_corners(boxes: Array) -> Array:
     """Corners of axis-aligned boxes.
@@ -419,6 +445,25 @@ def frustum_points(height: int, width: int, stride: float, ct2img: Array,
 
 
 # ------------------------------------------------------------------------ rig
+_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_. -]*')
+
+
+def _matrix(item: dict, key: str, shapes: Sequence[tuple],
+            where: str) -> np.ndarray:
+    """A field of numbers of one of some shapes."""
+    expected = ' or '.join('x'.join(map(str, s)) for s in shapes)
+    try:
+        matrix = np.asarray(item[key])
+    except ValueError:
+        raise ValueError(f'{where}: field "{key}": expected {expected}, found '
+                         'rows of different lengths') from None
+    if matrix.shape not in shapes or matrix.dtype.kind not in 'iuf':
+        raise ValueError(
+            f'{where}: field "{key}": expected {expected} numbers, found '
+            f'shape {matrix.shape} of {matrix.dtype}')
+    return matrix.astype(np.float64)
+
+
 @dataclass
 class View:
     """One X-ray view.
@@ -440,6 +485,60 @@ class View:
         """World to image, (4, 4)."""
         return compose_ct2img(self.cam2img, self.ct2cam)
 
+    @classmethod
+    def from_detector(cls, name: str, source: np.ndarray, centre: np.ndarray,
+                      column: np.ndarray, row: np.ndarray, width: int,
+                      height: int) -> 'View':
+        """A view as scanners state it: a point source and a flat detector.
+
+        The camera looks along the detector's normal, whatever the direction
+        of the beam: a tilt of the detector is a principal point that is off
+        its centre, and columns that are not square to the rows are a skew.
+
+        Args:
+            name: Key of the view.
+            source: (3,) (mm).
+            centre: (3,) of the detector, the point (width / 2, height / 2).
+            column: (3,) step from a pixel to that in the next column (mm).
+            row: (3,) step from a pixel to that in the next row (mm).
+            width, height: Of the detector (px).
+
+        Raises:
+            ValueError: The steps span no plane, the source lies in it, or
+                the detector is seen from behind.
+        """
+        source, centre, column, row = (
+            np.asarray(a, dtype=np.float64)
+            for a in (source, centre, column, row))
+        normal = np.cross(column, row)
+        length = np.linalg.norm(column) * np.linalg.norm(row)
+        if not np.linalg.norm(normal) > 1e-3 * length:
+            raise ValueError(
+                'column and row: expected two directions that span the '
+                f'detector, found {column.tolist()} and {row.tolist()}')
+        x = column / np.linalg.norm(column)
+        z = normal / np.linalg.norm(normal)
+        rotation = np.stack([x, np.cross(z, x), z])
+        # The detector in the camera's frame: its first corner, its steps.
+        corner = rotation @ (
+            centre - column * width / 2 - row * height / 2 - source)
+        distance, pitch = corner[2], np.linalg.norm(column)
+        if not distance > 1e-6:
+            raise ValueError(
+                'source: expected it before the detector, that is column x '
+                'row pointing away from it (columns to the right, rows '
+                f'down), found it {abs(distance):g} mm behind')
+        across, down = rotation[:2] @ row
+        cam2img = np.eye(4)
+        cam2img[0, :3] = [
+            distance / pitch, -distance * across / (down * pitch),
+            (corner[1] * across / down - corner[0]) / pitch]
+        cam2img[1, 1:3] = [distance / down, -corner[1] / down]
+        ct2cam = np.eye(4)
+        ct2cam[:3, :3] = rotation
+        ct2cam[:3, 3] = -rotation @ source
+        return cls(name, cam2img, ct2cam, width, height)
+
     def to_dict(self) -> dict:
         """Plain containers and numbers, for JSON."""
         return dict(
@@ -460,7 +559,8 @@ class Rig:
     def circle(cls, num_views: int = 10, radius: float = 300.,
                source_to_detector: float = 600., image_size: int = 1024,
                detector_width: float = 800., arc: float = 360.,
-               start: float = 0.) -> 'Rig':
+               start: float = 0., image_height: Optional[int] = None
+               ) -> 'Rig':
         """Views evenly spaced on a circle about z (the papers' rig).
 
         Args:
@@ -469,21 +569,24 @@ class Rig:
             source_to_detector (float): Source to detector (mm).
             image_size (int): Pixels per side.
             detector_width (float): Side of the detector (mm); the papers'
-                1024 px of 0.78125 mm.
+                1024 px of 0.78125 mm. With ``image_height`` its width.
             arc (float): Degrees covered; the last of a full circle's views
                 is one step before the first.
             start (float): Angle of the first view (degrees).
+            image_height (int, optional): Rows, where not as many as columns;
+                pixels stay square.
         """
+        height = image_height or image_size
         focal = source_to_detector * image_size / detector_width
         cam2img = np.eye(4)
         cam2img[0, 0] = cam2img[1, 1] = focal
-        cam2img[:2, 2] = image_size / 2
+        cam2img[:2, 2] = image_size / 2, height / 2
         full = abs(arc) >= 360
         step = arc / (num_views if full else max(num_views - 1, 1))
         return cls([
             View(f'CAM_{i:02d}', cam2img.copy(),
                  circular_ct2cam(math.radians(start + i * step), radius),
-                 image_size, image_size) for i in range(num_views)
+                 image_size, height) for i in range(num_views)
         ])
 
     def resized(self, width: int, height: int) -> 'Rig':
@@ -504,6 +607,10 @@ class Rig:
     def from_dict(cls, content: dict, source: str = 'rig') -> 'Rig':
         """Build and verify a rig; ``source`` names it in errors.
 
+        ``rig.schema.json`` beside this module says the same to other
+        programs, but for what it cannot say: that poses are rigid and names
+        differ.
+
         Raises:
             ValueError: A field is missing, misshapen or not a camera.
         """
@@ -512,26 +619,35 @@ class Rig:
             raise ValueError(
                 f'{source}: field "views": expected a non-empty list of '
                 f'views, found {type(views).__name__}')
+        for key, value in (('schema_version', 1), ('units', 'mm')):
+            if content.get(key, value) != value:
+                raise ValueError(f'{source}: field "{key}": expected '
+                                 f'{value!r}, found {content[key]!r}')
         rig = cls()
         for i, item in enumerate(views):
             where = f'{source}: views[{i}]'
             for key in ('name', 'width', 'height', 'cam2img', 'ct2cam'):
                 if not isinstance(item, dict) or key not in item:
                     raise ValueError(f'{where}: field "{key}" is missing')
-            try:
-                k = np.asarray(item['cam2img'], dtype=np.float64)
-                pose = np.asarray(item['ct2cam'], dtype=np.float64)
-                width, height = int(item['width']), int(item['height'])
-            except (TypeError, ValueError) as error:
-                raise ValueError(f'{where}: {error}') from None
-            if k.shape not in ((3, 3), (4, 4)):
-                raise ValueError(f'{where}: field "cam2img": expected 3x3 or '
-                                 f'4x4, found shape {k.shape}')
-            if pose.shape != (4, 4):
-                raise ValueError(f'{where}: field "ct2cam": expected 4x4, '
-                                 f'found shape {pose.shape}')
+            name = item['name']
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                # Images are written under it.
+                raise ValueError(
+                    f'{where}: field "name": expected letters, digits, "_", '
+                    f'"-", "." and spaces, found {name!r:.80}')
+            k = _matrix(item, 'cam2img', ((3, 3), (4, 4)), where)
+            pose = _matrix(item, 'ct2cam', ((4, 4), ), where)
             if not (np.isfinite(k).all() and np.isfinite(pose).all()):
                 raise ValueError(f'{where}: matrices must be finite')
+            if not np.allclose(k[2], np.eye(len(k))[2]):
+                raise ValueError(f'{where}: field "cam2img": expected a third '
+                                 f'row of 0 0 1, found {k[2].tolist()}')
+            for key in ('width', 'height'):
+                if isinstance(item[key], bool) or not isinstance(
+                        item[key], (int, float)) or item[key] % 1:
+                    raise ValueError(f'{where}: field "{key}": expected a '
+                                     f'whole number, found {item[key]!r:.80}')
+            width, height = int(item['width']), int(item['height'])
             rotation = pose[:3, :3]
             if (not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4)
                     or np.linalg.det(rotation) < 0
@@ -545,7 +661,7 @@ class Rig:
             cam2img = np.eye(4)
             cam2img[:3, :3] = k[:3, :3]
             rig.views.append(
-                View(str(item['name']), cam2img, pose, width, height))
+                View(name, cam2img, pose, width, height))
         names = [v.name for v in rig.views]
         if len(set(names)) != len(names):
             raise ValueError(

@@ -28,6 +28,7 @@ from .boxes import gravity_boxes
 from .infos import InfosError, dump_json, load_json
 
 DISTANCES = (5., 10., 15., 20.)  # mm
+MATCH_DISTANCE = 10.  # mm
 IOUS = (.1, .25, .5)
 FALSE_POSITIVES = (.125, .25, .5, 1., 2., 4., 8.)  # per scan, LUNA16
 SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
@@ -213,7 +214,9 @@ def threshold_at(wrong: Sequence[float], rate: float, scans: int) -> float:
 # ----------------------------------------------------------------- evaluation
 def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
              seed: int = 0,
-             thresholds: Optional[Sequence[float]] = None) -> Dict:
+             thresholds: Optional[Sequence[float]] = None,
+             distances: Sequence[float] = DISTANCES,
+             match_distance: float = MATCH_DISTANCE) -> Dict:
     """All distance-based figures of one class.
 
     Args:
@@ -222,13 +225,14 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
         seed (int): Of the resampling.
         thresholds (Sequence[float], optional): Scores whose false positives
             and sensitivity are told, as ``calibration``.
+        distances, match_distance: See :class:`XRay3DMetric`.
 
     Returns:
         dict: ``mAP_3d``, ``AP_<d>mm``, ``CPM``, ``froc``, errors (mm) and,
         where ``bootstrap`` > 0, ``<name>_low`` and ``<name>_high``.
     """
     weights = np.ones((1, len(scans)))
-    ranked = {d: _Ranked.of(scans, d, True) for d in DISTANCES}
+    ranked = {d: _Ranked.of(scans, d, True) for d in distances}
     luna = _Ranked.of(scans, None, False)
     result = {
         f'AP_{d:g}mm': float(r.ap(weights)[0]) for d, r in ranked.items()
@@ -255,17 +259,18 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
             low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
             result[f'{name}_low'] = float(low)
             result[f'{name}_high'] = float(high)
-    result.update(_errors(scans))
+    result.update(_errors(scans, match_distance))
     result['num_scans'] = len(scans)
     result['num_gt'] = int(sum(len(s.truth) for s in scans))
     return result
 
 
-def _errors(scans: Sequence[ScanResult]) -> dict:
-    """Errors of the matches at 10 mm: medians, and means beside them."""
+def _errors(scans: Sequence[ScanResult], distance: float) -> dict:
+    """Errors of the matches at a distance (mm): medians, and means beside
+    them."""
     centre, size = [], []
     for scan in scans:
-        found, _ = match(scan, 10., True)
+        found, _ = match(scan, distance, True)
         rows = np.flatnonzero(found >= 0)
         boxes, truth = scan.boxes[rows], scan.truth[found[rows]]
         centre.extend(np.linalg.norm(boxes[:, :3] - truth[:, :3], axis=1))
@@ -311,19 +316,24 @@ def _mean_over_classes(parts: List[dict]) -> dict:
 class XRay3DMetric(BaseMetric):
     """3D mAP, FROC and errors of 3D boxes (design: LUNA16 and nuScenes).
 
-    - ``mAP_3d``: mean of AP at centre distances of 5, 10, 15 and 20 mm;
+    - ``mAP_3d``: mean of AP at centre distances, by default of 5, 10, 15 and
+      20 mm;
     - ``AP_iou*``: AP at 3D IoU, by mmdet3d's ``indoor_eval``, without the
       findings that do not count and the predictions that overlap one and are
       nearer to it than to any that counts;
     - ``froc``, ``CPM``: sensitivity at 1/8 to 8 false positives per scan with
       LUNA16's hit criterion (centre within the finding's radius), and mean;
-    - errors of the matches at 10 mm, and all of it by diameter.
+    - errors of the matches at ``match_distance``, and all of it by diameter.
 
     Args:
         min_diameter (float): Findings below (mm) do not count, except in
             ``size_bins``.
         size_bins (dict): Name and range of diameters (mm) of each group that
             gets figures of its own.
+        distances (Sequence[float]): Of centres (mm), for ``mAP_3d``: small
+            objects need smaller ones.
+        match_distance (float): Largest distance of a match whose errors are
+            told (mm).
         bootstrap (int): Resamples of scans for the 95 % intervals.
         seed (int): Of the resampling.
         calibration (str, optional): ``out_file`` of a test on other scans:
@@ -339,6 +349,8 @@ class XRay3DMetric(BaseMetric):
     def __init__(self,
                  min_diameter: float = 0.,
                  size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
+                 distances: Sequence[float] = DISTANCES,
+                 match_distance: float = MATCH_DISTANCE,
                  bootstrap: int = 1000,
                  seed: int = 0,
                  calibration: Optional[str] = None,
@@ -348,6 +360,8 @@ class XRay3DMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.min_diameter = min_diameter
         self.size_bins = size_bins
+        self.distances = tuple(distances)
+        self.match_distance = match_distance
         self.bootstrap = bootstrap
         self.seed = seed
         self.thresholds = _thresholds(calibration) if calibration else None
@@ -377,7 +391,8 @@ class XRay3DMetric(BaseMetric):
         per_class = [[s.restricted(self.min_diameter, np.inf) for s in scans]
                      for scans in every]
         full = _mean_over_classes(
-            [evaluate(s, self.bootstrap, self.seed, self.thresholds)
+            [evaluate(s, self.bootstrap, self.seed, self.thresholds,
+                      self.distances, self.match_distance)
              for s in per_class])
         full.update(self._iou(per_class))
         full['by_size'] = {}
@@ -385,11 +400,16 @@ class XRay3DMetric(BaseMetric):
             chosen = [[s.restricted(*limits) for s in scans]
                       for scans in every]
             full['by_size'][name] = dict(
-                _mean_over_classes([evaluate(s, 0) for s in chosen]),
+                _mean_over_classes([
+                    evaluate(s, 0, distances=self.distances,
+                             match_distance=self.match_distance)
+                    for s in chosen]),
                 **self._iou(chosen))
         full['min_diameter_mm'] = self.min_diameter
+        full['distances_mm'] = list(self.distances)
+        full['match_distance_mm'] = self.match_distance
         full['scans'] = [
-            _describe(scan, classes[c])
+            _describe(scan, classes[c], self.match_distance)
             for c, scans in enumerate(per_class) for scan in scans
         ]
         self.full_results = full
@@ -477,9 +497,10 @@ def _diameters(truth: dict, kind: str) -> np.ndarray:
     return np.where(np.isfinite(stored), stored, edges)
 
 
-def _describe(scan: ScanResult, name: str) -> dict:
-    """One scan for the JSON: boxes (mm), and what was matched at 10 mm."""
-    found, counts = match(scan, 10., True)
+def _describe(scan: ScanResult, name: str, distance: float) -> dict:
+    """One scan for the JSON: boxes, and what was matched at a distance (mm).
+    """
+    found, counts = match(scan, distance, True)
     return dict(
         token=scan.token, class_name=name,
         ground_truth=[
@@ -545,15 +566,18 @@ def table_of(full: dict) -> str:
     def text(value):
         return '-' if value is None else f'{value:.3f}'
 
+    distances = full.get('distances_mm', DISTANCES)
+
     def row(name, part, interval=''):
-        keys = ['mAP_3d', *(f'AP_{d:g}mm' for d in DISTANCES), 'CPM',
+        keys = ['mAP_3d', *(f'AP_{d:g}mm' for d in distances), 'CPM',
                 'centre_error_mm', 'size_error_mm']
         cells = [text(part[k] if part['num_gt'] else None) for k in keys]
         cells[0] += interval
         return [name, str(part['num_gt']), *cells]
 
-    header = ['findings', 'number', '3D mAP', 'AP 5 mm', '10 mm', '15 mm',
-              '20 mm', 'CPM', 'centre error (mm)', 'size error (mm)']
+    header = ['findings', 'number', '3D mAP',
+              f'AP {distances[0]:g} mm', *(f'{d:g} mm' for d in distances[1:]),
+              'CPM', 'centre error (mm)', 'size error (mm)']
     interval = (f' [{full["mAP_3d_low"]:.3f}, {full["mAP_3d_high"]:.3f}]'
                 if 'mAP_3d_low' in full else '')
     rows = [row('all', full, interval)]
