@@ -184,11 +184,9 @@ def run_lidc(args: argparse.Namespace) -> None:
         _rig(args, args.image_size).to_dict(), args.renderer,
         args.min_readers, args.min_diameter,
         _check_fractions(args.val_fraction, args.test_fraction), args.seed)
-    scans = lidc.find_scans(args.dicom_root)
-    for patient in lidc.UNEVEN_SCANS:
-        if (args.dicom_root / patient).is_dir():
-            print(f'{patient}: left out: its slices are unevenly spaced',
-                  file=sys.stderr)
+    scans, skipped = lidc.find_scans(args.dicom_root)
+    for name, reason in skipped.items():
+        print(f'{name}: left out: {reason}', file=sys.stderr)
     convert_scans(scans, functools.partial(_load_dicom, args.dicom_root,
                                            args.out_dir),
                   options, args.out_dir, args.jobs, args.device, len(scans))
