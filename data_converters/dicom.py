@@ -274,6 +274,8 @@ def _pixels(item: _Slice) -> np.ndarray:
                           ) from None
     if pixels.shape != item.size:
         raise _Unreadable(f'PixelData has the shape {pixels.shape}')
+    if pixels.dtype.kind not in 'iu':
+        raise _Unreadable(f'PixelData has values of type {pixels.dtype}')
     return pixels
 
 
