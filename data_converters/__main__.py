@@ -342,17 +342,19 @@ def run_lidc(args: argparse.Namespace) -> None:
         _rig(args, args.image_size).to_dict(), args.renderer,
         args.min_readers, args.min_diameter,
         _check_fractions(args.val_fraction, args.test_fraction), args.seed)
-    scans = lidc.find_scans(args.dicom_root)
+    scans, skipped = lidc.find_scans(args.dicom_root)
     names = [lidc.scan_key(lidc.query_scan(uid)) for uid in scans]
     _convert(args, list(zip(names, scans)),
              functools.partial(_load_dicom, args.dicom_root.resolve()),
-             options)
+             options, skipped)
 
 
 def _convert(args: argparse.Namespace, scans: list, load, options: Options,
              skipped: Optional[dict] = None) -> None:
     """Convert named scans, or a shard of them; finish the set."""
     skipped = dict(skipped or {})
+    for name, reason in skipped.items():
+        print(f'{name}: skipped: {reason}', file=sys.stderr)
     if args.shard:
         first, step = args.shard
         scans = scans[first - 1::step]

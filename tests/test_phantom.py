@@ -63,11 +63,14 @@ def test_files_are_those_of_the_database(made, root):
         [h.PixelSpacing for h in headers], scan.pixel_spacing)
 
 
-def test_pylidc_reads_what_was_painted(made, slices, root):
+def test_pylidc_reads_what_was_painted(made, slices, root, monkeypatch):
     scan = read_scan(made.scan.series_instance_uid, root)
     painted = np.stack(slices, -1)
     np.testing.assert_array_equal(scan.hu.values, painted.transpose(1, 0, 2))
     # pylidc itself, unmodified, sees the same volume.
+    monkeypatch.setattr(sys.modules['pylidc.Scan'],
+                        '_get_dicom_file_path_from_config_file',
+                        lambda: str(root))
     volume = query_scan(made.scan.series_instance_uid).to_volume(verbose=False)
     np.testing.assert_array_equal(volume, painted)
     assert painted.min() >= -1024 and painted.max() > 700  # air to bone
