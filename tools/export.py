@@ -1,0 +1,36 @@
+"""Boxes for other programs: python tools/export.py RESULTS --out-dir DIR"""
+
+import argparse
+
+from projects.mv2d_xray.export import FORMATS, export
+from projects.mv2d_xray.runtime import one_sentence
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments."""
+    parser = argparse.ArgumentParser(
+        description='Write found boxes as CSV, 3D Slicer markups and COCO '
+        'results')
+    parser.add_argument('results', help='--out of tools/test.py or '
+                        'tools/infer.py')
+    parser.add_argument('--out-dir', required=True, help='folder to write to')
+    parser.add_argument('--formats', nargs='+', choices=list(FORMATS),
+                        help='default: all that the results allow')
+    parser.add_argument('--score-thr', type=float, default=.1,
+                        help='boxes below are left out (default: %(default)s)')
+    parser.add_argument('--ann-file', help='tested infos, where the results '
+                        'do not say or they have moved')
+    return parser.parse_args()
+
+
+@one_sentence
+def main() -> None:
+    """Write the files."""
+    args = parse_args()
+    for path in export(args.results, args.out_dir, args.formats,
+                       args.score_thr, args.ann_file):
+        print(path)
+
+
+if __name__ == '__main__':
+    main()
