@@ -196,11 +196,12 @@ def list_series(folder: Union[str, Path]) -> Iterator[str]:
             warnings.simplefilter('ignore')
             try:
                 data = _open(path)
-                found = data and _text(data, 'SeriesInstanceUID')
+                if data is None:
+                    continue
+                found = _text(data, 'SeriesInstanceUID')
             except _Unreadable:
                 continue
-        if found is not None:
-            yield found
+        yield found
 
 
 def _rescale(data: pydicom.Dataset, path: str, field: str
