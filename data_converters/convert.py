@@ -16,8 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable, ContextManager, Dict, Iterable, Iterator, List
-from typing import Optional, Tuple
+from typing import (Callable, ContextManager, Dict, Iterable, Iterator, List,
+                    Optional, Tuple)
 
 import cv2
 import numpy as np

@@ -177,6 +177,18 @@ def test_changed_fields(clean, place):
     assert min(counts.values()) > 50, counts
 
 
+def make_series(path, folder):
+    """Three slices of one image."""
+    data = pydicom.dcmread(path)
+    data.SeriesInstanceUID = UID
+    data.Modality = 'CT'
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    data.PixelSpacing = [1, 1]
+    for k in range(3):
+        data.ImagePositionPatient = [0, 0, k]
+        data.save_as(folder / f'{k}.dcm')
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.name)
 def test_files_of_pydicom(path, tmp_path):
@@ -185,14 +197,7 @@ def test_files_of_pydicom(path, tmp_path):
     for uid in {'', '1.2.3', *list_series(tmp_path)}:
         check(tmp_path, uid)
     try:
-        data = pydicom.dcmread(path)
-        data.SeriesInstanceUID = UID
-        data.Modality = 'CT'
-        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        data.PixelSpacing = [1, 1]
-        for k in range(3):
-            data.ImagePositionPatient = [0, 0, k]
-            data.save_as(tmp_path / f'{k}.dcm')
+        make_series(path, tmp_path)
     except Exception:  # it is not an image, or meant to be damaged
         return
     check(tmp_path, UID, np.arange(3.))
@@ -206,14 +211,7 @@ def test_changed_bytes_of_pydicoms_files(tmp_path):
                  'MR_small_implicit', 'MR_small_jp2klossless', 'image_dfl'):
         folder = tmp_path / name
         folder.mkdir()
-        data = pydicom.dcmread(FOLDER / f'{name}.dcm')
-        data.SeriesInstanceUID = UID
-        data.Modality = 'CT'
-        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        data.PixelSpacing = [1, 1]
-        for k in range(3):
-            data.ImagePositionPatient = [0, 0, k]
-            data.save_as(folder / f'{k}.dcm')
+        make_series(FOLDER / f'{name}.dcm', folder)
         kinds.append([(folder / f'{k}.dcm').read_bytes() for k in range(3)])
     place = tmp_path / 'series'
     place.mkdir()

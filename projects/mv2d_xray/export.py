@@ -20,8 +20,8 @@ from typing import Callable, Dict, List, Optional, Union
 import numpy as np
 
 from . import geometry
-from .infos import InfosError, atomic_write, build_coco, dump_json, load_infos
-from .infos import load_json
+from .infos import (InfosError, atomic_write, build_coco, dump_json,
+                    load_json, load_tested)
 
 _MARKUPS = ('https://raw.githubusercontent.com/slicer/slicer/master/Modules/'
             'Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#')
@@ -53,7 +53,8 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
     infos, scans = None, []
     if isinstance(full, dict) and isinstance(full.get('scans'), list):
         ann_file = ann_file or full.get('source', {}).get('ann_file')
-        infos = load_infos(ann_file) if ann_file else None
+        infos = (load_tested(ann_file, full['scans'], results) if ann_file
+                 else None)
         by_token: Dict[str, dict] = {}
         for scan in full['scans']:
             boxes = [dict(p, class_name=scan['class_name'])
@@ -70,9 +71,6 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
     samples = {s['token']: s for s in infos['data_list']} if infos else {}
     for scan in scans:
         scan['boxes'] = [b for b in scan['boxes'] if b['score'] >= score_thr]
-        if infos and scan['token'] not in samples:
-            raise InfosError(f'{ann_file}: expected scan {scan["token"]} of '
-                             f'{results}, found none')
         scan['ct2patient'] = samples.get(scan['token'], {}).get('ct2patient')
     written = []
     for name in formats or [f for f in FORMATS if infos or f != 'coco']:

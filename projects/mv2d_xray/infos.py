@@ -18,7 +18,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterable, Iterator, Union
 
 import numpy as np
 
@@ -31,7 +31,7 @@ CHARACTERISTICS = ('subtlety', 'internalStructure', 'calcification',
 __all__ = [
     'CHARACTERISTICS', 'SCHEMA_VERSION', 'InfosError', 'as_arrays',
     'atomic_write', 'build_coco', 'check_coco', 'dump_infos', 'dump_json',
-    'load_infos', 'load_json', 'validate_infos'
+    'load_infos', 'load_json', 'load_tested', 'validate_infos'
 ]
 
 # What NumPy's own reduce functions name in a pickle of arrays and scalars.
@@ -150,6 +150,23 @@ def load_infos(path: Union[str, Path]) -> dict:
         raise InfosError(f'{path}: is not a readable info pickle: '
                          f'{type(error).__name__}: {error}') from None
     validate_infos(infos, str(path))
+    return infos
+
+
+def load_tested(ann_file: Union[str, Path], scans: Iterable[dict],
+                results: Union[str, Path]) -> dict:
+    """Load the infos that a test was made on.
+
+    Raises:
+        InfosError: As :func:`load_infos`, or they lack a ``token`` of the
+            scans of the results.
+    """
+    infos = load_infos(ann_file)
+    known = {sample['token'] for sample in infos['data_list']}
+    for scan in scans:
+        if scan['token'] not in known:
+            raise InfosError(f'{ann_file}: expected scan {scan["token"]} of '
+                             f'{results}, found none')
     return infos
 
 

@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from . import geometry
-from .infos import InfosError, load_infos, load_json
+from .infos import InfosError, load_json, load_tested
 from .metrics import curves_of, results_of
 
 MAX_PREDICTIONS = 30  # of a scan; what is below them is no more looked at
@@ -55,15 +55,10 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
     if not ann_file:
         raise InfosError(f'{results}: field "source.ann_file": expected the '
                          'tested infos, found none: give them')
-    infos = load_infos(ann_file)
+    infos = load_tested(ann_file, full['scans'], results)
     samples = {s['token']: s for s in infos['data_list']}
-    scans = []
-    for scan in full['scans']:
-        if scan['token'] not in samples:
-            raise InfosError(f'{ann_file}: expected scan {scan["token"]} of '
-                             f'{results}, found none')
-        scans.append(_scan(scan, samples[scan['token']],
-                           Path(ann_file).parent))
+    scans = [_scan(scan, samples[scan['token']], Path(ann_file).parent)
+             for scan in full['scans']]
     if work_dir is None and source.get('checkpoint'):
         work_dir = str(Path(source['checkpoint']).parent)
     figures = dict(_curves(full), **_sizes(scans),
