@@ -33,8 +33,10 @@ BENCHMARKS = {
     'quick': dict(num_scans=320, image_size=256, min_diameter=3.,
                   fractions=dict(val=.15, test=.15),
                   choice=dict(max_slices=200)),
-    'mid': dict(num_scans=400, image_size=512, min_diameter=3.,
-                fractions=dict(val=.15, test=.15), choice={}),
+    # The scans of `quick`.
+    'mid': dict(num_scans=320, image_size=512, min_diameter=3.,
+                fractions=dict(val=.15, test=.15),
+                choice=dict(max_slices=200)),
     'full': dict(num_scans=880, image_size=1024, min_diameter=3.,
                  fractions=dict(val=.1, test=.1), choice={}),
 }

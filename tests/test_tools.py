@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import \
+    EventAccumulator
 
 from projects.mv2d_xray import runtime
 from projects.mv2d_xray.geometry import Rig
@@ -69,6 +71,26 @@ def test_training_shows_its_progress(trained):
     curve = losses(trained / 'work')
     assert sorted(curve) == [1, 2, 3, 4]
     assert all(np.isfinite(v) for v in curve.values())
+
+
+def test_training_is_shown_in_tensorboard(trained, tmp_path):
+    done = train(tmp_path, trained / 'data', 2,
+                 options=['train_cfg.val_interval=2'])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'eta: ' in done.stdout + done.stderr
+    events, = tmp_path.glob('*/vis_data/events.out.tfevents.*')
+    shown = EventAccumulator(str(events.parent))
+    shown.Reload()
+    curves = set(shown.Tags()['scalars'])
+    assert {'lr', 'loss', 'loss_heatmap', '2d.loss_cls', 'mAP_3d',
+            '2d/AP'} <= curves
+    assert [e.step for e in shown.Scalars('loss')] == [1, 2]
+    scans = load_infos(trained / 'data' / 'lidc_infos_val.pkl')['data_list']
+    assert set(shown.Tags()['images']) == {
+        f'val_{s["token"]}' for s in scans}
+    image, = shown.Images(f'val_{scans[0]["token"]}')
+    assert image.step == 2 and image.width > 500
+    assert len(list(events.parent.glob('vis_image/val_*.png'))) == len(scans)
 
 
 def test_checkpoint_loads_as_data_only(trained):

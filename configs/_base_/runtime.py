@@ -12,7 +12,14 @@ default_hooks = dict(
 custom_hooks = [
     dict(type='XRayProgressHook'),
     dict(type='XRayCheckpointHook'),
+    dict(type='XRayDrawHook'),
 ]
+# Curves and pictures: tensorboard --logdir work_dirs
+visualizer = dict(
+    type='Visualizer',
+    vis_backends=[
+        dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')
+    ])
 
 env_cfg = dict(
     cudnn_benchmark=False,

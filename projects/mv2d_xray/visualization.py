@@ -27,22 +27,25 @@ _STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
 
 def draw_views(images: np.ndarray,
                ct2img: np.ndarray,
-               out_file: Union[str, Path],
+               out_file: Optional[Union[str, Path]] = None,
                title: str = '',
                names: Optional[Sequence[str]] = None,
                scores: Optional[np.ndarray] = None,
-               **boxes: np.ndarray) -> None:
+               **boxes: np.ndarray) -> Figure:
     """Draw 3D boxes over every view of a scan.
 
     Args:
         images (np.ndarray): (V, H, W), any grey values.
         ct2img (np.ndarray): (V, 4, 4).
-        out_file (str | Path): PNG to write.
+        out_file (str | Path, optional): PNG to write.
         title (str): Above the views.
         names (Sequence[str], optional): V names of the views.
         scores (np.ndarray, optional): (N,) of ``prediction``.
         **boxes: ``ground_truth``, ``ignored`` and ``prediction``, each (N, 7)
             (mm).
+
+    Returns:
+        Figure: What was drawn.
     """
     count = len(images)
     columns = min(count, 5)
@@ -65,8 +68,10 @@ def draw_views(images: np.ndarray,
     figure.legend(handles=handles, loc='outside lower center', ncols=3,
                   frameon=False)
     figure.suptitle(title)
-    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out_file, dpi=100)
+    if out_file:
+        Path(out_file).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out_file, dpi=100)
+    return figure
 
 
 def _draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
@@ -139,35 +144,54 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
 
 @HOOKS.register_module()
 class XRayDrawHook(Hook):
-    """Writes one picture per tested scan.
+    """Draws what is found: one picture per tested scan as a file, and the
+    first validation scans for the visualizer's backends.
 
     Args:
-        out_dir (str): Folder of the PNGs.
+        out_dir (str, optional): Folder of a test's PNGs. Without it a test is
+            not drawn.
         score_thr (float): Predictions below are not drawn.
-        max_scans (int): Scans drawn at most. Defaults to all.
+        max_scans (int, optional): Scans of a validation that are drawn.
+            Defaults to 4.
     """
 
-    def __init__(self, out_dir: str, score_thr: float = .3,
-                 max_scans: Optional[int] = None) -> None:
-        self.out_dir = Path(out_dir)
+    def __init__(self, out_dir: Optional[str] = None, score_thr: float = .3,
+                 max_scans: int = 4) -> None:
+        self.out_dir = Path(out_dir) if out_dir else None
         self.score_thr = score_thr
         self.max_scans = max_scans
-        self.drawn = 0
+
+    def _draw(self, images, sample, out_file: Optional[Path] = None
+              ) -> Figure:
+        meta, truth = sample.metainfo, sample.eval_ann_info
+        found = sample.pred_instances_3d
+        found = found[found.scores_3d >= self.score_thr]
+        return draw_views(
+            images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']), out_file,
+            title=meta['token'], scores=found.scores_3d.cpu().numpy(),
+            ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
+            ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
+            prediction=gravity_boxes(found.bboxes_3d).cpu().numpy())
 
     def after_test_iter(self, runner, batch_idx, data_batch=None,
                         outputs=None) -> None:
-        """Draw the samples of one batch."""
+        """Write the pictures of one batch."""
+        if self.out_dir is None:
+            return
         for images, sample in zip(data_batch['inputs']['img'], outputs):
-            if self.max_scans is not None and self.drawn >= self.max_scans:
-                return
-            meta, truth = sample.metainfo, sample.eval_ann_info
-            found = sample.pred_instances_3d
-            found = found[found.scores_3d >= self.score_thr]
-            draw_views(
-                images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']),
-                self.out_dir / f'{meta["token"]}.png', title=meta['token'],
-                scores=found.scores_3d.cpu().numpy(),
-                ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
-                ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
-                prediction=gravity_boxes(found.bboxes_3d).cpu().numpy())
-            self.drawn += 1
+            self._draw(images, sample,
+                       self.out_dir / f'{sample.metainfo["token"]}.png')
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None,
+                       outputs=None) -> None:
+        """Show the first scans."""
+        batch = zip(data_batch['inputs']['img'], outputs)
+        for index, (images, sample) in enumerate(
+                batch, batch_idx * len(outputs)):
+            if index < self.max_scans and runner.rank == 0:
+                figure = self._draw(images, sample)
+                figure.canvas.draw()
+                runner.visualizer.add_image(
+                    f'val_{sample.metainfo["token"]}',
+                    np.asarray(figure.canvas.buffer_rgba())[..., :3],
+                    step=runner.iter)
