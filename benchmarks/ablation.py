@@ -43,7 +43,10 @@ VARIANTS = {
     'volume, narrow context': (
         OURS, [*_VOLUME, 'model.volume_head.context_channels=24']),
     'volume, no 2D heatmap': (
-        OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
+        OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None',
+               'model.volume_head.with_score=False']),
+    'volume, no score': (
+        OURS, [*_VOLUME, 'model.volume_head.with_score=False']),
     'volume, mean only': (
         OURS, [*_VOLUME, 'model.volume_head.with_deviation=False']),
     'volume, grid of 8 mm': (

@@ -10,7 +10,7 @@ model = dict(
         mean=[3.1, 0., 0., 0.], std=[1.6, .05, .13, .34],
         band_sigmas=[1.5, 4., 12.]),
     detector_2d=dict(backbone=dict(in_channels=4)),
-    volume_head=dict(context_channels=48))
+    volume_head=dict(context_channels=48, with_score=True))
 train_pipeline = [
     dict(type='LoadXRayViews'),
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.)),

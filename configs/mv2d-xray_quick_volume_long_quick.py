@@ -2,7 +2,10 @@ _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 
 # What finds most on a CPU: the volume's peaks are the result, all time goes
 # into them. An hour and a half on one core.
-model = dict(lifting_head=None, loss_weight_2d=0.)
+model = dict(
+    lifting_head=None, loss_weight_2d=0.,
+    # The released checkpoint is older than this part.
+    volume_head=dict(with_score=False))
 
 max_iters = 3900
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
