@@ -217,7 +217,8 @@ def scanned(tmp_path):
     for path in write_series(folder, hu, 100 + 2.5 * np.arange(12),
                              orientation=(-1, 0, 0, 0, -1, 0),
                              corner=(200., 300.)):
-        edit(path, SliceThickness='2.5', PatientName='Doe^Jane')
+        edit(path, SliceThickness='2.5', PatientName='Doe^Jane',
+             Manufacturer='somebody')
     write_series(folder / 'other', hu[:2], [0, 3], f'{UID}.9')
     (folder / 'notes.txt').write_text('no DICOM')
     (folder / 'damaged.dcm').write_bytes(b'DICM' * 99)

@@ -400,7 +400,7 @@ def _report(scan: dict, files: List[Path], found: _Found
     # The times of writing, which would make each file another one.
     del report.InstanceCreationDate, report.InstanceCreationTime
     for item in report.ContributingEquipmentSequence:
-        if item.ManufacturerModelName == 'highdicom':
+        if item.get('ManufacturerModelName') == 'highdicom':
             del item.ContributionDateTime
     return report
 
