@@ -82,6 +82,8 @@ def test_truncated_and_missing_pickle(tmp_path, infos):
 @pytest.mark.parametrize('change, message', [
     (lambda s: s.pop('images'), 'field "images"'),
     (lambda s: s.update(token=3), 'field "token"'),
+    (lambda s: s.update(ct2patient=np.eye(3)), 'ct2patient": expected a fin'),
+    (lambda s: s.update(series_uid=3), 'series_uid": expected a string'),
     (lambda s: s['images']['CAM_00'].pop('img_path'), 'img_path'),
     (lambda s: s['images']['CAM_00'].update(cam2img=np.eye(3)),
      'finite 4x4 matrix'),

@@ -1,5 +1,6 @@
 """The commands, as a user types them."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -114,6 +115,8 @@ def test_test_writes_figures_and_pictures(trained, tmp_path):
                 if not i['ignore']]
     assert results['num_scans'] == 3
     assert results['num_gt'] == len(counting)
+    assert results['source']['sha256'] == hashlib.sha256(
+        (trained / 'work' / 'iter_4.pth').read_bytes()).hexdigest()
     for key in ('mAP_3d', 'AP_5mm', 'AP_iou0.5', 'CPM', 'froc',
                 'centre_error_mm', 'size_error_mm'):
         assert key in results

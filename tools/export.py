@@ -9,8 +9,8 @@ from projects.mv2d_xray.runtime import one_sentence
 def parse_args() -> argparse.Namespace:
     """Arguments."""
     parser = argparse.ArgumentParser(
-        description='Write found boxes as CSV, 3D Slicer markups and COCO '
-        'results')
+        description='Write found boxes as CSV, 3D Slicer markups, COCO '
+        'results and DICOM SR')
     parser.add_argument('results', help='--out of tools/test.py or '
                         'tools/infer.py')
     parser.add_argument('--out-dir', required=True, help='folder to write to')
@@ -20,6 +20,8 @@ def parse_args() -> argparse.Namespace:
                         help='boxes below are left out (default: %(default)s)')
     parser.add_argument('--ann-file', help='tested infos, where the results '
                         'do not say or they have moved')
+    parser.add_argument('--dicom-root', help='folder under which the CT '
+                        'series are, for DICOM SR')
     return parser.parse_args()
 
 
@@ -28,7 +30,8 @@ def main() -> None:
     """Write the files."""
     args = parse_args()
     for path in export(args.results, args.out_dir, args.formats,
-                       args.score_thr, args.ann_file):
+                       args.score_thr, args.ann_file,
+                       args.dicom_root):
         print(path)
 
 

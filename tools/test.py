@@ -1,6 +1,8 @@
 """Test a detector: python tools/test.py CONFIG CHECKPOINT [--out FILE]"""
 
 import argparse
+import hashlib
+from pathlib import Path
 
 from projects.mv2d_xray.infos import dump_json, load_json
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
@@ -69,6 +71,8 @@ def main() -> None:
         results = load_json(args.out)
         results['source'] = dict(
             config=args.config, checkpoint=args.checkpoint,
+            sha256=hashlib.sha256(
+                Path(args.checkpoint).read_bytes()).hexdigest(),
             ann_file=runner.test_dataloader.dataset.source)
         for metric in runner.test_evaluator.metrics:
             if metric.prefix == '2d' and metric.full_results:

@@ -3,21 +3,40 @@
 ===========  ==================  ===========================================
 format       file                frame and order
 ===========  ==================  ===========================================
-``csv``      ``boxes.csv``       world (RAS+, isocentre) and, where it is
-                                 known, the patient's LPS, mm; named columns
-``slicer``   ``<scan>.mrk.json`` 3D Slicer's ROI markups: patient LPS, mm, or
-                                 world RAS where the patient's is unknown
-``coco``     ``coco.json``       COCO results: projected boxes, xywh (px), with
-                                 the image ids of the set's COCO file
+``csv``      ``boxes.csv``       named columns, mm: centre in the world (RAS+,
+                                 isocentre) and, where it is known, in the
+                                 patient's LPS; edges along the box's own
+                                 axes, the world's turned by the yaw (rad)
+                                 about z
+``slicer``   ``<scan>.mrk.json`` 3D Slicer's ROI markups, mm: patient LPS, or
+                                 world RAS where the patient's is unknown, as
+                                 ``coordinateSystem`` says; the columns of
+                                 ``orientation`` (row by row) are the axes
+``coco``     ``coco.json``       COCO results: projected boxes, xywh (px,
+                                 pixel i spans [i, i + 1)), with the image ids
+                                 of the set's COCO file
+``sr``       ``<scan>.dcm``      DICOM SR (TID 1500): patient LPS, mm, in the
+                                 CT series' own frame of reference, see
+                                 :func:`_sr`
 ===========  ==================  ===========================================
 """
 
 import csv
+import json
 import re
+import warnings
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Union
+from typing import Callable, Dict, List, Optional, Tuple, Union
 
+import highdicom
 import numpy as np
+import pydicom
+from highdicom import sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom.sr.codedict import codes
 
 from . import geometry
 from .infos import (InfosError, atomic_write, build_coco, dump_json,
@@ -25,34 +44,75 @@ from .infos import (InfosError, atomic_write, build_coco, dump_json,
 
 _MARKUPS = ('https://raw.githubusercontent.com/slicer/slicer/master/Modules/'
             'Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#')
+# Classes that have a code of their own; others get one of ours.
+_FINDINGS = dict(nodule=codes.SCT.Nodule)
+_SCHEME = '99MV2DXRAY'
+# Edges along the box's x, y, z: across, from front to back, upright.
+_EDGES = (codes.SCT.Width, codes.SCT.Depth, codes.DCM.Height)
+# What an SR copies from an image, which must be there, if only empty.
+_PATIENT_AND_STUDY = (
+    'PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex', 'StudyID',
+    'StudyDate', 'StudyTime', 'AccessionNumber', 'ReferringPhysicianName')
+# What the SR's list of key images says of each of them.
+_IMAGE = ('Rows', 'Columns', 'PixelSpacing', 'SliceThickness',
+          'ImagePositionPatient', 'ImageOrientationPatient')
 
 __all__ = ['FORMATS', 'export']
 
 
+@dataclass
+class _Found:
+    """What is written.
+
+    Attributes:
+        scans: ``token``, ``boxes`` (each ``bbox_3d``, ``score`` and
+            ``class_name``), and of the infos, or None: ``sample`` and
+            ``ct2patient`` (4x4).
+        infos: What was tested on, or None.
+        out_dir: Folder to write to.
+        date: When the boxes were found.
+        checkpoint: What found them: its file's name and SHA-256, '' where
+            the results do not say.
+        score_thr: Boxes below have been left out.
+        dicom_root: Folder of the CT series, or None.
+    """
+    scans: List[dict]
+    infos: Optional[dict]
+    out_dir: Path
+    date: datetime
+    checkpoint: Tuple[str, str]
+    score_thr: float
+    dicom_root: Optional[Path]
+
+
 def export(results: Union[str, Path], out_dir: Union[str, Path],
            formats: Optional[List[str]] = None, score_thr: float = 0.,
-           ann_file: Optional[str] = None) -> List[Path]:
+           ann_file: Optional[str] = None,
+           dicom_root: Union[str, Path, None] = None) -> List[Path]:
     """Write the boxes of a test or an inference for other programs.
 
     Args:
         results: ``--out`` of ``tools/test.py`` or ``tools/infer.py``.
         out_dir: Folder to write to.
         formats: Names in :data:`FORMATS`. Defaults to all that the results
-            allow: ``coco`` needs infos.
+            allow: ``coco`` needs infos, ``sr`` infos and ``dicom_root``.
         score_thr (float): Boxes below are left out.
         ann_file: Infos that were tested on. Defaults to what the results
             say.
+        dicom_root: Folder under which the scans' CT series are.
 
     Returns:
         list[Path]: Files written.
 
     Raises:
-        InfosError: The results are not such a file, or do not fit the infos.
+        InfosError: The results are not such a file, or do not fit the infos
+            or the CT series.
     """
     full = load_json(results)
-    infos, scans = None, []
+    infos, scans, source = None, [], {}
     if isinstance(full, dict) and isinstance(full.get('scans'), list):
-        ann_file = ann_file or full.get('source', {}).get('ann_file')
+        source = full.get('source', {})
+        ann_file = ann_file or source.get('ann_file')
         infos = (load_tested(ann_file, full['scans'], results) if ann_file
                  else None)
         by_token: Dict[str, dict] = {}
@@ -71,24 +131,40 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
     samples = {s['token']: s for s in infos['data_list']} if infos else {}
     for scan in scans:
         scan['boxes'] = [b for b in scan['boxes'] if b['score'] >= score_thr]
-        scan['ct2patient'] = samples.get(scan['token'], {}).get('ct2patient')
+        scan['sample'] = samples.get(scan['token'])
+        matrix = (scan['sample'] or {}).get('ct2patient')
+        scan['ct2patient'] = (None if matrix is None
+                              else np.asarray(matrix, float))
+    found = _Found(
+        scans, infos, Path(out_dir),
+        datetime.fromtimestamp(int(Path(results).stat().st_mtime)),
+        (Path(source.get('checkpoint', '')).name, source.get('sha256', '')),
+        score_thr, None if dicom_root is None else Path(dicom_root))
+    needs = dict(coco=infos, sr=dicom_root)
     written = []
-    for name in formats or [f for f in FORMATS if infos or f != 'coco']:
-        written += FORMATS[name](scans, infos, Path(out_dir))
+    for name in formats or [f for f in FORMATS if needs.get(f, True)]:
+        written += FORMATS[name](found)
     return written
 
 
-def _in_patient(box: List[float], ct2patient: Optional[np.ndarray]
-                ) -> Optional[np.ndarray]:
-    """Centre of a world box in the patient's LPS frame (mm), (3,)."""
-    if ct2patient is None:
-        return None
-    return (np.asarray(ct2patient) @ [*box[:3], 1.])[:3]
+def _place(box: List[float], frame: np.ndarray
+           ) -> Tuple[np.ndarray, np.ndarray]:
+    """A world box in another frame (4x4, from the world).
+
+    Returns:
+        tuple: Centre (3,) in mm, and the box's axes as columns (3, 3).
+    """
+    axes = frame[:3, :3] @ geometry.rotation_z(box[6])[:3, :3]
+    return (frame @ [*box[:3], 1.])[:3], axes
 
 
-def _csv(scans: List[dict], infos: Optional[dict], out_dir: Path
-         ) -> List[Path]:
-    path = out_dir / 'boxes.csv'
+def _file_name(scan: dict) -> str:
+    """A token of a stranger's file is no path."""
+    return re.sub(r'[^\w+-]', '_', scan['token'])
+
+
+def _csv(found: _Found) -> List[Path]:
+    path = found.out_dir / 'boxes.csv'
     with atomic_write(path, 'w') as stream:
         writer = csv.writer(stream)
         writer.writerow(
@@ -96,61 +172,54 @@ def _csv(scans: List[dict], infos: Optional[dict], out_dir: Path
              *(f'world_ras_{a}_mm' for a in 'xyz'),
              *(f'size_{a}_mm' for a in 'xyz'), 'yaw_rad',
              *(f'patient_lps_{a}_mm' for a in 'xyz')])
-        for scan in scans:
+        for scan in found.scans:
             for box in scan['boxes']:
-                values = box['bbox_3d']
-                centre = _in_patient(values, scan['ct2patient'])
+                patient = ('', ) * 3
+                if scan['ct2patient'] is not None:
+                    centre, _ = _place(box['bbox_3d'], scan['ct2patient'])
+                    patient = [f'{v:.9g}' for v in centre]
                 writer.writerow(
                     [scan['token'], box['class_name'], f'{box["score"]:.6g}',
-                     *(f'{v:.6g}' for v in values),
-                     *(('', ) * 3 if centre is None
-                       else (f'{v:.6g}' for v in centre))])
+                     *(f'{v:.9g}' for v in box['bbox_3d']), *patient])
     return [path]
 
 
-def _slicer(scans: List[dict], infos: Optional[dict], out_dir: Path
-            ) -> List[Path]:
+def _slicer(found: _Found) -> List[Path]:
     paths = []
-    for scan in scans:
+    for scan in found.scans:
         matrix = scan['ct2patient']
-        frame = np.eye(4) if matrix is None else np.asarray(matrix, float)
         markups = []
         for number, box in enumerate(scan['boxes'], 1):
-            values = box['bbox_3d']
-            axes = frame[:3, :3] @ geometry.rotation_z(values[6])[:3, :3]
-            centre = (frame @ [*values[:3], 1.])[:3].tolist()
+            centre, axes = _place(box['bbox_3d'],
+                                  np.eye(4) if matrix is None else matrix)
             label = f'{box["class_name"]} {number} ({box["score"]:.2f})'
             markups.append(dict(
                 type='ROI', name=label,
                 coordinateSystem='RAS' if matrix is None else 'LPS',
-                coordinateUnits='mm', roiType='Box', center=centre,
+                coordinateUnits='mm', roiType='Box', center=centre.tolist(),
                 orientation=axes.ravel().tolist(),
-                size=[float(v) for v in values[3:6]],
+                size=[float(v) for v in box['bbox_3d'][3:6]],
                 controlPoints=[dict(
-                    id='1', label=label, position=centre,
+                    id='1', label=label, position=centre.tolist(),
                     positionStatus='defined')]))
-        # A token of a stranger's file is no path.
-        name = re.sub(r'[^\w+-]', '_', scan['token'])
-        path = out_dir / f'{name}.mrk.json'
+        path = found.out_dir / f'{_file_name(scan)}.mrk.json'
         dump_json({'@schema': _MARKUPS, 'markups': markups}, path)
         paths.append(path)
     return paths
 
 
-def _coco(scans: List[dict], infos: Optional[dict], out_dir: Path
-          ) -> List[Path]:
-    if infos is None:
+def _coco(found: _Found) -> List[Path]:
+    if found.infos is None:
         raise InfosError('coco: expected infos, whose image ids its boxes '
                          'have, found none')
-    coco = build_coco(infos)
+    coco = build_coco(found.infos)
     ids = {image['token']: image['id'] for image in coco['images']}
     labels = {c['name']: c['id'] for c in coco['categories']}
-    views = {s['token']: s['images'] for s in infos['data_list']}
-    found = []
-    for scan in scans:
+    rows = []
+    for scan in found.scans:
         boxes = np.array([b['bbox_3d'] for b in scan['boxes']],
                          float).reshape(-1, 7)
-        for view in views[scan['token']].values():
+        for view in scan['sample']['images'].values():
             rects, depth = geometry.project_boxes(
                 boxes, np.asarray(view['lidar2img'], float)[None])
             size = np.array([view['width'], view['height']])
@@ -158,14 +227,230 @@ def _coco(scans: List[dict], infos: Optional[dict], out_dir: Path
                 low, high = rect[:2].clip(0, size), rect[2:].clip(0, size)
                 if near <= 0 or (high <= low).any():
                     continue
-                found.append(dict(
+                rows.append(dict(
                     image_id=ids[view['sample_data_token']],
                     category_id=labels[box['class_name']],
                     bbox=[*low.tolist(), *(high - low).tolist()],
                     score=box['score']))
-    path = out_dir / 'coco.json'
-    dump_json(found, path)
+    path = found.out_dir / 'coco.json'
+    dump_json(rows, path)
     return [path]
 
 
-FORMATS: Dict[str, Callable] = dict(csv=_csv, slicer=_slicer, coco=_coco)
+# ------------------------------------------------------------------ DICOM SR
+def _sr(found: _Found) -> List[Path]:
+    """A Comprehensive 3D SR with a measurement report (DICOM PS3.16, TID
+    1500) for each scan, in the study of its CT series.
+
+    A box is a volumetric region (TID 1411) with an ELLIPSOID in the CT's
+    frame of reference: the one that the box just encloses. Its six points
+    (PS3.3, C.18.9.1.2) are the centres of the box's faces at -x, +x, -y, +y,
+    -z, +z of the box's own axes: their mean is the box's centre, each pair's
+    distance an edge, so that nothing is lost, even of a turned box. Of what
+    TID 1411 allows it is the only one that does so and is no fiction: a
+    POINT has no size, ELLIPSEs and POLYGONs are outlines in slices, which
+    nobody has drawn. It is also what a nodule looks like. Few viewers draw
+    it yet, so the edges are there as measurements, too; for a picture of the
+    boxes there is ``slicer``.
+
+    The score is the measurement "Certainty of Finding" (%), no calibrated
+    probability. The report is PARTIAL, UNVERIFIED and PRELIMINARY: boxes
+    below the threshold are left out, and nobody has looked at it.
+
+    All UIDs follow from the content, and the date is that of the results'
+    file: exported twice, it is the same file.
+    """
+    if found.infos is None:
+        raise InfosError('sr: expected infos, which name the CT series of '
+                         'each scan, found none')
+    if found.dicom_root is None or not found.dicom_root.is_dir():
+        raise InfosError('sr: expected --dicom-root, the folder of the CT '
+                         'series that it refers to, found '
+                         f'{found.dicom_root or "none"}')
+    listed, paths = {}, []
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of headers of strangers
+        files = [_find_series(scan, found.dicom_root, listed)
+                 for scan in found.scans]
+        for scan, slices in zip(found.scans, files):
+            try:
+                report = _report(scan, slices, found)
+                path = found.out_dir / f'{_file_name(scan)}.dcm'
+                with atomic_write(path) as stream:
+                    report.save_as(stream, enforce_file_format=True)
+            except (InfosError, OSError):
+                raise
+            except Exception as error:  # there may be anything in a header
+                raise InfosError(
+                    f'{slices[0].parent}: expected the headers of a CT '
+                    'series, of which an SR can be made, found '
+                    f'{type(error).__name__}: {error}') from error
+            paths.append(path)
+    return paths
+
+
+def _find_series(scan: dict, root: Path,
+                 listed: Dict[Path, Dict[str, List[Path]]]) -> List[Path]:
+    """Files of a scan's CT series.
+
+    Where there is a folder for each patient, as TCIA has it, only the
+    patient's is searched.
+
+    Args:
+        listed: Files of each series in folders that have been searched.
+
+    Raises:
+        InfosError: The infos do not name a series, or it is not there.
+    """
+    sample = scan['sample']
+    for key in ('series_uid', 'frame_of_reference_uid', 'ct2patient'):
+        if sample.get(key) is None or len(sample[key]) == 0:
+            raise InfosError(f'scan {scan["token"]}: field "{key}": expected '
+                             'that of a DICOM series, found none: it has no '
+                             'DICOM SR')
+    folder = root / re.sub(r'[^\w+-]', '_', str(sample.get('lidc_id_ref')))
+    folder = folder if folder.is_dir() else root
+    if folder not in listed:
+        listed[folder] = {}
+        for path in sorted(folder.rglob('*')):
+            listed[folder].setdefault(_series_of(path), []).append(path)
+    if sample['series_uid'] not in listed[folder]:
+        raise InfosError(f'{folder}: expected the CT series '
+                         f'{sample["series_uid"]} of scan {scan["token"]}, '
+                         'found none of its files')
+    return listed[folder][sample['series_uid']]
+
+
+def _series_of(path: Path) -> Optional[str]:
+    """SeriesInstanceUID of a file, None where it has none."""
+    if not path.is_file():  # a pipe never ends
+        return None
+    try:
+        return pydicom.dcmread(
+            path, stop_before_pixels=True,
+            specific_tags=['SeriesInstanceUID']).get('SeriesInstanceUID')
+    except Exception:  # not DICOM, or damaged in any way
+        return None
+
+
+def _uid(*content) -> str:
+    """A UID that follows from what it is of."""
+    return pydicom.uid.generate_uid(entropy_srcs=[json.dumps(content)])
+
+
+def _report(scan: dict, files: List[Path], found: _Found
+            ) -> sr.Comprehensive3DSR:
+    """The SR of one scan.
+
+    Raises:
+        InfosError: The series has another frame of reference than the infos.
+    """
+    slices = {}
+    for path in files:
+        data = pydicom.dcmread(path, stop_before_pixels=True)
+        slices[data.SOPInstanceUID] = data  # the same slice may be there twice
+    slices = [slices[uid] for uid in sorted(slices)]
+    sample = scan['sample']
+    frame = sample['frame_of_reference_uid']
+    other = {s.get('FrameOfReferenceUID') for s in slices} - {frame}
+    if other:
+        raise InfosError(f'{files[0].parent}: FrameOfReferenceUID: expected '
+                         f'{frame} as in the infos of scan {scan["token"]}, '
+                         f'found {other.pop() or "none"}')
+    for key in _PATIENT_AND_STUDY:
+        if key not in slices[0]:
+            setattr(slices[0], key, None)
+    name, digest = found.checkpoint
+    release = version('mv2d-xray')
+    finder = (sample['series_uid'], name, digest)
+    algorithm = sr.AlgorithmIdentification(
+        'MV2D-Xray', release, parameters=[
+            f'checkpoint {name or "unknown"}, SHA-256 {digest or "unknown"}',
+            f'boxes with a score of {found.score_thr:g} or more'])
+    groups = [_group(box, number, scan, algorithm, finder)
+              for number, box in enumerate(scan['boxes'], 1)]
+    if not groups:  # a report must say something
+        groups = [sr.MeasurementsAndQualitativeEvaluations(
+            sr.TrackingIdentifier(_uid(*finder, 'none'), 'no findings'),
+            algorithm_id=algorithm, qualitative_evaluations=[
+                sr.QualitativeEvaluation(
+                    codes.DCM.CADProcessingAndFindingsSummary,
+                    codes.DCM.AllAlgorithmsSucceededWithoutFindings)])]
+    device = sr.ObserverContext(
+        codes.DCM.Device, sr.DeviceObserverIdentifyingAttributes(
+            _uid('MV2D-Xray', release, name, digest), 'MV2D-Xray',
+            manufacturer_name='MV2D-Xray', model_name=name or None))
+    content = sr.MeasurementReport(
+        sr.ObservationContext(observer_device_context=device),
+        codes.SCT.ComputedTomography, groups,
+        referenced_images=_key_images(scan, slices))
+    what = (*finder, release, highdicom.__version__, found.date.isoformat(),
+            found.score_thr, scan['boxes'], scan['ct2patient'].tolist(),
+            [s.SOPInstanceUID for s in slices])
+    report = sr.Comprehensive3DSR(
+        slices, content, _uid('series', *what), 1000, _uid('instance', *what),
+        1, manufacturer='MV2D-Xray', software_versions=release,
+        series_description='MV2D-Xray: found boxes, not verified',
+        content_date=found.date.date(), content_time=found.date.time(),
+        content_qualification='RESEARCH',
+        # Names of classes and patients may be in any script.
+        specific_character_set='ISO_IR 192', coding_schemes=[
+            CodingSchemeIdentificationItem(
+                _SCHEME, name='Classes of MV2D-Xray\'s data sets')])
+    # The times of writing, which would make each file another one.
+    del report.InstanceCreationDate, report.InstanceCreationTime
+    for item in report.ContributingEquipmentSequence:
+        if item.get('ManufacturerModelName') == 'highdicom':
+            del item.ContributionDateTime
+    return report
+
+
+def _key_images(scan: dict, slices: List[pydicom.Dataset]
+                ) -> Optional[List[pydicom.Dataset]]:
+    """The slices through the boxes' middles, or any where there are no
+    boxes; None where the slices do not say enough of themselves.
+
+    All slices are evidence; what the report says of one of them takes as
+    long to write as a box.
+    """
+    known = [s for s in slices
+             if all(s.get(key) not in (None, '') for key in _IMAGE)]
+    if not known:
+        return None
+    places = np.array([s.ImagePositionPatient for s in known], float)
+    normal = np.cross(*np.reshape(
+        np.array(known[0].ImageOrientationPatient, float), (2, 3)))
+    nearest = set()
+    for box in scan['boxes']:
+        centre, _ = _place(box['bbox_3d'], scan['ct2patient'])
+        nearest.add(int(np.abs((places - centre) @ normal).argmin()))
+    return [known[k] for k in sorted(nearest or {0})]
+
+
+def _group(box: dict, number: int, scan: dict,
+           algorithm: sr.AlgorithmIdentification, finder: tuple
+           ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """A box's measurement group, see :func:`_sr`."""
+    values, sample = box['bbox_3d'], scan['sample']
+    centre, axes = _place(values, scan['ct2patient'])
+    half = (axes * values[3:6]).T / 2
+    ends = np.stack([centre - half, centre + half], 1).reshape(6, 3)
+    # As a code's meaning may be written; some readers count bytes.
+    name = re.sub(r'[\\\x00-\x1f]', '_', box['class_name'])
+    name = name.encode()[:64].decode(errors='ignore')
+    finding = _FINDINGS.get(name) or sr.CodedConcept(name, _SCHEME, name)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        sr.TrackingIdentifier(_uid(*finder, number, box), f'{name} {number}'),
+        referenced_volume_surface=sr.VolumeSurface(
+            'ELLIPSOID', ends, sample['frame_of_reference_uid'],
+            source_series=sr.SourceSeriesForSegmentation(
+                sample['series_uid'])),
+        finding_type=finding, algorithm_id=algorithm, measurements=[
+            sr.Measurement(codes.DCM.CertaintyOfFinding, 100 * box['score'],
+                           codes.UCUM.Percent),
+            *(sr.Measurement(code, float(edge), codes.UCUM.Millimeter)
+              for code, edge in zip(_EDGES, values[3:6]))])
+
+
+FORMATS: Dict[str, Callable] = dict(csv=_csv, slicer=_slicer, coco=_coco,
+                                    sr=_sr)

@@ -311,6 +311,11 @@ def _validate_meta(meta: dict, source: str) -> int:
 
 
 def _validate_sample(sample: dict, classes: int, where: str) -> None:
+    if sample.get('ct2patient') is not None:
+        _matrix(sample, 'ct2patient', where)
+    for key in ('series_uid', 'frame_of_reference_uid'):
+        if sample.get(key) is not None:
+            _text(sample, key, where)
     images = _dict(sample.get('images'), where, 'images')
     for name, view in images.items():
         at = f'{where}: images.{name}'
