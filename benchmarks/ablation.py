@@ -59,7 +59,8 @@ VARIANTS = {
                'model.data_preprocessor.std=[1.6,.13,.34]',
                'model.detector_2d.backbone.in_channels=3']),
     'volume, finer stem': (
-        OURS, [*_VOLUME, 'model.detector_2d.backbone.fine_convs=1']),
+        OURS, [*_VOLUME, 'model.detector_2d.backbone.stem='
+               '[(32,2),(32,1),(32,2)]']),
     'volume, wider view': (
         OURS, [*_VOLUME,
                'model.detector_2d.backbone.dilations=[1,2,4,8,1]']),

@@ -14,6 +14,17 @@ def test_levels_have_the_promised_strides(size):
     assert all(m.shape[1] == 8 for m in maps)
 
 
+def test_a_deeper_stem_has_coarser_levels():
+    net = MODELS.build(dict(
+        type='XRayDilatedNet', channels=8, num_levels=2,
+        stem=((4, 2), (6, 1), (6, 2), (8, 2))))
+    maps = net(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [(8, 8, 12), (8, 4, 6)]
+    with pytest.raises(ValueError, match='stem'):
+        MODELS.build(dict(type='XRayDilatedNet', channels=8,
+                          stem=((4, 2), (4, 2))))
+
+
 def test_a_cell_sees_its_surroundings_and_no_more():
     net = MODELS.build(dict(type='XRayDilatedNet', channels=4,
                             dilations=(1, 2, 4))).eval()

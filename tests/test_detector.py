@@ -9,9 +9,11 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
+from scipy.ndimage import gaussian_filter
 
 from data_converters.__main__ import BENCHMARKS
 from data_converters.__main__ import main as convert
+from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.mv2d_xray.runtime import build_runner, load_config
 from projects.mv2d_xray.transforms import keep_views
 
@@ -373,6 +375,19 @@ def test_bands_of_a_flat_and_a_spotted_image():
     assert spot[0, 1, 16, 16] > 0 and spot[0, 2, 16, 16] > 0
     with pytest.raises(ValueError, match='expected 3 values'):
         MODELS.build(dict(type='XRayDataPreprocessor', mean=[0.], std=[1.]))
+
+
+@pytest.mark.parametrize('sigma, shape', [
+    (1.5, (80, 96)), (12., (96, 80)), (17., (97, 160)), (24., (192, 256)),
+    (40., (192, 256))])
+def test_blur_is_scipys_gaussian(sigma, shape):
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=shape).cumsum(0).cumsum(1) / 50
+    expected = gaussian_filter(image, sigma, mode='nearest', truncate=3.)
+    found = gaussian_blur(torch.tensor(image)[None, None], sigma)[0, 0]
+    error, taken = found.numpy() - expected, np.std(image - expected)
+    assert error.std() < .05 * taken
+    assert error[32:-32, 32:-32].std() < .015 * taken
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,6 @@
 """A small backbone that keeps fine detail, for training on a CPU."""
 
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 from mmcv.cnn import ConvModule
 from mmdet3d.registry import MODELS
@@ -29,7 +29,7 @@ class _Block(BaseModule):
 
 @MODELS.register_module()
 class XRayDilatedNet(BaseModule):
-    """Two strided convolutions, dilated residual blocks, coarser levels.
+    """A stem of strided convolutions, dilated residual blocks, coarser levels.
 
     An indication of 8 mm is 5 px of a 256² image: it must be seen whole at
     stride 4, with its surroundings, before anything is pooled. Dilation
@@ -38,35 +38,41 @@ class XRayDilatedNet(BaseModule):
     Args:
         in_channels (int): Of the images. Defaults to 3.
         channels (int): C of every level. Defaults to 32.
-        fine_convs (int): Convolutions at stride 2, between the strided ones.
-        dilations (Sequence[int]): One block each, at stride 4.
-        num_levels (int): Outputs, of strides 4, 8, 16 and so on.
+        stem (Sequence[tuple[int, int]], optional): Channels and stride of
+            each convolution of the stem; the last has C channels. Defaults
+            to two of C channels and stride 2.
+        dilations (Sequence[int]): One block each, at the stem's stride.
+        num_levels (int): Outputs, of the stem's stride, twice that and so on.
         norm_cfg (dict): Defaults to batch norm.
     """
 
     def __init__(self,
                  in_channels: int = 3,
                  channels: int = 32,
-                 fine_convs: int = 0,
+                 stem: Optional[Sequence[Tuple[int, int]]] = None,
                  dilations: Sequence[int] = (1, 2, 4),
                  num_levels: int = 3,
                  norm_cfg: dict = dict(type='BN'),
                  init_cfg=None) -> None:
         super().__init__(init_cfg)
 
-        def conv(source: int, stride: int) -> ConvModule:
-            return ConvModule(source, channels, 3, stride=stride, padding=1,
+        def conv(source: int, out: int, stride: int) -> ConvModule:
+            return ConvModule(source, out, 3, stride=stride, padding=1,
                               norm_cfg=norm_cfg)
 
+        stem = stem or ((channels, 2), (channels, 2))
+        if stem[-1][0] != channels:
+            raise ValueError(
+                f'XRayDilatedNet: stem: expected {channels} channels at its '
+                f'end, as channels says, found {stem[-1][0]}')
+        sources = [in_channels, *(out for out, _ in stem)]
         self.stem = Sequential(
-            conv(in_channels, 2), *(conv(channels, 1)
-                                    for _ in range(fine_convs)),
-            conv(channels, 2))
+            *(conv(source, *layer) for source, layer in zip(sources, stem)))
         self.blocks = Sequential(
             *(_Block(channels, d, norm_cfg) for d in dilations),
-            conv(channels, 1))
+            conv(channels, channels, 1))
         self.coarser = ModuleList(
-            conv(channels, 2) for _ in range(num_levels - 1))
+            conv(channels, channels, 2) for _ in range(num_levels - 1))
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
         """(N, in_channels, H, W) to ``num_levels`` maps (N, C, h, w)."""
