@@ -16,7 +16,8 @@ train_pipeline = [
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.)),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
-    dict(type='XRayViewDropout', prob=.25, min_views=5),
+    # Half the views cost half the time, and another half each time.
+    dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,
          salt_and_pepper=0.),
     dict(type='PackXRayInputs'),
