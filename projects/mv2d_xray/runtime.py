@@ -2,6 +2,7 @@
 """
 
 import argparse
+import atexit
 import contextlib
 import ctypes
 import difflib
@@ -266,9 +267,32 @@ def config_errors(cfg: Config):
 
 
 def build_runner(cfg: Config) -> Runner:
-    """mmengine's runner, with :func:`config_errors`."""
+    """mmengine's runner, with :func:`config_errors`; several processes work
+    on CPUs, too.
+
+    Raises:
+        UserError: As :func:`config_errors`, or the processes' launcher is
+            not what ``cfg.launcher`` says.
+    """
+    if cfg.get('launcher', 'none') != 'none' and not (
+            torch.cuda.is_available()):
+        _distribute_on_cpu(cfg)
     with config_errors(cfg):
         return Runner.from_cfg(cfg)
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Do what mmengine does for GPUs alone."""
+    if cfg.launcher != 'pytorch' or 'RANK' not in os.environ:
+        raise UserError(
+            f'--launcher {cfg.launcher}: without a GPU: expected pytorch, and '
+            'a start by python -m torch.distributed.run, found '
+            + ('no RANK' if cfg.launcher == 'pytorch' else cfg.launcher))
+    torch.distributed.init_process_group('gloo')
+    atexit.register(torch.distributed.destroy_process_group)
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', device_ids=None,
+        broadcast_buffers=False)
 
 
 # --------------------------------------------------------------- checkpoints

@@ -1,0 +1,100 @@
+"""Several processes train as one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet3d.registry import DATASETS
+from mmengine.dataset import pseudo_collate
+from mmengine.model import MMDistributedDataParallel
+from mmengine.registry import init_default_scope
+from torch import distributed
+from torch.multiprocessing import spawn
+
+from .spheres import make_sphere_set
+from .test_detector import PIPELINE, quick
+from .test_tools import CONFIG, ROOT, SMALL
+
+# Without the 2D heads, whose samplers draw at random.
+CHANGES = {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.}
+
+
+def gradients(model, root, rows):
+    """Of a loss on some samples, with the norms as they were trained."""
+    data = DATASETS.build(
+        dict(type='XRayDataset', data_root=str(root),
+             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+    inner = getattr(model, 'module', model)
+    model.eval()
+    batch = inner.data_preprocessor(
+        pseudo_collate([data[row] for row in rows]), True)
+    loss, _ = inner.parse_losses(model(**batch, mode='loss'))
+    loss.backward()
+    return {name: p.grad for name, p in inner.named_parameters()}
+
+
+def rank_of_two(rank, root, out_dir):
+    """One of two processes with a sample each."""
+    torch.set_num_threads(1)
+    init_default_scope('mmdet3d')
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{out_dir}/store', rank=rank,
+        world_size=2)
+    model = MMDistributedDataParallel(
+        quick(**CHANGES), device_ids=None, broadcast_buffers=False)
+    torch.save(gradients(model, root, [rank]), f'{out_dir}/{rank}.pth')
+    distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_of_a_batch_of_two(tmp_path):
+    make_sphere_set(tmp_path / 'data', 2, 4, 64)
+    spawn(rank_of_two, (tmp_path / 'data', tmp_path), nprocs=2)
+    expected = gradients(quick(**CHANGES), tmp_path / 'data', [0, 1])
+    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+                     for rank in (0, 1))
+    assert sum(g.abs().sum() > 0 for g in expected.values()) > 50
+    for name, gradient in expected.items():
+        torch.testing.assert_close(first[name], second[name])
+        torch.testing.assert_close(first[name], gradient, rtol=1e-3,
+                                   atol=1e-6 + 1e-4 * gradient.abs().max())
+    alone = gradients(quick(**CHANGES), tmp_path / 'data', [0])
+    name = 'volume_head.heatmap.weight'
+    assert (first[name] - alone[name]).abs().max() > .1 * (
+        alone[name].abs().max())
+
+
+def run(*command):
+    return subprocess.run(
+        [*map(str, command), '--cfg-options', *SMALL,
+         'train_cfg.max_iters=2', 'train_cfg.val_interval=2'], cwd=ROOT,
+        capture_output=True, text=True, timeout=300, env=dict(
+            os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
+            PORT='29517', CUDA_VISIBLE_DEVICES='',
+            PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}'))
+
+
+def test_two_processes_train_on_cpus(tmp_path):
+    for split, seed in (('train', 0), ('val', 1)):
+        make_sphere_set(tmp_path / 'data', 4, 4, 64, seed=seed, split=split)
+    done = run('tools/dist_train.sh', CONFIG, 2, '--work-dir',
+               tmp_path / 'work', '--data-root', tmp_path / 'data')
+    assert done.returncode == 0, done.stderr[-2000:]
+    log, = tmp_path.glob('work/*/vis_data/scalars.json')  # of one process
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [r['step'] for r in rows if 'loss' in r] == [1, 2]
+    tested, = [r for r in rows if 'mAP_3d' in r]
+    assert tested['num_scans'] == 4
+    assert (tmp_path / 'work' / 'iter_2.pth').exists()
+
+
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
+def test_a_launcher_that_is_not_there(tmp_path, launcher):
+    done = run(sys.executable, 'tools/train.py', CONFIG, '--work-dir',
+               tmp_path, '--launcher', launcher)
+    assert done.returncode == 1
+    assert 'torch.distributed.run' in done.stderr.splitlines()[-1]
+    assert 'Traceback' not in done.stderr
