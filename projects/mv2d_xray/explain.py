@@ -180,11 +180,11 @@ def eigen_cam(target: Target, rng: torch.Generator) -> Tensor:
     """Eigen-CAM (arXiv 2008.00299): activations along a principal component.
 
     There it is the first right singular vector of all activations, A = U S
-    V^T, and the map A V_1: one map for an image, whatever was detected, in
-    which a chest's ribs are first. Here V_1 is that of the cells of the
-    target's region alone, of what they differ from the mean of all, with the
-    sign that is positive in the region; the map is of all cells. It asks the
-    network nothing about the target beyond its place.
+    V^T, and the map A V_1: one map for an image, whatever was detected. Here
+    V_1 is that of the cells of the target's region alone, of what they differ
+    from the mean of all, with the sign that is positive in the region; the
+    map is of all cells. It asks the network nothing about the target beyond
+    its place.
 
     Returns:
         Tensor: (V, H, W), not negative.
@@ -248,8 +248,9 @@ def score_cam(target: Target, rng: torch.Generator, copies: int = 1,
 
 def ss_cam(target: Target, rng: torch.Generator) -> Tensor:
     """SS-CAM (arXiv 2006.14255): Score-CAM's weights, averaged over masks
-    with Gaussian noise, a_k = 1/N sum_n f(X * (H_k + n)) - f(X_b), as its
-    first variant."""
+    with Gaussian noise, a_k = 1/N sum_n f(X * (H_k + e_n)) - f(X_b), as its
+    first variant. There are few copies, for each costs as much as Score-CAM,
+    and the noise is a tenth of a mask's range."""
     return score_cam(target, rng, _COPIES, _NOISE)
 
 
