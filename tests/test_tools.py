@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmdet3d.registry import MODELS
 from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
 
 from projects.mv2d_xray import runtime
 from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import load_infos
+from projects.mv2d_xray.infos import (build_coco, dump_infos, dump_json,
+                                      load_infos)
 
 from .spheres import make_sphere_set
 
@@ -160,6 +163,66 @@ def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
         assert finding['verdict'] in done.stdout
         assert finding['peaks_2d'] >= 0 and finding['peaks_3d'] >= 0
     assert (tmp_path / 'diagnose.png').stat().st_size > 10000
+
+
+def test_explain_says_that_nothing_was_found(trained, tmp_path):
+    for stage in ('3d', '2d'):
+        done = tool(
+            'explain.py', CONFIG, trained / 'work' / 'iter_4.pth', '--stage',
+            stage, '--data-root', trained / 'data', '--out-dir', tmp_path,
+            options=SMALL)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert 'nothing to explain' in done.stdout
+        told = json.loads((tmp_path / 'explain.json').read_text())
+        assert told['findings'] == [] and told['stage'] == stage
+        assert told['summary']['score-cam']['gain']['mean'] is None
+
+
+def test_explain_judges_what_was_found(trained, tmp_path):
+    """In a set where the findings are what the network finds."""
+    shutil.copytree(trained / 'data', tmp_path / 'data')
+    done = tool(
+        'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
+        tmp_path, '--data-root', tmp_path / 'data', '--out',
+        tmp_path / 'results.json', '--split', 'val', options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / 'results.json').read_text())['scans']
+    path = tmp_path / 'data' / 'lidc_infos_val.pkl'
+    infos = load_infos(path)
+    infos['data_list'][0]['instances'][0]['bbox_3d'] = found[0][
+        'predictions'][0]['bbox_3d']
+    dump_infos(infos, path)
+    dump_json(build_coco(infos),
+              tmp_path / 'data' / 'lidc_infos_val_2d_anno.coco.json')
+    done = tool(
+        'explain.py', CONFIG, trained / 'work' / 'iter_4.pth', '--data-root',
+        tmp_path / 'data', '--out-dir', tmp_path / 'out', '--method',
+        'score-cam', 'random', '--false-positives', 1000, options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads((tmp_path / 'out' / 'explain.json').read_text())
+    assert len(told['findings']) >= 1
+    for finding in told['findings']:
+        assert set(finding['methods']) == {'score-cam', 'random'}
+        picture = tmp_path / 'out' / finding['picture']
+        assert picture.stat().st_size > 10000
+    assert 'score-cam less random' in done.stdout
+    random = told['summary']['random']
+    assert random['gain']['low'] <= random['gain']['mean'] <= random[
+        'gain']['high']
+
+
+def test_explain_needs_2d_heads_for_the_2d_stage(trained, tmp_path):
+    options = {'model.lifting_head': None, 'model.loss_weight_2d': 0.}
+    model = MODELS.build(runtime.load_config(str(ROOT / CONFIG),
+                                             options).model)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'peaks.pth')
+    done = tool(
+        'explain.py', CONFIG, tmp_path / 'peaks.pth', '--stage', '2d',
+        '--data-root', trained / 'data', '--out-dir', tmp_path,
+        options=[f'{k}={v}' for k, v in options.items()])
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].endswith(
+        'expected 2D heads that run, found none')
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])

@@ -93,7 +93,7 @@ class XRayDataset(Det3DDataset):
             self._check_sample(sample)
             samples.append(self.parse_data_info(sample))
             samples[-1]['intensity'] = infos['metainfo'].get('intensity')
-            self.bank += self._findings(sample['instances'])
+            self.bank += self.findings(sample['instances'])
         return samples
 
     def full_init(self) -> None:
@@ -116,8 +116,9 @@ class XRayDataset(Det3DDataset):
             and self.label_mapping[item['bbox_label_3d']] >= 0
         ], diameters
 
-    def _findings(self, instances: List[dict]) -> List[dict]:
-        """What an inserting transform needs to know of those that count."""
+    def findings(self, instances: List[dict]) -> List[dict]:
+        """What those of a record's instances that count are: ``centre`` and
+        ``size`` (mm), ``label``, ``contrast`` (1/mm) and ``shape``."""
         found = []
         for row in self._counting(instances)[0]:
             item = instances[row]

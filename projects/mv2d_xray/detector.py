@@ -154,8 +154,8 @@ class MV2DXRay(Base3DDetector):
         return slices
 
     @staticmethod
-    def _samples_2d(sample, imgs: Tensor, training: bool):
-        """One mmdet sample per view."""
+    def samples_2d(sample, imgs: Tensor, training: bool) -> list:
+        """One mmdet sample per view, for :meth:`detect_2d`."""
         samples = []
         shape = tuple(sample.metainfo['img_shape'])[:2]
         for view in range(len(sample.metainfo['ct2img'])):
@@ -255,7 +255,7 @@ class MV2DXRay(Base3DDetector):
         losses, per_sample = {}, []
         slices = self._views(batch_data_samples)
         samples_2d = [
-            self._samples_2d(s, imgs, True) for s in batch_data_samples
+            self.samples_2d(s, imgs, True) for s in batch_data_samples
         ]
         flat = [item for sample in samples_2d for item in sample]
         if self.with_2d:
@@ -328,7 +328,7 @@ class MV2DXRay(Base3DDetector):
         if self.with_2d:
             flat = [
                 item for sample in batch_data_samples
-                for item in self._samples_2d(sample, imgs, False)
+                for item in self.samples_2d(sample, imgs, False)
             ]
             detections = self.detect_2d(features, flat)
         for sample, rows in zip(batch_data_samples, slices):

@@ -35,8 +35,9 @@ SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
              'above_10mm': (10., np.inf)}  # diameters (mm)
 
 __all__ = [
-    'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'curves_of', 'evaluate',
-    'match', 'results_of', 'scans_of', 'table_of', 'threshold_at'
+    'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'bootstrap_weights',
+    'curves_of', 'evaluate', 'match', 'results_of', 'scans_of', 'table_of',
+    'threshold_at', 'views_of'
 ]
 
 
@@ -246,9 +247,7 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     if thresholds is not None:
         result['calibration'] = luna.above(thresholds)
     if bootstrap and scans:
-        rng = np.random.default_rng(seed)
-        draws = rng.multinomial(
-            len(scans), np.full(len(scans), 1 / len(scans)), bootstrap)
+        draws = bootstrap_weights(len(scans), bootstrap, seed)
         # In parts, to stay small in memory.
         parts = np.array_split(draws, -(-bootstrap // 50))
         samples = dict(
@@ -263,6 +262,13 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     result['num_scans'] = len(scans)
     result['num_gt'] = int(sum(len(s.truth) for s in scans))
     return result
+
+
+def bootstrap_weights(count: int, bootstrap: int, seed: int) -> np.ndarray:
+    """How often each of ``count`` (at least 1) is drawn in each resample,
+    (bootstrap, count)."""
+    return np.random.default_rng(seed).multinomial(
+        count, np.full(count, 1 / count), bootstrap)
 
 
 def _errors(scans: Sequence[ScanResult], distance: float) -> dict:
@@ -696,10 +702,16 @@ def _covered(truth: dict, found) -> np.ndarray:
     return (overlaps >= .5).any(1).numpy()
 
 
-def _recall_at_10(results: List[dict], low: float = 0.,
-                  high: float = np.inf) -> float:
-    """2D recall at 10 false positives a view of findings with diameters (mm)
-    in a range: LUNA16's criterion, each view a scan and px for mm."""
+def views_of(results: List[dict], label: Optional[int] = None,
+             low: float = 0., high: float = np.inf) -> List[ScanResult]:
+    """What :class:`XRay2DMetric` kept, each view a scan and px for mm.
+
+    Args:
+        results (list[dict]): Its results.
+        label (int, optional): Class. Defaults to all together.
+        low, high (float): Only findings with diameters (mm) in this range
+            count.
+    """
 
     def centred(boxes):
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -718,16 +730,28 @@ def _recall_at_10(results: List[dict], low: float = 0.,
         inside = (diameters >= low) & (diameters < high)
         true_views = np.asarray(r['truth']['gt_bboxes_view'])
         ignored_views = np.asarray(r['truth']['ignored_bboxes_view'])
-        for view in range(len(r['view_names'])):
-            rows = order[r['views'][order] == view]
-            here = true_views == view
+        mine, true = np.ones(len(boxes), bool), np.ones(len(truth), bool)
+        if label is not None:
+            mine = r['labels'] == label
+            true = np.asarray(r['truth']['gt_bboxes_labels']) == label
+        for view, name in enumerate(r['view_names']):
+            rows = order[(r['views'] == view)[order] & mine[order]]
+            here = (true_views == view) & true
             counted = truth[here & inside]
             others = np.concatenate(
                 [left_out[ignored_views == view], truth[here & ~inside]])
             views.append(
                 ScanResult(boxes[rows], r['scores'][rows], counted,
                            counted[:, 3:5].mean(1), others,
-                           others[:, 3:5].mean(1)))
+                           others[:, 3:5].mean(1), name))
+    return views
+
+
+def _recall_at_10(results: List[dict], low: float = 0.,
+                  high: float = np.inf) -> float:
+    """2D recall at 10 false positives a view of findings with diameters (mm)
+    in a range, with LUNA16's criterion."""
+    views = views_of(results, None, low, high)
     ranked = _Ranked.of(views, None, False)
     return float(ranked.sensitivity(np.ones((1, len(views))), (10., ))[0, 0])
 

@@ -26,7 +26,8 @@ from .infos import SHAPE_CELLS, InfosError
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
     'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
-    'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout'
+    'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout',
+    'silhouettes'
 ]
 
 _PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')
@@ -465,6 +466,28 @@ class XRayInsertNodules(BaseTransform):
             old = results[key]
             results[key] = np.concatenate(
                 [old, np.asarray(value, dtype=old.dtype)])
+
+
+def silhouettes(finding: dict, ct2img: np.ndarray,
+                img_shape: Tuple[int, int]) -> np.ndarray:
+    """Where each view shows a finding.
+
+    Args:
+        finding (dict): As :meth:`XRayDataset.findings` gives it; an ellipsoid
+            if its shape is not known.
+        ct2img (np.ndarray): (V, 4, 4).
+        img_shape (tuple[int, int]): Height and width (px).
+
+    Returns:
+        np.ndarray: Boolean (V, H, W).
+    """
+    shape = _BALL if finding['shape'] is None else finding['shape']
+    solid = _Finding(finding['centre'], np.diag(2 / finding['size']), shape,
+                     1., finding['label'])
+    images = np.zeros((len(ct2img), *img_shape, 1))
+    for image, matrix in zip(images, ct2img):
+        XRayInsertNodules.add(image, matrix, solid)
+    return images[..., 0] > 0
 
 
 @TRANSFORMS.register_module()

@@ -23,6 +23,7 @@ _STYLES = {
     'prediction': dict(edgecolor='#ff5a4f', linestyle='--'),
 }
 _STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
+_OUTLINE = '#4cc9f0'
 
 
 def draw_views(images: np.ndarray,
@@ -110,9 +111,11 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
     """Draw a sheet: a row of views for each scan, with 3D and 2D boxes.
 
     Args:
-        scans (list[dict]): Each with ``title``, ``names``, ``images``,
-            ``ct2img``, ``ground_truth`` and ``ignored`` as for
-            :func:`draw_views`, and ``boxes_2d``: per view (N, 4) xyxy (px).
+        scans (list[dict]): Each with ``title``, ``names``, ``images`` and
+            ``ct2img`` as for :func:`draw_views`, and what there is of
+            ``ground_truth``, ``ignored`` and ``prediction`` (N, 7) (mm),
+            ``boxes_2d`` (per view (N, 4) xyxy, px), ``heat`` (V, H, W, not
+            negative) and ``masks`` (V, H, W, outlined).
         out_file (str | Path): PNG to write.
     """
     columns = max(len(scan['images']) for scan in scans)
@@ -128,16 +131,28 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
             _draw_view(axis, image, scan['ct2img'][view],
                        f'{scan["title"]}, {name}' if view == 0 else name,
                        scan)
-            for rect in scan['boxes_2d'][view]:
+            for rect in scan['boxes_2d'][view] if 'boxes_2d' in scan else ():
                 _draw_rect(axis, rect, _STYLE_2D)
-    styles = {'3D box, projected': _STYLES['ground truth'],
-              '3D box that does not count': _STYLES['ignored'],
-              '2D box': _STYLE_2D}
+            size = (0, image.shape[1], image.shape[0], 0)
+            if 'heat' in scan:
+                strength = scan['heat'][view] / max(scan['heat'].max(), 1e-12)
+                axis.imshow(strength, cmap='inferno', extent=size, vmin=0,
+                            vmax=1, alpha=.8 * strength**.5)
+            if 'masks' in scan and scan['masks'][view].any():
+                axis.contour(scan['masks'][view], [.5], extent=size,
+                             origin='upper', colors=_OUTLINE, linewidths=.9)
+    styles = {'ground_truth': ('3D box, projected', _STYLES['ground truth']),
+              'ignored': ('3D box that does not count', _STYLES['ignored']),
+              'prediction': ('box that was found', _STYLES['prediction']),
+              'boxes_2d': ('2D box', _STYLE_2D),
+              'masks': ('outline', dict(edgecolor=_OUTLINE, linestyle='-'))}
+    styles = [style for key, style in styles.items()
+              if any(key in scan for scan in scans)]
     figure.legend(
         handles=[Line2D([], [], color=style['edgecolor'],
                         linestyle=style['linestyle'], label=label)
-                 for label, style in styles.items()],
-        loc='outside lower center', ncols=3, frameon=False)
+                 for label, style in styles],
+        loc='outside lower center', ncols=max(len(styles), 1), frameon=False)
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file, dpi=100)
 

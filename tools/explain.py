@@ -1,0 +1,239 @@
+"""What detections rest on: python tools/explain.py CONFIG CHECKPOINT"""
+
+import argparse
+from pathlib import Path
+from typing import Dict, Iterator, List
+
+import numpy as np
+import torch
+from mmdet3d.registry import DATASETS
+from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
+from terminaltables import AsciiTable
+from tqdm import tqdm
+
+from projects.mv2d_xray.explain import (FRACTIONS, METHODS, Target,
+                                        corners_of, faithfulness,
+                                        segmentation_game, summarise)
+from projects.mv2d_xray.infos import dump_json
+from projects.mv2d_xray.metrics import (XRay2DMetric, XRay3DMetric, match,
+                                        scans_of, threshold_at, views_of)
+from projects.mv2d_xray.runtime import (UserError, argument_parser,
+                                        config_of, load_model, one_sentence,
+                                        select_split)
+from projects.mv2d_xray.transforms import silhouettes
+from projects.mv2d_xray.visualization import draw_scans
+
+HIT = 10.  # mm between centres
+FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
+           'deletion': 'deletion', 'insertion': 'insertion'}
+
+
+def parse_args() -> argparse.Namespace:
+    """Arguments."""
+    parser = argument_parser(
+        'Say which pixels the boxes that hit a finding rest on')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--split', default='val',
+                        help='infos to look at (default: %(default)s)')
+    parser.add_argument(
+        '--out-dir', required=True, type=Path,
+        help='folder for explain.json and a picture of each box')
+    parser.add_argument(
+        '--scans', type=int, default=5,
+        help='how many with a box that hits are explained, drawn at random '
+        '(default: %(default)s)')
+    parser.add_argument(
+        '--method', nargs='+', choices=list(METHODS), default=list(METHODS),
+        help='default: all')
+    parser.add_argument(
+        '--stage', choices=['2d', '3d'], default='3d',
+        help='boxes of single views or in space (default: %(default)s)')
+    parser.add_argument(
+        '--false-positives', type=float, default=1.,
+        help='per scan, or per view of the 2D stage, at the score above which '
+        'boxes are explained (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0,
+                        help='of all that is random (default: %(default)s)')
+    return parser.parse_args()
+
+
+def hits_3d(result: dict, classes: int) -> Iterator[Dict]:
+    """Boxes of one scan with the row of the finding that each hits; those
+    that hit none have the row None."""
+    metric = XRay3DMetric()
+    metric.process({}, [result])
+    labels = np.asarray(result['eval_ann_info']['gt_labels_3d'])
+    for label in range(classes):
+        scan, = scans_of(metric.results, label)
+        yield from _hits(scan, match(scan, HIT, True), label, None,
+                         np.flatnonzero(labels == label))
+
+
+def hits_2d(result: dict, classes: int) -> Iterator[Dict]:
+    """As :func:`hits_3d`, of the boxes of each view."""
+    metric = XRay2DMetric()
+    metric.process({}, [result])
+    truth = result['eval_ann_info']
+    for label in range(classes):
+        for view, scan in enumerate(views_of(metric.results, label)):
+            here = (truth['gt_bboxes_view'] == view) & (
+                truth['gt_bboxes_labels'] == label)
+            yield from _hits(scan, match(scan, None, False), label, view,
+                             truth['gt_bboxes_instance'][here])
+
+
+def _hits(scan, matched, label, view, rows) -> Iterator[Dict]:
+    for box, score, hit, counts in zip(scan.boxes, scan.scores, *matched):
+        if counts:
+            yield dict(box=box, score=float(score), label=label, view=view,
+                       finding=int(rows[hit]) if hit >= 0 else None,
+                       diameter=float(scan.diameters[hit])
+                       if hit >= 0 else None)
+
+
+def explain(model, sample: dict, hit: dict, finding: dict,
+            methods: List[str], rng: torch.Generator) -> tuple:
+    """Maps of one box and what the judges say of each.
+
+    Returns:
+        tuple: views (V, H, W), masks (V, H, W) and maps by method, and the
+        figures by method.
+    """
+    box = torch.as_tensor(hit['box'], dtype=torch.float32)[None]
+    corners = corners_of(box)
+    detection = InstanceData(
+        bboxes=corners if hit['view'] is None else corners[:, [0, 1, 3, 4]],
+        scores=torch.tensor([hit['score']]),
+        labels=torch.tensor([hit['label']]))
+    target = Target.of(model, sample, detection, hit['view'])
+    ct2img = np.asarray(sample['data_samples'].metainfo['ct2img'])
+    if hit['view'] is not None:
+        ct2img = ct2img[[hit['view']]]
+    masks = silhouettes(finding, ct2img, tuple(target.views.shape[1:]))
+    maps, figures = {}, {}
+    for name in methods:
+        maps[name] = METHODS[name](target, rng)
+        figures[name] = dict(segmentation_game(maps[name], masks),
+                             **faithfulness(target, maps[name], rng))
+    return target.views, masks, maps, figures
+
+
+def draw(hit: dict, meta: dict, views, masks, maps, figures,
+         path: Path) -> None:
+    """A row for each method."""
+    which = slice(None) if hit['view'] is None else slice(
+        hit['view'], hit['view'] + 1)
+    if hit['view'] is None:
+        boxes = dict(prediction=hit['box'][None])
+    else:
+        x, y, _, dx, dy = hit['box'][:5]
+        boxes = dict(boxes_2d=np.array(
+            [[[x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2]]]))
+    draw_scans([
+        dict(title=f'{name}, gain {figures[name]["gain"]:.1f}',
+             names=meta['view_names'][which], images=views.numpy(),
+             ct2img=np.asarray(meta['ct2img'])[which], heat=heat.numpy(),
+             masks=masks, **boxes) for name, heat in maps.items()
+    ], path)
+
+
+def summary_of(findings: List[dict], methods: List[str]) -> dict:
+    """Each figure's mean over findings, and the mean of its difference to the
+    random map's, with intervals."""
+    summary = {}
+    for name in methods:
+        values = {key: np.array([f['methods'][name][key] for f in findings])
+                  for key in FIGURES}
+        summary[name] = {key: summarise(v) for key, v in values.items()}
+        if 'random' in methods and name != 'random':
+            summary[name]['less_random'] = {
+                key: summarise(v - [f['methods']['random'][key]
+                                    for f in findings])
+                for key, v in values.items()}
+    return summary
+
+
+def table_of(told: dict) -> str:
+    """The summary as people read it."""
+
+    def row(name, values):
+        return [name] + [
+            '-' if values[key]['mean'] is None else '{mean:.3f} [{low:.3f}, '
+            '{high:.3f}]'.format(**values[key]) for key in FIGURES]
+
+    rows = [row(name, values) for name, values in told['summary'].items()]
+    rows += [row(f'{name} less random', values['less_random'])
+             for name, values in told['summary'].items()
+             if 'less_random' in values]
+    return AsciiTable([['map', *FIGURES.values()], *rows],
+                      f'{len(told["findings"])} boxes, score > '
+                      f'{told["threshold"]:.2f}').table
+
+
+@one_sentence
+def main() -> None:
+    """Find, draw lots, explain, judge, tabulate."""
+    args = parse_args()
+    cfg = config_of(args)
+    dataset = cfg.test_dataloader.dataset
+    select_split(dataset, args.split)
+    model, _ = load_model(cfg, args.checkpoint)
+    if args.stage == '2d' and not model.with_2d:
+        raise UserError(f'{args.config}: model: expected 2D heads that run, '
+                        'found none')
+    data = DATASETS.build(dataset)
+    hits_of = hits_3d if args.stage == '3d' else hits_2d
+    hits, wrong, places = [], [], 0
+    for number, sample in enumerate(tqdm(data, desc='detect', unit='scan',
+                                         dynamic_ncols=True)):
+        with torch.no_grad():
+            batch = model.data_preprocessor(pseudo_collate([sample]), False)
+            result = model.predict(batch['inputs'], batch['data_samples'])[0]
+        result = result.cpu().to_dict()
+        places += 1 if args.stage == '3d' else len(result['view_names'])
+        for hit in hits_of(result, len(data.metainfo['classes'])):
+            if hit['finding'] is None:
+                wrong.append(hit['score'])
+            else:
+                hits.append(dict(hit, scan=number))
+    threshold = threshold_at(sorted(wrong, reverse=True),
+                             args.false_positives, places)
+    hits = [hit for hit in hits if hit['score'] > threshold]
+    scans = sorted({hit['scan'] for hit in hits})
+    # In the order drawn: more scans are the same ones and others.
+    drawn = np.random.default_rng(args.seed).permutation(scans)[:args.scans]
+    chosen = [hit for scan in drawn for hit in hits if hit['scan'] == scan]
+    rng = torch.Generator().manual_seed(args.seed)
+    told = dict(stage=args.stage, split=args.split, seed=args.seed,
+                threshold=threshold, hits=len(hits), fractions=FRACTIONS,
+                findings=[])
+
+    def write():
+        told['summary'] = summary_of(told['findings'], args.method)
+        dump_json(told, args.out_dir / 'explain.json')
+
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    write()
+    for hit in tqdm(chosen, desc='explain', unit='box', dynamic_ncols=True):
+        sample = data[hit['scan']]
+        record = data.get_data_info(hit['scan'])
+        finding = data.findings(record['instances'])[hit['finding']]
+        explained = explain(model, sample, hit, finding, args.method, rng)
+        name = f'{record["token"]}_{len(told["findings"]):03d}.png'
+        draw(hit, sample['data_samples'].metainfo, *explained,
+             args.out_dir / name)
+        told['findings'].append(
+            dict(hit, box=hit['box'].tolist(), token=record['token'],
+                 picture=name, methods=explained[-1]))
+        write()  # each takes a minute: what is done is not lost
+    print(table_of(told))
+    if not hits:
+        print(f'no box with a score above {threshold:.2f} hits a finding: '
+              'there is nothing to explain')
+    print(f'{args.out_dir}/explain.json, {len(chosen)} pictures of '
+          f'{len(hits)} boxes that hit')
+
+
+if __name__ == '__main__':
+    main()
