@@ -32,15 +32,13 @@ def scans(sphere_root):
 
 def papers_model():
     """The papers' config, every part of it narrower."""
-    cfg = Config.fromfile(
-        CONFIGS / 'mv2d-xray_r50_roi_1xb1-24e_lidc.py').model
-    cfg.merge_from_dict({
+    cfg = Config.fromfile(CONFIGS / 'mv2d-xray_r50_roi_1xb1-24e_lidc.py')
+    cfg.merge_from_dict({f'model.{k}': v for k, v in {
         'data_preprocessor.band_sigmas': [1., 3.],
-        'detector_2d.backbone.depth': 18,
         'detector_2d.backbone.base_channels': 8,
         'detector_2d.backbone.init_cfg': None,
         'detector_2d.backbone.with_cp': False,
-        'detector_2d.neck.in_channels': [8, 16, 32, 64],
+        'detector_2d.neck.in_channels': [32, 64, 128, 256],
         'detector_2d.neck.out_channels': 32,
         'detector_2d.rpn_head.in_channels': 32,
         'detector_2d.rpn_head.feat_channels': 32,
@@ -53,8 +51,8 @@ def papers_model():
         'lifting_head.decoder.num_heads': 4,
         'lifting_head.decoder.feedforward_channels': 32,
         'lifting_head.relevance.num_depths': 8,
-        'lifting_head.position_encoding.num_depths': 8})
-    model = MODELS.build(cfg)
+        'lifting_head.position_encoding.num_depths': 8}.items()})
+    model = MODELS.build(cfg.model)
     model.init_weights()
     return model
 
@@ -68,7 +66,7 @@ MODELS_OF = dict(
 def all_of(model, scans, out_dir, row=0, **kwargs):
     """A diagnosis of the scans and the report of one of them."""
     model.eval()
-    told = diagnose(model, [scans[i] for i in range(len(scans))], ['nodule'])
+    told = diagnose(model, [scans[i] for i in (0, 1)], ['nodule'])
     told = json.loads(json.dumps(told, allow_nan=False))
     report = report_scan(model, scans[row], told, out_dir, **kwargs)
     assert json.loads((out_dir / 'scan.json').read_text()) == report
@@ -80,7 +78,7 @@ def test_every_model_is_described(scans, tmp_path, name):
     model = MODELS_OF[name]()
     told, report = all_of(model, scans, tmp_path, views=['CAM_03'])
     truths = [len(s['data_samples'].eval_ann_info['gt_labels_3d'])
-              for s in scans]
+              for s in (scans[0], scans[1])]
     assert len(told['findings']) == sum(truths) > 0
     assert len(report['findings']) == truths[0]
     assert all(f['verdict'] for f in told['findings'])
@@ -150,11 +148,16 @@ def test_the_rois_of_a_query_are_those_of_its_box(scans):
 
 def test_steps_end_with_the_prediction(scans):
     for name in ('both', 'papers', 'peaks'):
-        seen = trace(MODELS_OF[name]().eval(), scans[0])
+        model = MODELS_OF[name]().eval()
+        if model.lifting_head is not None:
+            model.lifting_head.test_cfg = dict(
+                score_thr=0., nms_iou=.1, max_per_img=50)
+        seen = trace(model, scans[0])
         found = seen.result.pred_instances_3d
-        best = seen.boxes[-1, seen.scores[-1].argmax(), :3]
-        torch.testing.assert_close(found.bboxes_3d.gravity_center[0], best)
         assert found.scores_3d[0] == seen.scores[-1].max()
+        away = (found.bboxes_3d.gravity_center[:, None] -
+                seen.boxes[-1, :, :3]).norm(dim=-1)
+        assert away.min(1)[0].max() < 1e-3
 
 
 @pytest.mark.parametrize('name', ['both', 'papers', 'peaks'])
@@ -249,7 +252,10 @@ LOST = dict(score=0., score_beside=0., distances=[40., 30., 30.],
     (dict(score=.2), 'found, with a score below the threshold'),
     (dict(score_beside=.5, distances=[40., 8., 9.], query_score=.02),
      'a box overlaps it, but its centre is more than 10 mm off'),
-    (dict(score_beside=.3, distances=[40., 8., 30.]),
+    (dict(score_beside=.3, distances=[40., 8., 9.], query_score=.02),
+     'a box overlaps it, but its centre is more than 10 mm off, and its '
+     'score is below the threshold'),
+    (dict(distances=[40., 8., 30.]),
      'its query moved away in decoder layer 2'),
     (dict(distances=[5., 8., 11.]),
      'its query moved away in decoder layer 2'),

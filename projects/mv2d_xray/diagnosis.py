@@ -151,8 +151,8 @@ def trace(model, sample: dict) -> Trace:
         scores=logits.sigmoid().amax(-1).T, sources=sources,
         attention=[
             Attention(
-                rois=torch.cat(pooled[:shared] +
-                               pooled[shared:count][-1:]),
+                rois=torch.cat([boxes.new_zeros(0, 5), *pooled[:shared],
+                                *pooled[shared:count][-1:]]),
                 index=index, valid=valid, weights=weights)
             for weights, index, valid, count in attended
         ],
@@ -244,9 +244,11 @@ def verdict(finding: Dict, threshold: float, limits: Dict) -> str:
         return 'found'
     if finding['score'] > 0:
         return 'found, with a score below the threshold'
-    if finding['score_beside'] >= threshold and finding['score_beside'] > 0:
+    if finding['score_beside'] > 0:
+        low = (', and its score is below the threshold'
+               if finding['score_beside'] < threshold else '')
         return ('a box overlaps it, but its centre is more than '
-                f'{limits["hit"]:g} mm off')
+                f'{limits["hit"]:g} mm off{low}')
     near = [d <= limits['hit'] for d in finding['distances']]
     if near and near[-1]:
         if finding['query_score'] <= limits['score']:
@@ -521,8 +523,7 @@ def _draw_scan(model, seen: Trace, content: Dict, rows: Sequence[int],
     """All pictures of one scan."""
     truth, meta = seen.result.eval_ann_info, seen.result.metainfo
     token, threshold = meta['token'], content['threshold']
-    labels = [f'{f["number"]}: {f["diameter"]:.0f} mm, {f["verdict"]}'
-              for f in content['findings']]
+    labels = _summary(content['findings'])
     views = [_drawn_view(model, seen, content, v, names[v]) for v in rows]
     found = seen.result.pred_instances_3d
     found = found[found.scores_3d >= threshold]
@@ -558,6 +559,15 @@ def _draw_scan(model, seen: Trace, content: Dict, rows: Sequence[int],
         visualization.draw_attention(
             views, content['queries'], out_dir / 'attention.png',
             f'{token}: RoIs that queries attend to in the last layer')
+
+
+def _summary(findings: Sequence[Dict]) -> List[str]:
+    """A line for each verdict, with the findings that have it."""
+    lines = {}
+    for finding in findings:
+        lines.setdefault(finding['verdict'], []).append(
+            f'{finding["number"]} ({finding["diameter"]:.0f} mm)')
+    return [f'{", ".join(these)}: {text}' for text, these in lines.items()]
 
 
 def _drawn_view(model, seen: Trace, content: Dict, view: int,

@@ -1,11 +1,13 @@
 """Pictures of what was found, for people; drawn without a screen."""
 
+import textwrap
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,7 +36,7 @@ _STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
 _STYLE_PROPOSAL = dict(edgecolor='#5ec8ff', linestyle=(0, (1, 1)))
 _STYLE_ROI = dict(edgecolor='#ffd166', linestyle='-')
 _STYLE_PEAK = dict(color='#c9a0ff', marker='+', linestyle='none')
-_OUTLINE = [withStroke(linewidth=2, foreground='black')]
+_OUTLINE = [withStroke(linewidth=1.2, foreground='black')]
 _PLANES = (('x', 'y', 'from the head'), ('x', 'z', 'from the front'),
            ('y', 'z', 'from the side'))
 _NEAR = 30.  # mm round a finding that are enlarged
@@ -49,6 +51,12 @@ def _subplots(rows: int, columns: int, width: float,
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _wrapped(title: str, width: float) -> str:
+    """A title in lines that fit a figure's width (inches)."""
+    return '\n'.join(part for line in title.split('\n')
+                     for part in textwrap.wrap(line, int(11 * width)))
 
 
 def _save(figure: Figure, out_file: Union[str, Path]) -> None:
@@ -258,8 +266,9 @@ def draw_boxes_2d(views: List[dict], out_file: Union[str, Path], title: str,
     columns = min(len(views), 5 if len(views) > 4 else 2)
     rows = -(-len(views) // columns)
     side = 4. if columns > 2 else 7.
-    figure, axes = _subplots(rows, columns, side * columns,
-                             (side + .3) * rows + .3 * title.count('\n') + .9)
+    title = _wrapped(title, side * columns)
+    figure, axes = _subplots(rows, columns, side * columns, (side + .3) *
+                             rows + .25 * title.count('\n') + 1.2)
     for axis in axes.ravel():
         axis.axis('off')
     for axis, view in zip(axes.ravel(), views):
@@ -294,7 +303,7 @@ def draw_boxes_2d(views: List[dict], out_file: Union[str, Path], title: str,
         if key in views[0]:
             kinds.append((label, style))
     figure.legend(handles=[_handle(style, label) for label, style in kinds],
-                  loc='outside lower center', ncols=len(kinds),
+                  loc='outside lower center', ncols=int(side * columns / 3),
                   frameon=False)
     figure.suptitle(title)
     _save(figure, out_file)
@@ -376,7 +385,8 @@ def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
         truth (np.ndarray): (N, 7) findings (mm).
         diameters (np.ndarray): (N,) (mm).
     """
-    figure, (line, ) = _subplots(1, 3, 19, 6.8 + .3 * title.count('\n'))
+    title = _wrapped(title, 19)
+    figure, (line, ) = _subplots(1, 3, 19, 6.8 + .25 * title.count('\n'))
     norm = PowerNorm(.5, 0, max(float(heatmap.max()), 1e-6))
     edges = []
     for places in axes_mm:
@@ -437,30 +447,29 @@ def draw_queries(points: np.ndarray, scores: np.ndarray,
     """
     enlarged = range(min(len(truth), _MOST_FINDINGS))
     columns = 1 + len(enlarged) + 1
+    title = _wrapped(title, 4.2 * columns)
     figure, axes = _subplots(2, columns, 4.2 * columns,
-                             8.6 + .3 * title.count('\n'))
-    colours = colormaps['viridis']
+                             8.6 + .25 * title.count('\n'))
+    named = np.isin(np.arange(points.shape[1]), chosen)
+    colour = colormaps['viridis'](scores[-1], alpha=np.where(named, 1., .5))
+    width = np.where(named, 1.8, .7)
     for line, (a, b, name) in zip(axes, _PLANES):
         i, j = 'xyz'.index(a), 'xyz'.index(b)
         for axis, at in zip(line, (None, *enlarged)):
             _draw_circles(axis, truth, diameters, i, j)
-            for query in range(points.shape[1]):
-                path = points[:, query][:, [i, j]]
-                named = query in chosen
-                style = dict(
-                    color=colours(float(scores[-1, query])),
-                    linewidth=1.8 if named else .7,
-                    alpha=1. if named else .5)
-                axis.plot(*path.T, **style)
-                axis.plot(*path[0], 'o', markersize=5, fillstyle='none',
-                          **style)
-                axis.plot(*path[-1], 'x', markersize=6, **style)
-                if named and at is not None:
-                    up = list(chosen).index(query) % 2 == 0
-                    axis.annotate(f'q{query} ({scores[-1, query]:.2f})',
-                                  path[-1], (5, 3 if up else -10), fontsize=9,
-                                  textcoords='offset points', clip_on=True,
-                                  annotation_clip=True)
+            paths = points[..., [i, j]].transpose(1, 0, 2)
+            axis.add_collection(LineCollection(paths, colors=colour,
+                                               linewidths=width))
+            for step, marker in ((0, 'o'), (-1, 'x')):
+                face = 'none' if marker == 'o' else colour
+                edge = dict(edgecolors=colour) if marker == 'o' else {}
+                axis.scatter(*paths[:, step].T, s=30, marker=marker,
+                             facecolors=face, linewidths=width, **edge)
+            for rank, query in enumerate(chosen if at is not None else ()):
+                axis.annotate(f'q{query} ({scores[-1, query]:.2f})',
+                              paths[query, -1], (5, -10 if rank % 2 else 3),
+                              fontsize=9, textcoords='offset points',
+                              clip_on=True, annotation_clip=True)
             axis.set(xlabel=f'{a} (mm)', ylabel=f'{b} (mm)', aspect='equal',
                      title=f'{name}, all' if at is None else
                      f'{name}, round finding {at}')
