@@ -68,6 +68,34 @@ def test_no_rois_and_no_valid_roi_are_finite():
     assert torch.isfinite(out).all()
 
 
+def test_weights_are_those_of_the_forward_pass():
+    module = SparseCrossAttention(16, 1)
+    module.init_weights()
+    torch.nn.init.normal_(module.null)
+    data = inputs(tokens=1)
+    data['index'] = torch.tensor([[0, 1], [2, 0], [3, 3], [1, 2], [0, 0]])
+    data['valid'] = torch.tensor(
+        [[1, 1], [1, 0], [1, 0], [1, 1], [0, 0]]).bool()
+    weights = module.weights(**data)
+    assert (weights[:, 1:][~data['valid']] == 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(5))
+    assert weights[4].tolist() == [1, 0, 0]
+    value = module.value_proj(data['tokens'])[:, 0][data['index']]
+    value = torch.cat([module.null[1].expand(5, 1, 16), value], 1)
+    read = (weights[..., None] * value).sum(1)
+    torch.testing.assert_close(
+        module(**data), data['query'] + module.out_proj(read))
+    # Heads and tokens of a RoI are summed up.
+    module = SparseCrossAttention(16, 4)
+    module.init_weights()
+    weights = module.weights(**dict(data, **{
+        k: v.expand(-1, 6, -1) for k, v in data.items() if 'token' in k}))
+    torch.testing.assert_close(weights.sum(1), torch.ones(5))
+    none = dict(data, tokens=torch.zeros(0, 1, 16),
+                token_pos=torch.zeros(0, 1, 16))
+    assert module.weights(**none)[:, 0].tolist() == [1] * 5
+
+
 def test_every_layer_is_returned():
     decoder = XRayDecoder(num_layers=3, embed_dims=16, num_heads=2,
                           feedforward_channels=32, dropout=0.)

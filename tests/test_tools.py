@@ -149,20 +149,45 @@ def test_infer_on_one_object_from_any_folder(trained, tmp_path):
 
 
 def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
+    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
+    token = infos['data_list'][0]['token']
     done = tool(
         'diagnose.py', CONFIG, trained / 'work' / 'iter_4.pth',
-        '--data-root', trained / 'data', '--out-dir', tmp_path, options=SMALL)
+        '--data-root', trained / 'data', '--out-dir', tmp_path, '--scan',
+        token, '--view', 'CAM_02', options=SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads((tmp_path / 'diagnose.json').read_text())
-    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
     counting = [i for s in infos['data_list'] for i in s['instances']
                 if not i['ignore']]
     assert len(told['findings']) == len(counting) > 0
     for finding in told['findings']:
         # A network of four iterations finds nothing; all stages look.
-        assert finding['verdict'] in done.stdout
+        assert all(part in done.stdout
+                   for part in finding['verdict'].split('; '))
         assert finding['peaks_2d'] >= 0 and finding['peaks_3d'] >= 0
+        assert 0 <= finding['detected'] <= finding['views'] == 4
     assert (tmp_path / 'diagnose.png').stat().st_size > 10000
+    scan = json.loads((tmp_path / token / 'scan.json').read_text())
+    assert scan['findings'] == [f for f in told['findings']
+                                if f['token'] == token]
+    assert {p.name for p in (tmp_path / token).iterdir()} == {
+        'scan.json', 'views.png', 'features_CAM_02.png', 'volume.png',
+        'queries.png', 'attention.png'}
+
+
+def test_diagnose_of_unknown_scans_and_views(trained, tmp_path):
+    command = ('diagnose.py', CONFIG, trained / 'work' / 'iter_4.pth',
+               '--data-root', trained / 'data', '--out-dir', tmp_path)
+    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
+    token = infos['data_list'][0]['token']
+    done = tool(*command, '--scan', 'nobody', options=SMALL)
+    assert 'expected one of the 3 scans' in error_of(done)
+    assert f'as {token}, found nobody' in error_of(done)
+    done = tool(*command, '--scan', token, '--view', 'CAM_04', options=SMALL)
+    assert ('CAM_00, CAM_01, CAM_02, CAM_03, found CAM_04'
+            in error_of(done))
+    assert '--view: expected --scan' in error_of(
+        tool(*command, '--view', 'CAM_00'))
 
 
 def test_explain_says_that_nothing_was_found(trained, tmp_path):

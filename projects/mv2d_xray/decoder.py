@@ -61,6 +61,40 @@ class SparseCrossAttention(BaseModule):
         Returns:
             Tensor: (Q, C), with the residual added.
         """
+        projected, key, value, mask = self._heads(
+            query, query_pos, tokens, token_pos, index, valid)
+        out = F.scaled_dot_product_attention(
+            projected, key, value, attn_mask=mask,
+            dropout_p=self.attn_drop if self.training else 0.)
+        out = out.transpose(1, 2).reshape(query.shape)
+        return query + self.dropout(self.out_proj(out))
+
+    @torch.no_grad()
+    def weights(self, query: Tensor, query_pos: Tensor, tokens: Tensor,
+                token_pos: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+        """How much each query attends to each of its RoIs, for people.
+
+        Args:
+            As for :meth:`forward`.
+
+        Returns:
+            Tensor: (Q, 1 + K), the learned token and the RoIs of ``index``,
+            mean over the heads; rows sum to 1, padding has 0.
+        """
+        projected, key, _, mask = self._heads(query, query_pos, tokens,
+                                              token_pos, index, valid)
+        scores = projected @ key.transpose(2, 3) / key.shape[-1]**.5
+        scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(-1).mean(1)[:, 0]
+        of_rois = weights.new_zeros(index.shape)
+        if len(tokens):
+            of_rois = weights[:, 1:].view(*index.shape, -1).sum(-1)
+        return torch.cat([weights[:, :1], of_rois], 1)
+
+    def _heads(self, query: Tensor, query_pos: Tensor, tokens: Tensor,
+               token_pos: Tensor, index: Tensor, valid: Tensor) -> tuple:
+        """Query (Q, heads, 1, C'), key and value (Q, heads, 1 + K T, C') and
+        mask (Q, 1, 1, 1 + K T), the learned token first."""
         num_queries, channels = query.shape
         num_tokens = tokens.shape[1]
         heads = self.num_heads
@@ -85,11 +119,7 @@ class SparseCrossAttention(BaseModule):
         projected = self.query_proj(query + query_pos)
         projected = projected.reshape(num_queries, 1, heads,
                                       channels // heads).transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            projected, key, value, attn_mask=mask,
-            dropout_p=self.attn_drop if self.training else 0.)
-        out = out.transpose(1, 2).reshape(num_queries, channels)
-        return query + self.dropout(self.out_proj(out))
+        return projected, key, value, mask
 
 
 class XRayDecoderLayer(DetrTransformerDecoderLayer):

@@ -251,9 +251,10 @@ class XRayLiftingHead(BaseModule):
             gt (InstanceData, optional): ``boxes`` (N, 7), for denoising.
 
         Returns:
-            InstanceData: Per query ``centres``, ``sizes``, ``source`` (0 roi,
-            1 volume, 2 denoising, 3 free), ``all_logits`` (Q, layers,
-            classes) and ``all_boxes`` (Q, layers, 6) (mm).
+            InstanceData: Per query ``centres``, ``sizes`` (mm) and ``logits``
+            (Q, classes) that it starts with, ``source`` (0 roi, 1 volume, 2
+            denoising, 3 free), ``all_logits`` (Q, layers, classes) and
+            ``all_boxes`` (Q, layers, 6) (mm).
         """
         ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
         num_views = len(ct2img)
@@ -357,6 +358,7 @@ class XRayLiftingHead(BaseModule):
         empty = features.new_zeros
         return InstanceData(
             centres=empty(0, 3), sizes=empty(0, 3),
+            logits=empty(0, self.num_classes),
             source=torch.zeros(0, dtype=torch.long, device=features.device),
             all_logits=empty(0, layers, self.num_classes),
             all_boxes=empty(0, layers, 6))

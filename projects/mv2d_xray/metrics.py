@@ -36,8 +36,8 @@ SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
 
 __all__ = [
     'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'bootstrap_weights',
-    'curves_of', 'evaluate', 'match', 'results_of', 'scans_of', 'table_of',
-    'threshold_at', 'views_of'
+    'covered', 'curves_of', 'evaluate', 'match', 'results_of', 'scans_of',
+    'table_of', 'threshold_at', 'views_of'
 ]
 
 
@@ -646,8 +646,8 @@ class XRay2DMetric(BaseMetric):
                     scores=found['scores'].cpu().numpy(),
                     labels=found['labels'].cpu().numpy(),
                     views=found['view_ids'].cpu().numpy(), truth=truth,
-                    covered=_covered(truth, found),
-                    proposed=_covered(truth, sample['proposals'])
+                    covered=covered(truth, found),
+                    proposed=covered(truth, sample['proposals'])
                     if 'proposals' in sample else None))
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
@@ -693,13 +693,19 @@ class XRay2DMetric(BaseMetric):
         return figures
 
 
-def _covered(truth: dict, found) -> np.ndarray:
-    """Which true 2D boxes a box of their view overlaps by IoU 0.5, (N,)."""
+def covered(truth: dict, found, iou: float = .5) -> np.ndarray:
+    """Which true 2D boxes a box of their view overlaps by an IoU, (N,).
+
+    Args:
+        truth (dict): A sample's ``eval_ann_info``.
+        found (InstanceData): ``bboxes`` (M, 4) xyxy (px) and ``view_ids``.
+        iou (float): At least. Defaults to 0.5.
+    """
     boxes = torch.as_tensor(truth['gt_bboxes'], dtype=torch.float32)
     views = torch.as_tensor(truth['gt_bboxes_view'])
     overlaps = bbox_overlaps(boxes, found['bboxes'].cpu().float())
     overlaps = overlaps * (views[:, None] == found['view_ids'].cpu()[None])
-    return (overlaps >= .5).any(1).numpy()
+    return (overlaps >= iou).any(1).numpy()
 
 
 def views_of(results: List[dict], label: Optional[int] = None,
