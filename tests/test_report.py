@@ -28,6 +28,10 @@ def boxes(array):
         origin=(.5, .5, .5))
 
 
+FIGURES = ('figure-froc', 'figure-precision', 'figure-sizes',
+           'figure-training')
+
+
 @pytest.fixture(scope='module')
 def tested(tmp_path_factory):
     """Results on three scans of two spheres and one of none: the first is
@@ -109,6 +113,9 @@ def opened(browser, page_file):
             page.on('request', lambda r: r.url.startswith('http') and
                     page.problems.append(r.url))
             page.goto(page_file.as_uri())
+            for part in (*FIGURES, 'views', 'scene3d'):
+                page.locator(f'#{part}').scroll_into_view_if_needed()
+                page.locator(f'#{part}.js-plotly-plot').wait_for()
             page.wait_for_function('document.body.dataset.drawn')
             pages[width] = page
         return pages[width]
@@ -133,7 +140,7 @@ def drawn(page):
     """Boxes in all views and points of lines in the scene, by kind."""
     return page.evaluate('''() => {
         const count = {};
-        for (const id of ['views', 'scene'])
+        for (const id of ['views', 'scene3d'])
             for (const trace of document.getElementById(id).data) {
                 const key = id + ' ' + trace.name;
                 count[key] = (count[key] || 0)
@@ -149,12 +156,21 @@ def test_the_page_renders_and_fits(opened, width):
     assert page.evaluate(
         'document.documentElement.scrollWidth <= innerWidth')
     assert page.title().startswith('MV2D-Xray: 4 scans')
-    for name in ('froc', 'precision', 'sizes', 'training'):
-        assert page.locator(f'#figure-{name} svg .trace').count() > 0
+    for figure in FIGURES:
+        assert page.locator(f'#{figure} svg .trace').count() > 0
     images = page.locator('#views image')
     assert images.count() == 4
-    assert page.locator('#scene canvas').count() >= 1
+    assert page.locator('#scene3d canvas').count() >= 1
     assert page.locator('table tr').count() == 5
+
+
+def test_the_page_opens_with_what_is_in_the_window(browser, page_file):
+    page = browser.new_page(viewport=dict(width=390, height=600))
+    page.set_default_timeout(180_000)
+    page.goto(page_file.as_uri())
+    page.locator('#figure-froc.js-plotly-plot').wait_for()
+    assert page.locator('#scene3d.js-plotly-plot').count() == 0
+    page.close()
 
 
 def test_the_slider_changes_views_and_scene_together(opened):
@@ -172,9 +188,9 @@ def test_the_slider_changes_views_and_scene_together(opened):
         assert count['views found finding'] == 4 * hits
         assert count['views missed finding'] == 4 * (findings - hits)
         # Twelve edges a box.
-        assert count['scene hit'] == 12 * hits
-        assert count['scene false positive'] == 12 * wrong
-        assert count['scene missed finding'] == 12 * (findings - hits)
+        assert count['scene3d hit'] == 12 * hits
+        assert count['scene3d false positive'] == 12 * wrong
+        assert count['scene3d missed finding'] == 12 * (findings - hits)
     assert page.problems == []
 
 
@@ -189,7 +205,7 @@ def test_keyboard_and_text_for_those_who_do_not_see(opened):
     page.keyboard.press('Enter')
     page.wait_for_function('b => document.getElementById("scan").value !== b',
                            arg=before)
-    for name in ('views', 'scene'):
+    for name in ('views', 'scene3d'):
         label = page.get_attribute(f'#{name}', 'aria-label')
         assert 'found' in label and 'false positive' in label
     assert page.get_attribute('#figure-froc', 'aria-label') == 'FROC'
