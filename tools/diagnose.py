@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Dict, List
 
 import numpy as np
-from mmdet3d.registry import DATASETS
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from projects.mv2d_xray.diagnosis import VISIBLE, diagnose, report_scan
 from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.metrics import MATCH_DISTANCE
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        config_of, evaluators_of, load_model,
-                                        one_sentence, select_split)
+                                        load_tested, match_distance_of,
+                                        one_sentence)
 from projects.mv2d_xray.visualization import draw_findings
 
 
@@ -86,18 +84,12 @@ def table_of(told: dict) -> str:
 def main() -> None:
     """Look at every scan of a split, tabulate, draw."""
     args = parse_args()
-    cfg = config_of(args)
-    dataset = cfg.test_dataloader.dataset
-    select_split(dataset, args.split)
-    model, _ = load_model(cfg, args.checkpoint)
-    data = DATASETS.build(dataset)
+    cfg, model, data = load_tested(args)
     rows = rows_of(data, args.scan, args.view)
-    hit = next((e.get('match_distance', MATCH_DISTANCE)
-                for e in evaluators_of(cfg) if e.type == 'XRay3DMetric'),
-               MATCH_DISTANCE)
     told = diagnose(
         model, tqdm(data, desc='diagnose', unit='scan', dynamic_ncols=True),
-        data.metainfo['classes'], hit, args.false_positives)
+        data.metainfo['classes'], match_distance_of(cfg),
+        args.false_positives)
     dump_json(told, args.out_dir / 'diagnose.json')
     draw_findings(told['findings'], told['limits'], VISIBLE,
                   args.out_dir / 'diagnose.png')

@@ -6,7 +6,6 @@ from typing import Dict, Iterator, List
 
 import numpy as np
 import torch
-from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from terminaltables import AsciiTable
@@ -19,12 +18,11 @@ from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.metrics import (XRay2DMetric, XRay3DMetric, match,
                                         scans_of, threshold_at, views_of)
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        config_of, load_model, one_sentence,
-                                        select_split)
+                                        load_tested, match_distance_of,
+                                        one_sentence)
 from projects.mv2d_xray.transforms import silhouettes
 from projects.mv2d_xray.visualization import draw_scans
 
-HIT = 10.  # mm between centres
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}
 
@@ -58,20 +56,22 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def hits_3d(result: dict, classes: int) -> Iterator[Dict]:
-    """Boxes of one scan with the row of the finding that each hits; those
-    that hit none have the row None."""
+def hits_3d(result: dict, classes: int, distance: float) -> Iterator[Dict]:
+    """Boxes of one scan with the row of the finding that each hits, up to a
+    distance (mm) between the centres; those that hit none have the row
+    None."""
     metric = XRay3DMetric()
     metric.process({}, [result])
     labels = np.asarray(result['eval_ann_info']['gt_labels_3d'])
     for label in range(classes):
         scan, = scans_of(metric.results, label)
-        yield from _hits(scan, match(scan, HIT, True), label, None,
+        yield from _hits(scan, match(scan, distance, True), label, None,
                          np.flatnonzero(labels == label))
 
 
-def hits_2d(result: dict, classes: int) -> Iterator[Dict]:
-    """As :func:`hits_3d`, of the boxes of each view."""
+def hits_2d(result: dict, classes: int, _=None) -> Iterator[Dict]:
+    """As :func:`hits_3d`, of the boxes of each view; a centre inside the
+    finding hits."""
     metric = XRay2DMetric()
     metric.process({}, [result])
     truth = result['eval_ann_info']
@@ -175,14 +175,10 @@ def table_of(told: dict) -> str:
 def main() -> None:
     """Find, draw lots, explain, judge, tabulate."""
     args = parse_args()
-    cfg = config_of(args)
-    dataset = cfg.test_dataloader.dataset
-    select_split(dataset, args.split)
-    model, _ = load_model(cfg, args.checkpoint)
+    cfg, model, data = load_tested(args)
     if args.stage == '2d' and not model.with_2d:
         raise UserError(f'{args.config}: model: expected 2D heads that run, '
                         'found none')
-    data = DATASETS.build(dataset)
     hits_of = hits_3d if args.stage == '3d' else hits_2d
     hits, wrong, places = [], [], 0
     for number, sample in enumerate(tqdm(data, desc='detect', unit='scan',
@@ -192,7 +188,8 @@ def main() -> None:
             result = model.predict(batch['inputs'], batch['data_samples'])[0]
         result = result.cpu().to_dict()
         places += 1 if args.stage == '3d' else len(result['view_names'])
-        for hit in hits_of(result, len(data.metainfo['classes'])):
+        for hit in hits_of(result, len(data.metainfo['classes']),
+                           match_distance_of(cfg)):
             if hit['finding'] is None:
                 wrong.append(hit['score'])
             else:

@@ -21,18 +21,19 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import build_functions, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from mmdet3d.registry import HOOKS, MODELS
+from mmdet3d.registry import DATASETS, HOOKS, MODELS
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .infos import InfosError
+from .metrics import MATCH_DISTANCE
 
 __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
     'check_checkpoint', 'config_errors', 'config_of', 'evaluators_of',
-    'keep_freed_memory',
-    'load_checkpoint', 'load_config', 'load_model', 'one_sentence',
-    'select_split'
+    'keep_freed_memory', 'load_checkpoint', 'load_config', 'load_model',
+    'load_tested', 'match_distance_of', 'one_sentence', 'select_split'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -367,6 +368,30 @@ def load_model(cfg: Config, path: str,
     model.load_state_dict(checkpoint['state_dict'])
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     return model.to(device).eval(), checkpoint.get('meta', {})
+
+
+def load_tested(args: argparse.Namespace
+                ) -> Tuple[Config, torch.nn.Module, Dataset]:
+    """What a tool looks at: config, model and split that its arguments say.
+
+    Args:
+        args: Those of :func:`argument_parser`, ``checkpoint`` and ``split``.
+
+    Raises:
+        UserError: As :func:`load_config` and :func:`load_model`.
+    """
+    cfg = config_of(args)
+    dataset = cfg.test_dataloader.dataset
+    select_split(dataset, args.split)
+    model, _ = load_model(cfg, args.checkpoint)
+    return cfg, model, DATASETS.build(dataset)
+
+
+def match_distance_of(cfg: Config) -> float:
+    """Up to which a box hits a finding, as the config's metric says (mm)."""
+    return next((e.get('match_distance', MATCH_DISTANCE)
+                 for e in evaluators_of(cfg) if e.type == 'XRay3DMetric'),
+                MATCH_DISTANCE)
 
 
 # ------------------------------------------------------------------ progress
