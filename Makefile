@@ -26,8 +26,8 @@ blade: env
 	@$(BIN)/python tools/demo.py --part --jobs $(JOBS)
 
 test: env
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile \
-	--durations=15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
+	--dist loadfile --durations=15
 
 lint: env
 	@$(BIN)/python -m ruff check .
