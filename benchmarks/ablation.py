@@ -18,6 +18,8 @@ from pathlib import Path
 
 from terminaltables import GithubFlavoredMarkdownTable
 
+from projects.mv2d_xray.metrics import difference
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'
 _VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
@@ -133,25 +135,32 @@ def seconds_per_iteration(folder: Path) -> float:
     return statistics.median(times)
 
 
-def table(out_dir: Path, split: str) -> str:
-    """Markdown of all variants with results on a split."""
+def table(out_dir: Path, split: str, against: str) -> str:
+    """Markdown of all variants with results on a split, and what they have
+    more than one of them."""
+    results = {
+        name: json.loads(results_of(out_dir / slug(name), split).read_text())
+        for name in VARIANTS
+        if results_of(out_dir / slug(name), split).exists()
+    }
     rows, sizes = [], []
-    for name in VARIANTS:
+    for name, r in results.items():
         path = out_dir / slug(name)
-        if not results_of(path, split).exists():
-            continue
-        r = json.loads(results_of(path, split).read_text())
         sizes = list(r['by_size'])
+        more = '-'
+        if against in results and name != against:
+            more = '{:+.3f} [{:+.3f}, {:+.3f}]'.format(
+                *difference(r, results[against]))
         rows.append([
             name, f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
-            f'{r["mAP_3d_high"]:.3f}]', f'{r["AP_5mm"]:.3f}',
+            f'{r["mAP_3d_high"]:.3f}]', more, f'{r["AP_5mm"]:.3f}',
             *(f'{r["by_size"][s]["mAP_3d"]:.3f}' for s in sizes),
             f'{r["CPM"]:.3f}',
             '-' if r['centre_error_mm'] is None else
             f'{r["centre_error_mm"]:.1f}',
             f'{seconds_per_iteration(path):.2f}'
         ])
-    header = ['variant', '3D mAP', 'AP 5 mm',
+    header = ['variant', '3D mAP', f'more than {against}', 'AP 5 mm',
               *(s.replace('_', ' ') for s in sizes), 'CPM',
               'centre error (mm)', 's / iteration']
     return GithubFlavoredMarkdownTable([header, *rows]).table
@@ -167,11 +176,14 @@ def main() -> None:
     length.add_argument('--minutes', type=float)
     parser.add_argument('--split', default='val', choices=('val', 'test'),
                         help='what is tested on: test is for final tables')
+    parser.add_argument('--against', default='volume', metavar='VARIANT',
+                        help='what the others are compared with, scan by '
+                        'scan (default: %(default)s)')
     parser.add_argument('--data-root', default='')
     parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
     args = parser.parse_args()
     names = args.variants or list(VARIANTS)
-    for name in names:
+    for name in (*names, args.against):
         if name not in VARIANTS:
             parser.error(f'variant: expected one of {", ".join(VARIANTS)}; '
                          f'found {name}')
@@ -189,7 +201,7 @@ def main() -> None:
             print(f'== {name}', flush=True)
             train(name, iters[name], folder, args.data_root)
             test(name, folder, args.data_root, args.split)
-    print(table(out_dir, args.split))
+    print(table(out_dir, args.split, args.against))
 
 
 if __name__ == '__main__':

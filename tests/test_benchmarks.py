@@ -32,8 +32,8 @@ def test_table_holds_what_was_finished(tmp_path):
     (folder / 'results_val.json').write_text(json.dumps(dict(
         mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6, AP_5mm=.3, CPM=.2,
         centre_error_mm=None, by_size=dict(small=part, rest=part))))
-    rows = table(tmp_path, 'val').splitlines()
+    rows = table(tmp_path, 'val', 'volume').splitlines()
     assert len(rows) == 3
     cells = [c.strip() for c in rows[2].strip('|').split('|')]
-    assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '0.300',
+    assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '-', '0.300',
                      '0.250', '0.250', '0.200', '-', '0.70']

@@ -10,8 +10,8 @@ from mmengine.structures import InstanceData
 
 from projects.mv2d_xray.infos import InfosError
 from projects.mv2d_xray.metrics import (ScanResult, XRay2DMetric,
-                                        XRay3DMetric, _Ranked, evaluate,
-                                        match, table_of)
+                                        XRay3DMetric, _Ranked, difference,
+                                        evaluate, match, table_of)
 
 
 def box(x, size=10., y=0., z=0.):
@@ -515,3 +515,26 @@ def test_through_the_evaluator(sphere_root):
         assert figures[key] == pytest.approx(1), key
     full = evaluator.metrics[1].full_results
     assert list(full['recall_per_view']) == [f'CAM_{i:02d}' for i in range(5)]
+
+
+def test_difference_of_two_tests_is_paired():
+    def full(found):
+        """Twelve scans with a finding each; in every third it is hard."""
+        scans = [scan(found=[box(0)] if i in found else [box(90)],
+                      truth=[box(0)]) for i in range(12)]
+        metric = run(scans)[1]
+        return metric
+
+    easy = set(range(12)) - {0, 3, 6, 9}
+    worse, better = full(easy - {1}), full(easy | {0})
+    gap, low, high = difference(better, worse)
+    assert gap == pytest.approx(better['mAP_3d'] - worse['mAP_3d'])
+    assert 0 <= low <= gap <= high
+    assert high - low < (better['mAP_3d_high'] - better['mAP_3d_low']
+                         + worse['mAP_3d_high'] - worse['mAP_3d_low'])
+    assert difference(worse, worse) == (0, 0, 0)
+    assert difference(full(set(range(12))), full(())) == (1, 1, 1)
+    shorter = dict(worse, scans=worse['scans'][1:])
+    with pytest.raises(InfosError, match='the same scans'):
+        difference(better, shorter)
+    assert difference(run([scan()])[1], run([scan()])[1]) == (0, 0, 0)

@@ -9,7 +9,7 @@ and sensitivity is 0 and every error is None: never NaN.
 import contextlib
 import io
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
 
 __all__ = [
     'ScanResult', 'XRay2DMetric', 'XRay3DMetric', 'bootstrap_weights',
-    'covered', 'curves_of', 'evaluate', 'match', 'results_of', 'scans_of',
-    'table_of', 'threshold_at', 'views_of'
+    'covered', 'curves_of', 'difference', 'evaluate', 'match', 'results_of',
+    'scans_of', 'table_of', 'threshold_at', 'views_of'
 ]
 
 
@@ -248,20 +248,71 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
         result['calibration'] = luna.above(thresholds)
     if bootstrap and scans:
         draws = bootstrap_weights(len(scans), bootstrap, seed)
-        # In parts, to stay small in memory.
-        parts = np.array_split(draws, -(-bootstrap // 50))
         samples = dict(
-            mAP_3d=[np.mean([r.ap(part) for r in ranked.values()], 0)
-                    for part in parts],
-            CPM=[luna.sensitivity(part).mean(1) for part in parts])
+            mAP_3d=_mean_ap(ranked.values(), draws),
+            CPM=np.concatenate([luna.sensitivity(part).mean(1)
+                                for part in _parts(draws)]))
         for name, values in samples.items():
-            low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+            low, high = np.percentile(values, [2.5, 97.5])
             result[f'{name}_low'] = float(low)
             result[f'{name}_high'] = float(high)
     result.update(_errors(scans, match_distance))
     result['num_scans'] = len(scans)
     result['num_gt'] = int(sum(len(s.truth) for s in scans))
     return result
+
+
+def _parts(draws: np.ndarray) -> List[np.ndarray]:
+    """Resamples in parts, to stay small in memory."""
+    return np.array_split(draws, -(-len(draws) // 50))
+
+
+def _mean_ap(ranked: Iterable['_Ranked'], draws: np.ndarray) -> np.ndarray:
+    """Mean over distances of the AP of each resample."""
+    ranked = list(ranked)
+    return np.concatenate([
+        np.mean([r.ap(part) for r in ranked], 0) for part in _parts(draws)])
+
+
+def difference(first: Dict, second: Dict, bootstrap: int = 1000,
+               seed: int = 0) -> Tuple[float, float, float]:
+    """3D mAP of one test less another's on the same scans.
+
+    Both see the same resamples, so what makes a scan hard for both cancels
+    out: the interval is narrower than those of the two figures.
+
+    Args:
+        first, second (dict): ``full_results``, or the JSON of them.
+        bootstrap (int): Resamples of scans for the 95 % interval.
+        seed (int): Of the resampling.
+
+    Returns:
+        tuple: The difference, lower and upper end of its interval.
+
+    Raises:
+        InfosError: They are not of the same scans.
+    """
+    names = sorted({scan['class_name'] for scan in first['scans']})
+    values = []
+    for full in (first, second):
+        distances = full.get('distances_mm', DISTANCES)
+        per_class = [results_of(full, name) for name in names]
+        tokens = [[scan.token for scan in scans] for scans in per_class]
+        if not values:
+            expected = tokens
+        if tokens != expected or not any(tokens):
+            raise InfosError('results: expected two tests of the same scans, '
+                             f'found {sum(map(len, expected))} and '
+                             f'{sum(map(len, tokens))}, or others')
+        draws = np.concatenate([
+            np.ones((1, len(tokens[0]))),
+            bootstrap_weights(len(tokens[0]), bootstrap, seed)])
+        values.append(np.mean([
+            _mean_ap([_Ranked.of(scans, d, True) for d in distances], draws)
+            for scans in per_class if any(len(s.truth) for s in scans)
+        ] or [np.zeros(len(draws))], 0))
+    gap = values[0] - values[1]
+    return (float(gap[0]), *map(float, np.percentile(gap[1:], [2.5, 97.5])))
 
 
 def bootstrap_weights(count: int, bootstrap: int, seed: int) -> np.ndarray:
