@@ -24,9 +24,8 @@ from terminaltables import GithubFlavoredMarkdownTable
 from tqdm import tqdm
 
 from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.runtime import (argument_parser, config_of,
-                                        load_model, one_sentence,
-                                        select_split, evaluators_of)
+from projects.mv2d_xray.runtime import (argument_parser, evaluators_of,
+                                        load_for_split, one_sentence)
 
 # Panel of the figure, and per condition its name and what is done to a scan.
 CONDITIONS = {
@@ -52,10 +51,8 @@ AS_TRAINED = 'as in training'
 
 def parse_args() -> argparse.Namespace:
     """Arguments."""
-    parser = argument_parser('3D mAP against what can go wrong')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--split', default='test',
-                        help='infos to test on (default: %(default)s)')
+    parser = argument_parser('3D mAP against what can go wrong',
+                             split='test')
     parser.add_argument('--out-dir', required=True, type=Path,
                         help='folder for robustness.json and robustness.png')
     parser.add_argument(
@@ -137,9 +134,7 @@ def table(panels: Dict[str, Dict[str, Dict]]) -> str:
 def main() -> None:
     """Test under every condition, draw, tabulate."""
     args = parse_args()
-    cfg = config_of(args)
-    select_split(cfg.test_dataloader.dataset, args.split)
-    model, _ = load_model(cfg, args.checkpoint)
+    cfg, model = load_for_split(args)
     MMLogger.get_current_instance().setLevel('WARNING')
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     tests = {(title, name): with_step(cfg, step)

@@ -6,9 +6,10 @@ import torch
 from mmdet3d.registry import DATASETS
 from mmengine.structures import InstanceData
 
+from projects.mv2d_xray.boxes import corners_of
 from projects.mv2d_xray.explain import (FRACTIONS, METHODS, Target,
-                                        corners_of, faithfulness, random_map,
-                                        score_cam, segmentation_game,
+                                        faithfulness, random_map, score_cam,
+                                        segmentation_game,
                                         similarity, summarise)
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.preprocessing import gaussian_blur

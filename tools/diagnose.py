@@ -5,23 +5,22 @@ from pathlib import Path
 from typing import Dict, List
 
 import numpy as np
+from mmdet3d.registry import DATASETS
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from projects.mv2d_xray.diagnosis import VISIBLE, diagnose, report_scan
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        load_tested, match_distance_of,
+                                        load_for_split, match_distance_of,
                                         one_sentence)
 from projects.mv2d_xray.visualization import draw_findings
 
 
 def parse_args() -> argparse.Namespace:
     """Arguments."""
-    parser = argument_parser('Say at which stage each missed nodule is lost')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--split', default='val',
-                        help='infos to look at (default: %(default)s)')
+    parser = argument_parser('Say at which stage each missed nodule is lost',
+                             split='val')
     parser.add_argument('--out-dir', required=True, type=Path,
                         help='folder for diagnose.json and diagnose.png')
     parser.add_argument(
@@ -84,7 +83,8 @@ def table_of(told: dict) -> str:
 def main() -> None:
     """Look at every scan of a split, tabulate, draw."""
     args = parse_args()
-    cfg, model, data = load_tested(args)
+    cfg, model = load_for_split(args)
+    data = DATASETS.build(cfg.test_dataloader.dataset)
     rows = rows_of(data, args.scan, args.view)
     told = diagnose(
         model, tqdm(data, desc='diagnose', unit='scan', dynamic_ncols=True),

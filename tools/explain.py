@@ -1,24 +1,27 @@
 """What detections rest on: python tools/explain.py CONFIG CHECKPOINT"""
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List
 
 import numpy as np
 import torch
+from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
+from projects.mv2d_xray.boxes import corners_of
 from projects.mv2d_xray.explain import (FRACTIONS, METHODS, Target,
-                                        corners_of, faithfulness,
-                                        segmentation_game, summarise)
+                                        faithfulness, segmentation_game,
+                                        summarise)
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.metrics import (XRay2DMetric, XRay3DMetric, match,
                                         scans_of, threshold_at, views_of)
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        load_tested, match_distance_of,
+                                        load_for_split, match_distance_of,
                                         one_sentence)
 from projects.mv2d_xray.transforms import silhouettes
 from projects.mv2d_xray.visualization import draw_scans
@@ -30,10 +33,7 @@ FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
 def parse_args() -> argparse.Namespace:
     """Arguments."""
     parser = argument_parser(
-        'Say which pixels the boxes that hit a finding rest on')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--split', default='val',
-                        help='infos to look at (default: %(default)s)')
+        'Say which pixels the boxes that hit a finding rest on', split='val')
     parser.add_argument(
         '--out-dir', required=True, type=Path,
         help='folder for explain.json and a picture of each box')
@@ -69,7 +69,7 @@ def hits_3d(result: dict, classes: int, distance: float) -> Iterator[Dict]:
                          np.flatnonzero(labels == label))
 
 
-def hits_2d(result: dict, classes: int, _=None) -> Iterator[Dict]:
+def hits_2d(result: dict, classes: int) -> Iterator[Dict]:
     """As :func:`hits_3d`, of the boxes of each view; a centre inside the
     finding hits."""
     metric = XRay2DMetric()
@@ -175,21 +175,21 @@ def table_of(told: dict) -> str:
 def main() -> None:
     """Find, draw lots, explain, judge, tabulate."""
     args = parse_args()
-    cfg, model, data = load_tested(args)
+    cfg, model = load_for_split(args)
     if args.stage == '2d' and not model.with_2d:
         raise UserError(f'{args.config}: model: expected 2D heads that run, '
                         'found none')
-    hits_of = hits_3d if args.stage == '3d' else hits_2d
+    data = DATASETS.build(cfg.test_dataloader.dataset)
+    hits_of = hits_2d if args.stage == '2d' else partial(
+        hits_3d, distance=match_distance_of(cfg))
     hits, wrong, places = [], [], 0
     for number, sample in enumerate(tqdm(data, desc='detect', unit='scan',
                                          dynamic_ncols=True)):
         with torch.no_grad():
-            batch = model.data_preprocessor(pseudo_collate([sample]), False)
-            result = model.predict(batch['inputs'], batch['data_samples'])[0]
+            result, = model.test_step(pseudo_collate([sample]))
         result = result.cpu().to_dict()
         places += 1 if args.stage == '3d' else len(result['view_names'])
-        for hit in hits_of(result, len(data.metainfo['classes']),
-                           match_distance_of(cfg)):
+        for hit in hits_of(result, len(data.metainfo['classes'])):
             if hit['finding'] is None:
                 wrong.append(hit['score'])
             else:

@@ -11,8 +11,8 @@ from torch import Tensor
 from . import geometry
 
 __all__ = [
-    'XRayBoxL1Cost', 'decode_boxes', 'encode_boxes', 'gravity_boxes',
-    'nms_boxes'
+    'XRayBoxL1Cost', 'corners_of', 'decode_boxes', 'encode_boxes',
+    'gravity_boxes', 'nms_boxes'
 ]
 
 _EPS = 1e-5
@@ -22,6 +22,13 @@ def gravity_boxes(boxes) -> Tensor:
     """mmdet3d boxes, which are bottom-centred, to (N, 7) with the gravity
     centre (mm)."""
     return torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
+
+
+def corners_of(boxes: Tensor) -> Tensor:
+    """Boxes (N, 6 or more), centre and size, to (N, 6) lowest and highest
+    corner (mm)."""
+    half = boxes[:, 3:6] / 2
+    return torch.cat([boxes[:, :3] - half, boxes[:, :3] + half], 1)
 
 
 def encode_boxes(boxes: Tensor, scene_range: Sequence[float]) -> Tensor:
@@ -70,10 +77,7 @@ def nms_boxes(boxes: Tensor, scores: Tensor, labels: Tensor,
         scores, labels (Tensor): (N,).
         iou_thr (float): Boxes of one class above it are duplicates.
     """
-    corners = torch.cat([
-        boxes[:, :3] - boxes[:, 3:6] / 2, boxes[:, :3] + boxes[:, 3:6] / 2
-    ], 1)
-    return aligned_3d_nms(corners, scores, labels, iou_thr)
+    return aligned_3d_nms(corners_of(boxes), scores, labels, iou_thr)
 
 
 @TASK_UTILS.register_module()

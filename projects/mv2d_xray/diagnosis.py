@@ -98,7 +98,6 @@ def trace(model, sample: dict) -> Trace:
         model (MV2DXRay): In evaluation mode.
         sample (dict): Of a data set in ``test_mode``.
     """
-    data = model.data_preprocessor(pseudo_collate([sample]), False)
     detector, head = model.detector_2d, model.lifting_head
     seen, pooled, attended = {}, [], []
 
@@ -121,7 +120,7 @@ def trace(model, sample: dict) -> Trace:
         hooks += [layer.cross_attn.register_forward_hook(attend)
                   for layer in head.decoder.layers]
     try:
-        result = model.predict(data['inputs'], data['data_samples'])[0]
+        result, = model.test_step(pseudo_collate([sample]))
     finally:
         for hook in hooks:
             hook.remove()

@@ -30,14 +30,14 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from . import geometry
-from .boxes import gravity_boxes
+from .boxes import corners_of, gravity_boxes
 from .metrics import bootstrap_weights
 from .preprocessing import gaussian_blur
 
 __all__ = [
-    'FRACTIONS', 'METHODS', 'Target', 'corners_of', 'eigen_cam',
-    'faithfulness', 'random_map', 'score_cam', 'segmentation_game',
-    'similarity', 'ss_cam', 'summarise'
+    'FRACTIONS', 'METHODS', 'Target', 'eigen_cam', 'faithfulness',
+    'random_map', 'score_cam', 'segmentation_game', 'similarity', 'ss_cam',
+    'summarise'
 ]
 
 # Of all pixels: a quarter, a quarter of that and so on. A nodule has less than
@@ -48,13 +48,6 @@ _COPIES, _NOISE = 4, .1  # of SS-CAM
 
 
 # -------------------------------------------------------------------- targets
-def corners_of(boxes: Tensor) -> Tensor:
-    """Boxes (N, 6 or more), centre and size, to (N, 6) lowest and highest
-    corner (mm)."""
-    half = boxes[:, 3:6] / 2
-    return torch.cat([boxes[:, :3] - half, boxes[:, :3] + half], 1)
-
-
 def similarity(found: InstanceData, target: InstanceData) -> float:
     """How much of one detection is among others: the largest IoU x score of
     those of its class, 0 if there are none.
@@ -65,7 +58,7 @@ def similarity(found: InstanceData, target: InstanceData) -> float:
 
     Args:
         found (InstanceData): ``bboxes`` (N, 4) xyxy (px) or (N, 6)
-            :func:`corners_of` (mm), ``scores`` and ``labels`` (N,).
+            :func:`~.boxes.corners_of` (mm), ``scores`` and ``labels`` (N,).
         target (InstanceData): The same of length 1.
     """
     overlaps = (bbox_overlaps if target.bboxes.shape[1] == 4 else

@@ -21,8 +21,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import build_functions, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from mmdet3d.registry import DATASETS, HOOKS, MODELS
-from torch.utils.data import Dataset
+from mmdet3d.registry import HOOKS, MODELS
 from tqdm import tqdm
 
 from .infos import InfosError
@@ -32,8 +31,8 @@ __all__ = [
     'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
     'check_checkpoint', 'config_errors', 'config_of', 'evaluators_of',
-    'keep_freed_memory', 'load_checkpoint', 'load_config', 'load_model',
-    'load_tested', 'match_distance_of', 'one_sentence', 'select_split'
+    'keep_freed_memory', 'load_checkpoint', 'load_config', 'load_for_split',
+    'load_model', 'match_distance_of', 'one_sentence', 'select_split'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -194,10 +193,22 @@ class _Options(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def argument_parser(description: str) -> argparse.ArgumentParser:
-    """Arguments that training and testing share, named as mmdet3d's own."""
+def argument_parser(description: str, split: Optional[str] = None
+                    ) -> argparse.ArgumentParser:
+    """Arguments that training and testing share, named as mmdet3d's own.
+
+    Args:
+        description (str): What the tool does.
+        split (str, optional): For tools that look at what a checkpoint makes
+            of a split: its default. Their arguments go to
+            :func:`load_for_split`.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file (a trusted program)')
+    if split:
+        parser.add_argument('checkpoint', help='checkpoint file')
+        parser.add_argument('--split', default=split,
+                            help='infos to look at (default: %(default)s)')
     parser.add_argument(
         '--work-dir', help='folder of logs and checkpoints; defaults to '
         'work_dirs/<name of the config>')
@@ -370,21 +381,20 @@ def load_model(cfg: Config, path: str,
     return model.to(device).eval(), checkpoint.get('meta', {})
 
 
-def load_tested(args: argparse.Namespace
-                ) -> Tuple[Config, torch.nn.Module, Dataset]:
-    """What a tool looks at: config, model and split that its arguments say.
+def load_for_split(args: argparse.Namespace
+                   ) -> Tuple[Config, torch.nn.Module]:
+    """What a tool looks at: the config, whose test set is the split, and the
+    model that its arguments say.
 
     Args:
-        args: Those of :func:`argument_parser`, ``checkpoint`` and ``split``.
+        args: Those of :func:`argument_parser` with a split.
 
     Raises:
         UserError: As :func:`load_config` and :func:`load_model`.
     """
     cfg = config_of(args)
-    dataset = cfg.test_dataloader.dataset
-    select_split(dataset, args.split)
-    model, _ = load_model(cfg, args.checkpoint)
-    return cfg, model, DATASETS.build(dataset)
+    select_split(cfg.test_dataloader.dataset, args.split)
+    return cfg, load_model(cfg, args.checkpoint)[0]
 
 
 def match_distance_of(cfg: Config) -> float:

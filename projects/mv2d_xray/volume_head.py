@@ -261,10 +261,8 @@ class XRayVolumeHead(BaseModule):
         sampled = self.reduce(features)
         if self.heatmap_2d is not None:
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
-        volume = self.lift(sampled, ct2img, img_shape)
-        last = sampled.shape[1]
-        score = volume[0, last - self.num_classes:last]
-        volume = self.norm(volume).contiguous(
+        lifted = self.lift(sampled, ct2img, img_shape)
+        volume = self.norm(lifted).contiguous(
             memory_format=torch.channels_last_3d)
         if self.neck is not None:
             volume = self.neck(volume)[0]
@@ -275,7 +273,8 @@ class XRayVolumeHead(BaseModule):
                 align_corners=False)
         heatmap = self.heatmap(volume)[0]
         if self.with_score:
-            heatmap = heatmap + score
+            last = sampled.shape[1]
+            heatmap = heatmap + lifted[0, last - self.num_classes:last]
         return heatmap, self.box(volume)[0], volume[0]
 
     def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
