@@ -12,12 +12,14 @@ model = dict(
         type='XRayDataPreprocessor', mean=[3.1, 0., 0.], std=[1.6, .13, .34],
         band_sigmas=[16., 48.], pad_size_divisor=128),
     feat_strides=strides,
+    # Ten views fit into the memory of two.
+    view_chunk=2,
     detector_2d=dict(
         backbone=dict(
             type='mmdet.ResNet', depth=50, num_stages=4,
             out_indices=(0, 1, 2, 3), frozen_stages=1,
             norm_cfg=dict(type='BN', requires_grad=False), norm_eval=True,
-            style='pytorch', with_cp=True,
+            style='pytorch',
             dcn=dict(type='DCNv2', deform_groups=1,
                      fallback_on_stride=False),
             stage_with_dcn=(False, False, True, True),
@@ -51,7 +53,7 @@ model = dict(
         position_encoding=dict(type='XRayPositionEncoding', num_depths=64),
         decoder=dict(
             type='XRayDecoder', num_layers=6, num_heads=8,
-            feedforward_channels=2048, dropout=.1),
+            feedforward_channels=2048, dropout=.1, query_chunk=128),
         relevance=dict(mode='topk', num_depths=64, min_iou=.1)),
     train_rois=dict(max_per_view=100, add_gt=True, jitter=.2),
     loss_weight_3d=.1)

@@ -1,5 +1,6 @@
 """Sparse attention is attention, only to what a query may see."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -42,6 +43,26 @@ def test_equals_dense_attention_with_a_mask():
     dense = data['query'] + module.out_proj(
         dense.transpose(0, 1).reshape(5, 16))
     torch.testing.assert_close(sparse, dense)
+
+
+@pytest.mark.parametrize('num_queries', [0, 1, 5])
+def test_chunks_of_queries_change_nothing(num_queries):
+    found = []
+    for chunk in (None, 2):
+        torch.manual_seed(0)
+        module = SparseCrossAttention(16, 2, query_chunk=chunk)
+        module.init_weights()
+        data = {k: v[:num_queries] if 'query' in k else v
+                for k, v in inputs().items()}
+        data['tokens'].requires_grad_()
+        index = torch.tensor([[0, 1], [2, 0], [3, 3], [1, 2], [0, 0]])
+        valid = torch.tensor([[1, 1], [1, 0], [1, 0], [1, 1], [0, 0]]).bool()
+        out = module(**data, index=index[:num_queries],
+                     valid=valid[:num_queries])
+        out.square().sum().backward()
+        found.append([out, data['tokens'].grad, module.null.grad,
+                      *(p.grad for p in module.key_proj.parameters())])
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_other_rois_do_not_matter():

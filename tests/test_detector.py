@@ -37,9 +37,13 @@ def quick(**changes):
 
 
 def full_size(name):
-    """A full-size config without weights from a hub."""
+    """A full-size config without weights from a hub, with few boxes."""
     cfg = Config.fromfile(CONFIGS / name).model
     cfg.detector_2d.backbone.init_cfg = None
+    cfg.detector_2d.train_cfg.rpn_proposal.max_per_img = 50
+    cfg.detector_2d.train_cfg.rcnn.sampler.num = 32
+    cfg.detector_2d.test_cfg.rpn.max_per_img = 50
+    cfg.detector_2d.test_cfg.rcnn.max_per_img = 10
     if cfg.get('volume_head'):
         cfg.volume_head.update(voxel_size=30.)
     cfg.lifting_head.relevance.num_depths = 8
@@ -327,7 +331,8 @@ def test_any_2d_detector_can_take_the_place(samples):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [
     'mv2d-xray_r50_roi_1xb1-24e_lidc.py',
-    'mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py'])
+    'mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py',
+    'mv2d-xray_r50-stock-fpn_roi-volume_1xb1-24e_lidc.py'])
 def test_full_size_models_take_a_step(tmp_path, name):
     make_sphere_set(tmp_path, 1, 3, 128)
     data = DATASETS.build(
@@ -349,6 +354,95 @@ def test_full_size_models_take_a_step(tmp_path, name):
     after = model.lifting_head.decoder.layers[0].ffn.layers[0][0].weight
     assert not torch.equal(before, after)
     assert len(boxes_of(model, [data[0]])) == 1
+
+
+def step_of(model, batch, precision=None):
+    """Losses and gradients."""
+    torch.manual_seed(1)
+    model.zero_grad()
+    data = model.data_preprocessor(pseudo_collate(batch), True)
+    with torch.autocast('cpu', precision, enabled=precision is not None):
+        losses = model(**data, mode='loss')
+        total, log = model.parse_losses(losses)
+    total.backward()
+    log = {name: float(value) for name, value in log.items()}
+    return log, {n: p.grad for n, p in model.named_parameters()
+                 if p.grad is not None}
+
+
+def bytes_kept(model, imgs):
+    """What backbone and neck keep for the gradients, without weights."""
+    kept = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        features = model.extract_feat(imgs)
+    assert len(features) == 5
+    return sum(kept.values())
+
+
+@pytest.fixture(scope='module')
+def full_size_model():
+    """Resnet, without dropout: chunks would draw other elements."""
+    model = full_size('mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py')
+    model.train_rois = dict(max_per_view=5, add_gt=True, jitter=.2)
+    for module in model.modules():
+        if 'Dropout' in type(module).__name__:
+            module.p = 0.
+        if hasattr(module, 'attn_drop'):
+            module.attn_drop = 0.
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.dropout = 0.
+    return model.train()
+
+
+@pytest.mark.slow
+def test_chunks_of_views_change_memory_alone(full_size_model, samples):
+    batch = samples(0)
+    full_size_model.view_chunk = None
+    imgs = torch.randn(5, 3, 128, 128)
+    whole = bytes_kept(full_size_model, imgs)
+    expected, gradients = step_of(full_size_model, batch)
+    full_size_model.view_chunk = 1
+    assert bytes_kept(full_size_model, imgs) < .1 * whole
+    losses, chunked = step_of(full_size_model, batch)
+    for name, value in expected.items():
+        assert losses[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for name, gradient in gradients.items():
+        assert (chunked[name] - gradient).abs().max() <= 1e-5 + 1e-3 * (
+            gradient.abs().max()), name
+
+
+def test_chunks_of_views_need_fixed_norms(samples):
+    model = quick(view_chunk=2)
+    model.train()
+    with pytest.raises(ValueError, match='backbone.stem.0.bn.*norm_eval'):
+        loss_of(model, samples(0))
+    assert len(boxes_of(model, samples(0))) == 1
+
+
+def test_half_precision_stays_in_the_2d_stage(samples):
+    model, batch = quick(), samples(0)
+    model.train()
+    expected, gradients = step_of(model, batch)
+    losses, half = step_of(model, batch, torch.float16)
+    for name, value in expected.items():
+        assert losses[name] == pytest.approx(value, rel=.02, abs=2e-3), name
+    for name in ('detector_2d.backbone.blocks.0.convs.0.conv.weight',
+                 'volume_head.heatmap.weight',
+                 'lifting_head.input_proj.weight'):
+        assert torch.cosine_similarity(
+            half[name].flatten(), gradients[name].flatten(), 0) > .98, name
+    with torch.autocast('cpu', torch.float16):
+        result, = boxes_of(model, batch)
+    assert result.pred_instances.bboxes.dtype == torch.float32
+    assert result.pred_instances_3d.scores_3d.dtype == torch.float32
 
 
 def test_strides_are_checked_against_the_maps(samples):

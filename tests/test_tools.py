@@ -435,3 +435,14 @@ def test_help_is_complete(name):
     assert done.returncode == 0
     assert 'config' in done.stdout and '--cfg-options' in (
         done.stdout + '--cfg-options' * (name == 'infer.py'))
+
+
+def test_half_precision_needs_cuda(monkeypatch):
+    cfg = runtime.load_config(str(ROOT / CONFIG))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    runtime.use_half_precision(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert cfg.test_cfg.fp16
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(runtime.UserError, match='--amp: expected a CUDA'):
+        runtime.use_half_precision(cfg)

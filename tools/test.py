@@ -7,9 +7,9 @@ from pathlib import Path
 from projects.mv2d_xray.infos import dump_json, load_json
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         build_runner, check_checkpoint,
-                                        config_of, load_checkpoint,
-                                        one_sentence, select_split,
-                                        evaluators_of)
+                                        config_of, evaluators_of,
+                                        load_checkpoint, one_sentence,
+                                        select_split, use_half_precision)
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,6 +31,9 @@ def parse_args() -> argparse.Namespace:
         '--tta', action='store_true', help='mean over the config\'s '
         'tta_pipeline, as each scan and its mirror image')
     parser.add_argument(
+        '--amp', action='store_true',
+        help='automatic mixed precision, on CUDA')
+    parser.add_argument(
         '--calibration', metavar='RESULTS', help='--out of a test on the '
         'validation split: what its thresholds give on this one')
     return parser.parse_args()
@@ -41,6 +44,8 @@ def main() -> None:
     """Build the runner, load the checkpoint strictly, test."""
     args = parse_args()
     cfg = config_of(args)
+    if args.amp:
+        use_half_precision(cfg)
     dataset = cfg.test_dataloader.dataset
     if args.split:
         select_split(dataset, args.split)

@@ -6,7 +6,8 @@ from pathlib import Path
 from projects.mv2d_xray.runtime import (UserError, allow_checkpoint_types,
                                         argument_parser, build_runner,
                                         config_errors, config_of,
-                                        keep_freed_memory, one_sentence)
+                                        keep_freed_memory, one_sentence,
+                                        use_half_precision)
 
 
 def parse_args() -> argparse.Namespace:
@@ -16,7 +17,8 @@ def parse_args() -> argparse.Namespace:
         '--resume', nargs='?', const='auto',
         help='go on from a checkpoint, or from the latest of the work dir')
     parser.add_argument(
-        '--amp', action='store_true', help='automatic mixed precision')
+        '--amp', action='store_true',
+        help='automatic mixed precision, on CUDA')
     parser.add_argument(
         '--seed', type=int, help='seed of weights, order and augmentation')
     return parser.parse_args()
@@ -32,8 +34,7 @@ def main() -> None:
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_half_precision(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

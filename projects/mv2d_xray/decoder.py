@@ -1,6 +1,6 @@
 """Sparse cross-attention decoder: each query reads only its own RoIs."""
 
-from typing import Callable, List
+from typing import Callable, List, Optional
 
 import torch
 import torch.nn as nn
@@ -9,6 +9,7 @@ from mmdet3d.registry import MODELS
 from mmdet.models.layers import DetrTransformerDecoderLayer
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ['SparseCrossAttention', 'XRayDecoder']
 
@@ -24,15 +25,21 @@ class SparseCrossAttention(BaseModule):
         embed_dims (int): C.
         num_heads (int): Heads.
         dropout (float): Of the attention weights and of the output.
+        query_chunk (int, optional): Queries that keys and values are gathered
+            for at a time; in training they are gathered again for the
+            gradients. They are the largest tensors of the decoder: 100 boxes
+            in each of 20 views make two of 2 GB. Defaults to all queries.
     """
 
     def __init__(self,
                  embed_dims: int,
                  num_heads: int,
                  dropout: float = 0.,
+                 query_chunk: Optional[int] = None,
                  init_cfg=None) -> None:
         super().__init__(init_cfg)
         self.num_heads = num_heads
+        self.query_chunk = query_chunk
         self.query_proj = nn.Linear(embed_dims, embed_dims)
         self.key_proj = nn.Linear(embed_dims, embed_dims)
         self.value_proj = nn.Linear(embed_dims, embed_dims)
@@ -61,13 +68,28 @@ class SparseCrossAttention(BaseModule):
         Returns:
             Tensor: (Q, C), with the residual added.
         """
-        projected, key, value, mask = self._heads(
+        projected, keys, values, index, valid = self._project(
             query, query_pos, tokens, token_pos, index, valid)
-        out = F.scaled_dot_product_attention(
-            projected, key, value, attn_mask=mask,
-            dropout_p=self.attn_drop if self.training else 0.)
-        out = out.transpose(1, 2).reshape(query.shape)
+        step = self.query_chunk or max(len(query), 1)
+        out = []
+        for part, chosen, real in zip(*(
+                x.split(step) for x in (projected, index, valid))):
+            args = part, keys, values, chosen, real
+            out.append(
+                checkpoint(self._attend, *args, use_reentrant=False)
+                if self.query_chunk and torch.is_grad_enabled() else
+                self._attend(*args))
+        out = torch.cat(out).transpose(1, 2).reshape(query.shape)
         return query + self.dropout(self.out_proj(out))
+
+    def _attend(self, projected: Tensor, keys: Tensor, values: Tensor,
+                index: Tensor, valid: Tensor) -> Tensor:
+        """Some queries' values, (Q, heads, 1, C')."""
+        return F.scaled_dot_product_attention(
+            projected, self._gather(keys, self.null[0], index),
+            self._gather(values, self.null[1], index),
+            attn_mask=self._mask(valid, keys.shape[1]),
+            dropout_p=self.attn_drop if self.training else 0.)
 
     @torch.no_grad()
     def weights(self, query: Tensor, query_pos: Tensor, tokens: Tensor,
@@ -81,45 +103,46 @@ class SparseCrossAttention(BaseModule):
             Tensor: (Q, 1 + K), the learned token and the RoIs of ``index``,
             mean over the heads; rows sum to 1, padding has 0.
         """
-        projected, key, _, mask = self._heads(query, query_pos, tokens,
-                                              token_pos, index, valid)
+        projected, keys, _, chosen, real = self._project(
+            query, query_pos, tokens, token_pos, index, valid)
+        key = self._gather(keys, self.null[0], chosen)
         scores = projected @ key.transpose(2, 3) / key.shape[-1]**.5
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(
+            ~self._mask(real, keys.shape[1]), -torch.inf)
         weights = scores.softmax(-1).mean(1)[:, 0]
         of_rois = weights.new_zeros(index.shape)
         if len(tokens):
             of_rois = weights[:, 1:].view(*index.shape, -1).sum(-1)
         return torch.cat([weights[:, :1], of_rois], 1)
 
-    def _heads(self, query: Tensor, query_pos: Tensor, tokens: Tensor,
-               token_pos: Tensor, index: Tensor, valid: Tensor) -> tuple:
-        """Query (Q, heads, 1, C'), key and value (Q, heads, 1 + K T, C') and
-        mask (Q, 1, 1, 1 + K T), the learned token first."""
-        num_queries, channels = query.shape
-        num_tokens = tokens.shape[1]
-        heads = self.num_heads
-
-        def gather(projected: Tensor, null: Tensor) -> Tensor:
-            # index_select's gradient is an index_add, far faster than that
-            # of projected[index].
-            gathered = projected.index_select(0, index.flatten())
-            gathered = gathered.view(
-                num_queries, index.shape[1] * num_tokens, channels)
-            null = null.expand(num_queries, 1, channels)
-            gathered = torch.cat([null, gathered], 1)
-            return gathered.unflatten(2, (heads, -1)).transpose(1, 2)
-
-        if len(tokens) == 0:
-            index = index[:, :0]
-            valid = valid[:, :0]
-        key = gather(self.key_proj(tokens + token_pos), self.null[0])
-        value = gather(self.value_proj(tokens), self.null[1])
-        mask = valid[..., None].expand(-1, -1, num_tokens).flatten(1)
-        mask = F.pad(mask, (1, 0), value=True)[:, None, None]
+    def _project(self, query: Tensor, query_pos: Tensor, tokens: Tensor,
+                 token_pos: Tensor, index: Tensor, valid: Tensor) -> tuple:
+        """Query (Q, heads, 1, C'), all keys and values (R, T, C), and
+        ``index`` and ``valid``, which without any RoI list none."""
         projected = self.query_proj(query + query_pos)
-        projected = projected.reshape(num_queries, 1, heads,
-                                      channels // heads).transpose(1, 2)
-        return projected, key, value, mask
+        projected = projected.unflatten(1, (1, self.num_heads, -1))
+        listed = index.shape[1] if len(tokens) else 0
+        return (projected.transpose(1, 2), self.key_proj(tokens + token_pos),
+                self.value_proj(tokens), index[:, :listed], valid[:, :listed])
+
+    def _gather(self, projected: Tensor, null: Tensor,
+                index: Tensor) -> Tensor:
+        """Keys or values that each query sees, (Q, heads, 1 + K T, C'), the
+        learned token first."""
+        queries, listed = index.shape
+        # index_select's gradient is an index_add, far faster than that of
+        # projected[index].
+        gathered = projected.index_select(0, index.flatten())
+        gathered = gathered.view(queries, listed * projected.shape[1],
+                                 len(null))
+        gathered = torch.cat([null.expand(queries, 1, -1), gathered], 1)
+        return gathered.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def _mask(valid: Tensor, num_tokens: int) -> Tensor:
+        """Which of them are no padding, (Q, 1, 1, 1 + K T)."""
+        mask = valid[..., None].expand(-1, -1, num_tokens).flatten(1)
+        return F.pad(mask, (1, 0), value=True)[:, None, None]
 
 
 class XRayDecoderLayer(DetrTransformerDecoderLayer):
@@ -128,6 +151,8 @@ class XRayDecoderLayer(DetrTransformerDecoderLayer):
     def _init_layers(self) -> None:
         cross = dict(self.cross_attn_cfg)
         cross.pop('batch_first')
+        # What super() builds only to be replaced knows no chunks.
+        self.cross_attn_cfg.pop('query_chunk', None)
         super()._init_layers()
         self.cross_attn = SparseCrossAttention(**cross)
 
@@ -155,6 +180,7 @@ class XRayDecoder(BaseModule):
         num_heads (int): Heads. Defaults to 8.
         feedforward_channels (int): Hidden width of the FFN. Defaults to 2048.
         dropout (float): Everywhere. Defaults to 0.1.
+        query_chunk (int, optional): Of :class:`SparseCrossAttention`.
     """
 
     def __init__(self,
@@ -163,6 +189,7 @@ class XRayDecoder(BaseModule):
                  num_heads: int = 8,
                  feedforward_channels: int = 2048,
                  dropout: float = .1,
+                 query_chunk: Optional[int] = None,
                  init_cfg=None) -> None:
         super().__init__(init_cfg)
         self.embed_dims = embed_dims
@@ -173,7 +200,8 @@ class XRayDecoder(BaseModule):
                     dropout=dropout, batch_first=True),
                 cross_attn_cfg=dict(
                     embed_dims=embed_dims, num_heads=num_heads,
-                    dropout=dropout, batch_first=True),
+                    dropout=dropout, query_chunk=query_chunk,
+                    batch_first=True),
                 ffn_cfg=dict(
                     embed_dims=embed_dims,
                     feedforward_channels=feedforward_channels,

@@ -6,9 +6,15 @@ import torch
 import torch.nn.functional as F
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from .boxes import gravity_boxes, nms_boxes
 from .lifting_head import build_box3d_instances
@@ -18,6 +24,13 @@ __all__ = ['MV2DXRay']
 
 def _identity(features):
     return features
+
+
+def _in_float(tree):
+    """The same with all tensors of floating point in float32."""
+    return tree_map(
+        lambda x: x.float()
+        if isinstance(x, Tensor) and x.is_floating_point() else x, tree)
 
 
 @MODELS.register_module()
@@ -30,7 +43,9 @@ class MV2DXRay(Base3DDetector):
     head the volume's peaks are the result.
 
     Any mmdet detector can be the 2D stage: its backbone and neck run once on
-    all views, and its own ``loss`` and ``predict`` take the features.
+    all views, and its own ``loss`` and ``predict`` take the features. Under
+    autocast (``--amp``) this stage runs in half precision; what happens in
+    space, in mm, is always computed in float32.
 
     Args:
         detector_2d (dict): An mmdet detector.
@@ -41,6 +56,11 @@ class MV2DXRay(Base3DDetector):
         volume_level (int): Neck output that the volume head reads.
         loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
         loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1.
+        view_chunk (int, optional): Views that go through backbone and neck at
+            a time. In training their activations are computed again for the
+            gradients (Chen et al., arXiv 1604.06174), so that the memory is
+            that of so few views. Not for backbones that train with batch
+            statistics. Defaults to all views.
         train_rois (dict): RoIs of the ``roi`` source in training: at most
             ``max_per_view``; with ``add_gt`` up to half of them are true 2D
             boxes with edges moved by up to ``jitter`` of their size.
@@ -56,6 +76,7 @@ class MV2DXRay(Base3DDetector):
                  volume_level: int = 0,
                  loss_weight_2d: float = 1.,
                  loss_weight_3d: float = .1,
+                 view_chunk: Optional[int] = None,
                  train_rois: dict = dict(
                      max_per_view=100, add_gt=True, jitter=.2),
                  data_preprocessor: Optional[dict] = None,
@@ -72,9 +93,19 @@ class MV2DXRay(Base3DDetector):
         # loss() and predict() of the 2D detector start from features, so
         # that all parts share one pass through backbone and neck.
         self.detector_2d.extract_feat = _identity
+        # Under autocast, a pixel's place and a box's edges still need more
+        # digits than half precision has.
+        for module in self.detector_2d.modules():
+            if isinstance(module, (BaseDenseHead, BBoxHead)):
+                module.register_forward_hook(
+                    lambda module, args, out: _in_float(out))
+            elif isinstance(module, BaseRoIExtractor):
+                module.register_forward_pre_hook(
+                    lambda module, args: _in_float(args))
         self.lift_level, self.volume_level = lift_level, volume_level
         self.loss_weight_2d = loss_weight_2d
         self.loss_weight_3d = loss_weight_3d
+        self.view_chunk = view_chunk
         self.train_rois = train_rois
         self.volume_head = MODELS.build(volume_head) if volume_head else None
         self.lifting_head = None
@@ -125,7 +156,16 @@ class MV2DXRay(Base3DDetector):
         """Backbone and neck of the 2D stage on (N, C, H, W)."""
         # Convolutions are a fifth faster in this layout.
         imgs = imgs.contiguous(memory_format=torch.channels_last)
-        features = type(self.detector_2d).extract_feat(self.detector_2d, imgs)
+        if self.view_chunk:
+            self._check_norms()
+            chunks = [
+                checkpoint(self._extract, chunk, use_reentrant=False)
+                if torch.is_grad_enabled() else self._extract(chunk)
+                for chunk in imgs.split(self.view_chunk)
+            ]
+            features = [torch.cat(level) for level in zip(*chunks)]
+        else:
+            features = self._extract(imgs)
         for feature, stride in zip(features, self.feat_strides):
             expected = -(-imgs.shape[-1] // stride)
             if feature.shape[-1] != expected:
@@ -134,6 +174,18 @@ class MV2DXRay(Base3DDetector):
                     f'give maps {expected} wide from images '
                     f'{imgs.shape[-1]} wide, found {feature.shape[-1]}')
         return tuple(features)
+
+    def _extract(self, imgs: Tensor) -> Sequence[Tensor]:
+        return type(self.detector_2d).extract_feat(self.detector_2d, imgs)
+
+    def _check_norms(self) -> None:
+        """Views of one chunk must not decide how another is normalised."""
+        for name, module in self.detector_2d.named_modules():
+            if (isinstance(module, _BatchNorm) and module.training
+                    and name.startswith(('backbone', 'neck'))):
+                raise ValueError(
+                    f'MV2DXRay: view_chunk: expected {name} not to train '
+                    'with batch statistics (norm_eval=True), found it does')
 
     @staticmethod
     def _cameras(sample, device) -> Dict[str, Tensor]:
@@ -265,49 +317,56 @@ class MV2DXRay(Base3DDetector):
                     if 'loss' in name else value)
         if self.with_roi_queries:
             detections = self.detect_2d(features, flat)
-        for sample, rows, views in zip(batch_data_samples, slices,
-                                       samples_2d):
-            maps = [f[rows] for f in features]
-            gt = self._ground_truth(sample, imgs.device)
-            cameras = self._cameras(sample, imgs.device)
-            part, points = {}, None
-            if self.volume_head is not None:
-                level = maps[self.volume_level]
-                heatmap, code, hidden = self.volume_head(
-                    level, cameras['ct2img'], tuple(imgs.shape[-2:]))
-                part.update(
-                    self.volume_head.loss_by_feat(heatmap, code, gt.boxes,
-                                                  gt.labels, gt.ignored))
-                boxes_2d = [
-                    torch.cat([
-                        v.gt_instances.bboxes,
-                        v.gt_instances.labels[:, None].float()
-                    ], 1) for v in views
-                ]
-                part.update(
-                    self.volume_head.loss_2d(
-                        level, self.feat_strides[self.volume_level],
-                        boxes_2d,
-                        [v.ignored_instances.bboxes for v in views]))
-                points = self.volume_head.queries(heatmap, code, hidden)
-            if self.lifting_head is not None:
-                rois = self._rois(detections[rows], sample,
-                                  True) if self.with_roi_queries else None
-                queries = self.lifting_head(
-                    maps[self.lift_level], cameras, tuple(imgs.shape[-2:]),
-                    rois, points, gt)
-                lifted = self.lifting_head.loss_by_feat(queries, gt)
-                part.update({
-                    k: v * self.loss_weight_3d
-                    for k, v in lifted.items()
-                })
-            per_sample.append(part)
+        with torch.autocast(imgs.device.type, enabled=False):
+            for sample, rows, views in zip(batch_data_samples, slices,
+                                           samples_2d):
+                per_sample.append(self._loss_3d(
+                    features, rows, tuple(imgs.shape[-2:]), sample, views,
+                    detections[rows] if self.with_roi_queries else None))
         for name in per_sample[0]:
             losses[name] = sum(p[name] for p in per_sample) / len(per_sample)
         # Parts that saw nothing to learn from still belong to the graph, as
         # distributed training expects.
         idle = sum(p.sum() for p in self.parameters() if p.requires_grad)
         losses['loss_idle'] = idle * 0
+        return losses
+
+    def _loss_3d(self, features: Sequence[Tensor], rows: slice,
+                 img_shape: Tuple[int, int], sample, views: list,
+                 detections: Optional[List[InstanceData]]) -> dict:
+        """Losses in space of one sample, whose views are ``rows``."""
+        gt = self._ground_truth(sample, features[0].device)
+        cameras = self._cameras(sample, features[0].device)
+        losses, points, rois = {}, None, None
+        if self.volume_head is not None:
+            level = features[self.volume_level][rows].float()
+            heatmap, code, hidden = self.volume_head(
+                level, cameras['ct2img'], img_shape)
+            losses.update(
+                self.volume_head.loss_by_feat(heatmap, code, gt.boxes,
+                                              gt.labels, gt.ignored))
+            boxes_2d = [
+                torch.cat([
+                    v.gt_instances.bboxes,
+                    v.gt_instances.labels[:, None].float()
+                ], 1) for v in views
+            ]
+            losses.update(
+                self.volume_head.loss_2d(
+                    level, self.feat_strides[self.volume_level], boxes_2d,
+                    [v.ignored_instances.bboxes for v in views]))
+            points = self.volume_head.queries(heatmap, code, hidden)
+        if self.lifting_head is not None:
+            if detections is not None:
+                rois = self._rois(detections, sample, True)
+            queries = self.lifting_head(
+                features[self.lift_level][rows].float(), cameras, img_shape,
+                rois, points, gt)
+            lifted = self.lifting_head.loss_by_feat(queries, gt)
+            losses.update({
+                k: v * self.loss_weight_3d
+                for k, v in lifted.items()
+            })
         return losses
 
     @staticmethod
@@ -331,30 +390,35 @@ class MV2DXRay(Base3DDetector):
                 for item in self.samples_2d(sample, imgs, False)
             ]
             detections = self.detect_2d(features, flat)
-        for sample, rows in zip(batch_data_samples, slices):
-            maps = [f[rows] for f in features]
-            cameras = self._cameras(sample, imgs.device)
-            points = rois = None
-            if self.volume_head is not None:
-                volume = self.volume_head(maps[self.volume_level],
-                                          cameras['ct2img'],
-                                          tuple(imgs.shape[-2:]))
-                points = self.volume_head.queries(*volume)
-            if self.with_2d:
-                sample.pred_instances = self._of_all_views(detections[rows])
-                if 'proposals' in flat[0]:
-                    sample.proposals = self._of_all_views(
-                        [item.proposals for item in flat[rows]])
-                rois = self._rois(detections[rows], sample, False)
-            if self.lifting_head is not None:
-                queries = self.lifting_head(maps[self.lift_level], cameras,
-                                            tuple(imgs.shape[-2:]), rois,
-                                            points)
-                result = self.lifting_head.predict_by_feat(queries)
-            else:
-                result = self._peaks_as_boxes(points)
-            sample.pred_instances_3d = result
+        with torch.autocast(imgs.device.type, enabled=False):
+            for sample, rows in zip(batch_data_samples, slices):
+                rois = None
+                if self.with_2d:
+                    sample.pred_instances = self._of_all_views(
+                        detections[rows])
+                    if 'proposals' in flat[0]:
+                        sample.proposals = self._of_all_views(
+                            [item.proposals for item in flat[rows]])
+                    rois = self._rois(detections[rows], sample, False)
+                sample.pred_instances_3d = self._predict_3d(
+                    features, rows, tuple(imgs.shape[-2:]),
+                    self._cameras(sample, imgs.device), rois)
         return batch_data_samples
+
+    def _predict_3d(self, features: Sequence[Tensor], rows: slice,
+                    img_shape: Tuple[int, int], cameras: Dict[str, Tensor],
+                    rois: Optional[Tensor]) -> InstanceData:
+        """Boxes in space of one sample, whose views are ``rows``."""
+        points = None
+        if self.volume_head is not None:
+            points = self.volume_head.queries(*self.volume_head(
+                features[self.volume_level][rows].float(), cameras['ct2img'],
+                img_shape))
+        if self.lifting_head is None:
+            return self._peaks_as_boxes(points)
+        return self.lifting_head.predict_by_feat(self.lifting_head(
+            features[self.lift_level][rows].float(), cameras, img_shape, rois,
+            points))
 
     @staticmethod
     def _of_all_views(boxes: List[InstanceData]) -> InstanceData:

@@ -32,7 +32,8 @@ __all__ = [
     'allow_checkpoint_types', 'argument_parser', 'build_runner',
     'check_checkpoint', 'config_errors', 'config_of', 'evaluators_of',
     'keep_freed_memory', 'load_checkpoint', 'load_config', 'load_for_split',
-    'load_model', 'match_distance_of', 'one_sentence', 'select_split'
+    'load_model', 'match_distance_of', 'one_sentence', 'select_split',
+    'use_half_precision'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -395,6 +396,19 @@ def load_for_split(args: argparse.Namespace
     cfg = config_of(args)
     select_split(cfg.test_dataloader.dataset, args.split)
     return cfg, load_model(cfg, args.checkpoint)[0]
+
+
+def use_half_precision(cfg: Config) -> None:
+    """Train and test under autocast with float16, as ``--amp`` asks.
+
+    Raises:
+        UserError: There is no CUDA device, which mmengine does it on alone.
+    """
+    if not torch.cuda.is_available():
+        raise UserError('--amp: expected a CUDA device, found none')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    cfg.val_cfg.fp16 = cfg.test_cfg.fp16 = True
 
 
 def match_distance_of(cfg: Config) -> float:
