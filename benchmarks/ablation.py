@@ -23,7 +23,8 @@ from projects.mv2d_xray.metrics import difference
 ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'
 _VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
-_INSERT = 'train_dataloader.dataset.pipeline.1'
+_VIEWS = 'train_dataloader.dataset.pipeline.1'
+_INSERT = 'train_dataloader.dataset.pipeline.2'
 PACE = 30  # iterations that tell a variant's pace
 # Config and what is changed in it.
 VARIANTS = {
@@ -41,14 +42,13 @@ VARIANTS = {
     'volume, 8 inserted at most': (
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=8']),
     'volume, all views always': (
-        OURS, [*_VOLUME, 'train_dataloader.dataset.pipeline.4.prob=0.']),
+        OURS, [*_VOLUME, f'{_VIEWS}.prob=0.']),
     'volume, narrow context': (
         OURS, [*_VOLUME, 'model.volume_head.context_channels=24']),
     'volume, no 2D heatmap': (
-        OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None',
-               'model.volume_head.with_score=False']),
-    'volume, no score': (
-        OURS, [*_VOLUME, 'model.volume_head.with_score=False']),
+        OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
+    'volume, score added': (
+        OURS, [*_VOLUME, 'model.volume_head.with_score=True']),
     'volume, mean only': (
         OURS, [*_VOLUME, 'model.volume_head.with_deviation=False']),
     'volume, grid of 8 mm': (

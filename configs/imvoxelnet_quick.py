@@ -7,6 +7,6 @@ _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 model = dict(
     volume_head=dict(
         volume_range=[-144., -120., -144., 144., 120., 144.],
-        with_deviation=False, with_score=False, loss_heatmap_2d=None,
+        with_deviation=False, loss_heatmap_2d=None,
         neck=dict(type='mmdet3d.IndoorImVoxelNeck', n_blocks=[1, 1, 1])),
     lifting_head=None, loss_weight_2d=0.)

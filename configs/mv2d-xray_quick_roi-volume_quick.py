@@ -10,14 +10,14 @@ model = dict(
         mean=[3.1, 0., 0., 0.], std=[1.6, .05, .13, .34],
         band_sigmas=[1.5, 4., 12.]),
     detector_2d=dict(backbone=dict(in_channels=4)),
-    volume_head=dict(context_channels=48, with_score=True))
+    volume_head=dict(context_channels=48))
 train_pipeline = [
     dict(type='LoadXRayViews'),
+    # Half the views cost half the time, and another half each time.
+    dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.)),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
-    # Half the views cost half the time, and another half each time.
-    dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,
          salt_and_pepper=0.),
     dict(type='PackXRayInputs'),

@@ -2,10 +2,7 @@ _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 
 # What finds most on a CPU: the volume's peaks are the result, all time goes
 # into them. An hour and a half on one core.
-model = dict(
-    lifting_head=None, loss_weight_2d=0.,
-    # Helps in half an hour, not in this time; the released checkpoint has none.
-    volume_head=dict(with_score=False))
+model = dict(lifting_head=None, loss_weight_2d=0.)
 
 max_iters = 3900
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

@@ -1,12 +1,20 @@
-"""The ablation's variants are configs that build, and its table is theirs."""
+"""Benchmarks compare what they say, and leave what they print."""
 
 import json
+import os
+from contextlib import nullcontext
 
 import pytest
+import torch
+from measure import in_process
 from mmdet3d.registry import MODELS
+from mmengine.dataset import pseudo_collate
 
-from benchmarks.ablation import ROOT, VARIANTS, slug, table
+import speed
+from ablation import OURS, ROOT, VARIANTS, slug, table
 from projects.mv2d_xray.runtime import argument_parser, config_of
+
+from .spheres import make_sphere_set
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -17,8 +25,9 @@ def test_variant_builds(name):
     args = argument_parser('').parse_args(command)
     cfg = config_of(args)
     assert cfg.train_dataloader.dataset.data_root == 'data/quick/'
-    assert cfg.train_dataloader.dataset.pipeline[1].type == (
+    assert cfg.train_dataloader.dataset.pipeline[2].type == (
         'XRayInsertNodules')
+    assert cfg.train_dataloader.dataset.pipeline[1].type == 'XRayViewDropout'
     MODELS.build(cfg.model)
 
 
@@ -37,3 +46,68 @@ def test_table_holds_what_was_finished(tmp_path):
     cells = [c.strip() for c in rows[2].strip('|').split('|')]
     assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '-', '0.300',
                      '0.250', '0.250', '0.200', '-', '0.70']
+
+
+def rows_of(path, *command):
+    speed.main([*map(str, command), '--threads', '1', '--repeats', '1',
+                '--out', str(path)])
+    return json.loads(path.read_text())['rows']
+
+
+def test_correlation_is_compared_with_a_loop(tmp_path, capsys):
+    # That both agree is asserted within.
+    rows = rows_of(tmp_path / 'a.json', 'correlate', '--rois', 1,
+                   '--loop-rois', 2, '--image-size', 64)
+    assert [r['what'] for r in rows[:2]] == ['loop over pairs', 'correlation']
+    assert [(r['views'], r['rois']) for r in rows[2:]] == [
+        (10, 10), (10, 10), (20, 20), (20, 20), (40, 40), (40, 40)]
+    assert '| decoder ' in capsys.readouterr().out
+
+
+def test_step_is_compared_with_a_plain_one(tmp_path):
+    rows = rows_of(
+        tmp_path / 'a.json', 'train', ROOT / OURS, '--image-size', 64,
+        '--views', 2, '--warm-up', 0)
+    assert [r['model'] for r in rows] == ['plain', 'ours']
+    assert rows[1]['times_faster'] == pytest.approx(
+        rows[0]['seconds'] / rows[1]['seconds'])
+    assert all(r['peak_mb'] > 100 for r in rows)
+
+
+def test_plain_steps_have_the_same_losses():
+    # What is faster is not something else. Without 2D boxes, since rounding
+    # changes which are proposed.
+    found = []
+    for plain in (True, False):
+        _, model = speed.model_of(str(ROOT / OURS), plain)
+        model.lifting_head.roi_queries, model.loss_weight_2d = None, 0.
+        model.init_weights()
+        torch.manual_seed(1)
+        with speed.without_savings(model) if plain else nullcontext():
+            batch = model.data_preprocessor(
+                pseudo_collate([speed.made_up_scan(3, 64)]), True)
+            total, losses = model.parse_losses(model(**batch, mode='loss'))
+            total.backward()
+        found.append((losses, {n: p.grad for n, p in
+                               model.named_parameters()}))
+    assert len(found[0][0]) > 5
+    for name in [n for n in found[0][0] if 'loss' in n]:
+        assert float(found[1][0][name]) == pytest.approx(
+            float(found[0][0][name]), rel=1e-3, abs=1e-6), name
+    for name in ('detector_2d.backbone.stem.0.conv.weight',
+                 'volume_head.reduce.weight'):
+        assert torch.cosine_similarity(
+            found[0][1][name].flatten(), found[1][1][name].flatten(),
+            0) > .999, name
+
+
+def test_loading_is_compared_with_reading(tmp_path):
+    make_sphere_set(tmp_path / 'data', 3, 3, 64)
+    rows = rows_of(tmp_path / 'a.json', 'load', ROOT / OURS, '--data-root',
+                   tmp_path / 'data', '--workers', 1)
+    assert len(rows) == 3 and rows[0]['to_the_first'] == 1
+
+
+def test_a_process_that_dies_is_told():
+    with pytest.raises(RuntimeError, match='_exit: .*found exit status 3'):
+        in_process(os._exit, 3)

@@ -67,6 +67,9 @@ class MV2DXRay(Base3DDetector):
         data_preprocessor, init_cfg: As in mmdet3d.
     """
 
+    # Convolutions are a fifth faster in this layout.
+    memory_format = torch.channels_last
+
     def __init__(self,
                  detector_2d: dict,
                  feat_strides: Sequence[int],
@@ -154,8 +157,7 @@ class MV2DXRay(Base3DDetector):
     # ---------------------------------------------------------------- inputs
     def extract_feat(self, imgs: Tensor) -> Tuple[Tensor, ...]:
         """Backbone and neck of the 2D stage on (N, C, H, W)."""
-        # Convolutions are a fifth faster in this layout.
-        imgs = imgs.contiguous(memory_format=torch.channels_last)
+        imgs = imgs.contiguous(memory_format=self.memory_format)
         if self.view_chunk:
             self._check_norms()
             chunks = [

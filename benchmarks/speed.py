@@ -1,0 +1,405 @@
+"""Time and memory, each beside a plain reference in the same run.
+
+    python benchmarks/speed.py render             X-rays of a phantom scan
+    python benchmarks/speed.py load CONFIG        scans from disk
+    python benchmarks/speed.py train CONFIG       a training step
+    python benchmarks/speed.py infer CONFIG       boxes of one scan
+    python benchmarks/speed.py correlate          RoIs of 10, 20 and 40 views
+
+Times are medians without the first runs, memory is the peak of a process that
+does nothing else. Untrained networks find as many boxes as their config lets
+them: the dearest case. ``--out`` leaves all figures as JSON.
+"""
+
+import argparse
+import contextlib
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Dict, List, Optional
+
+import cv2
+import numpy as np
+import torch
+from measure import in_process, median_seconds, peak_mb, show
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import LiDARInstance3DBoxes
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from projects.mv2d_xray import geometry, matching, volume_head
+from projects.mv2d_xray.decoder import XRayDecoder
+from projects.mv2d_xray.geometry import Rig
+from projects.mv2d_xray.runtime import load_config, use_half_precision
+from projects.mv2d_xray.transforms import PackXRayInputs
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENE = [-200., -200., -200., 200., 200., 200.]
+
+
+# --------------------------------------------------------------------- render
+def phantom_volume():
+    """A phantom CT as the converter gives it to a renderer."""
+    import tempfile
+
+    from conversion import scan_of
+    from data_converters import lidc, phantom
+    uid = scan_of(133)
+    with tempfile.TemporaryDirectory() as dicom:
+        phantom.write_scan(phantom.make_scan(uid, 0), Path(dicom))
+        return lidc.read_scan(uid, Path(dicom)).hu
+
+
+def diffdrrs_own(hu, rig: Rig, device: str) -> List[np.ndarray]:
+    """DiffDRR as its documentation calls it, Siddon by default; in patches,
+    without which 1024² need tens of gigabytes."""
+    from diffdrr.drr import DRR
+    from torchio import ScalarImage, Subject
+
+    from data_converters.drr import hu_to_mu
+    values = hu_to_mu(hu.values)
+    image = ScalarImage(tensor=torch.from_numpy(values)[None],
+                        affine=hu.voxel2ct)
+    subject = Subject(volume=image, density=image, mask=None,
+                      reorient=torch.eye(4), fiducials=None)
+    view = rig.views[0]
+    distance, far = 300., 600.
+    drr = DRR(subject, sdd=far, height=view.height,
+              delx=far / view.cam2img[0, 0],
+              patch_size=min(256, view.height)).to(device)
+    return [
+        drr(torch.tensor([[float(angle), 0., 0.]], device=device),
+            torch.tensor([[0., distance, 0.]], device=device),
+            parameterization='euler_angles', convention='ZXY')[0, 0].cpu()
+        for angle in np.arange(len(rig.views)) * 2 * np.pi / len(rig.views)
+    ]
+
+
+@torch.no_grad()
+def render_one(renderer: str, hu, size: int, views: int, repeats: int,
+               device: str) -> Dict:
+    """Time and memory of one renderer, and its pictures."""
+    from data_converters.drr import render
+    rig = Rig.circle(10, image_size=size)
+    rig = Rig(rig.views[:views])
+    work = (partial(diffdrrs_own, hu, rig, device) if not renderer else
+            partial(render, hu, rig, renderer, device))
+    images = []
+    seconds = median_seconds(lambda: images.append(work()), repeats, device,
+                             warm_up=int(repeats > 1))
+    return dict(seconds=seconds / views, peak_mb=peak_mb(device),
+                images=np.stack([np.asarray(i) for i in images[-1]]))
+
+
+def render(args) -> None:
+    """Every renderer against DiffDRR's own call; pictures against Siddon."""
+    from data_converters.drr import RENDERERS
+    hu = phantom_volume()
+    rows, siddon = [], None
+    for name in ('', *RENDERERS):
+        row = in_process(render_one, name, hu, args.image_size, args.views,
+                         args.repeats, args.device, threads=args.threads)
+        images = row.pop('images')
+        siddon = images if name == 'siddon' else siddon
+        rows.append(dict(
+            renderer=name or 'DiffDRR\'s own call', **row,
+            images_per_second=1 / row['seconds'],
+            times_faster=(rows[0] if rows else row)['seconds'] /
+            row['seconds'],
+            difference_percent=100 * float(
+                np.abs(images - siddon).mean() / siddon.mean())
+            if siddon is not None else None))
+    show(rows, ['renderer', 'seconds', 'images_per_second', 'times_faster',
+                'peak_mb', 'difference_percent'], args.out,
+         command='render', image_size=args.image_size, device=args.device,
+         threads=args.threads)
+
+
+# ----------------------------------------------------------------------- load
+def load(args) -> None:
+    """The training pipeline, with and without workers, against OpenCV."""
+    cfg = load_config(args.config)
+    init_default_scope('mmdet3d')
+    loader = cfg.train_dataloader
+    loader.pop('persistent_workers', None)
+    loader.num_workers = 0
+    if args.data_root:
+        loader.dataset.data_root = args.data_root
+    count = args.repeats * 8
+    data = Runner.build_dataloader(loader, seed=0).dataset
+    infos = [data.get_data_info(i % len(data)) for i in range(count)]
+
+    def read():
+        for info in infos:
+            for view in info['images'].values():
+                if cv2.imread(view['img_path'], -1) is None:
+                    raise SystemExit(f'{view["img_path"]}: expected an image')
+
+    rows = [dict(what='cv2.imread of the views', seconds=median_seconds(
+        read, args.repeats) / count)]
+    for workers in sorted({0, 1, args.workers}):
+        loader.num_workers = workers
+        batches = iter(Runner.build_dataloader(loader, seed=0))
+        next(batches)  # workers have started
+        start = time.perf_counter()
+        for _ in range(count):
+            try:
+                next(batches)
+            except StopIteration:
+                batches = iter(Runner.build_dataloader(loader, seed=0))
+                next(batches)
+        rows.append(dict(what=f'training pipeline, {workers} workers',
+                         seconds=(time.perf_counter() - start) / count))
+        del batches
+    for row in rows:
+        row.update(scans_per_second=1 / row['seconds'],
+                   to_the_first=row['seconds'] / rows[0]['seconds'])
+    show(rows, ['what', 'seconds', 'scans_per_second', 'to_the_first'],
+         args.out, command='load', config=args.config)
+
+
+# -------------------------------------------------------------- train, infer
+def made_up_scan(num_views: int, size: int, seed: int = 0) -> dict:
+    """A packed training sample: noise for images, three findings."""
+    rng = np.random.default_rng(seed)
+    rig = Rig.circle(num_views, image_size=size)
+    matrices = {
+        'cam2img': np.stack([v.cam2img for v in rig.views]),
+        'ct2cam': np.stack([v.ct2cam for v in rig.views]),
+        'ct2img': np.stack([v.ct2img for v in rig.views])
+    }
+    boxes = np.zeros((3, 7), np.float32)
+    boxes[:, :3], boxes[:, 3:6] = rng.uniform(-60, 60, (3, 3)), 12.
+    rects, _ = geometry.project_boxes(boxes, matrices['ct2img'])
+    rects = rects.reshape(-1, 4).clip(0, size).astype(np.float32)
+    none = LiDARInstance3DBoxes(np.zeros((0, 7), np.float32))
+    return PackXRayInputs().transform(dict(
+        matrices,
+        img=[rng.uniform(0, 6, (size, size, 1)).astype(np.float32)
+             for _ in rig.views],
+        img_shape=(size, size), num_views=num_views,
+        gt_bboxes_3d=LiDARInstance3DBoxes(boxes, origin=(.5, .5, .5)),
+        gt_labels_3d=np.zeros(3, np.int64), gt_bboxes=rects,
+        gt_bboxes_labels=np.zeros(len(rects), np.int64),
+        gt_bboxes_view=np.repeat(np.arange(num_views), 3),
+        gt_bboxes_instance=np.tile(np.arange(3), num_views),
+        ignored_bboxes=np.zeros((0, 4), np.float32),
+        ignored_bboxes_view=np.zeros(0, np.int64), ignored_bboxes_3d=none))
+
+
+def plain_pool(sampled, seen, epsilon):
+    """Mean and deviation over the views, as one would write them."""
+    count = seen.sum(0).clamp(min=1)
+    mean = (sampled * seen).sum(0) / count
+    variance = ((sampled - mean)**2 * seen).sum(0) / count
+    return mean, (variance + epsilon).sqrt()
+
+
+@contextlib.contextmanager
+def without_savings(model):
+    """The same model with textbook code in place of ours."""
+    pool = volume_head._PoolViews.apply
+    model.memory_format = torch.contiguous_format
+    volume_head._PoolViews.apply = staticmethod(plain_pool)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        volume_head._PoolViews.apply = pool
+
+
+def model_of(config: str, plain: bool) -> tuple:
+    """Config and untrained model; plain ones keep all they compute."""
+    cfg = load_config(config)
+    init_default_scope('mmdet3d')
+    cfg.model.detector_2d.backbone.pop('init_cfg', None)
+    if plain:
+        cfg.model.view_chunk = None
+        cfg.model.detector_2d.backbone.pop('with_cp', None)
+        if cfg.model.lifting_head:
+            cfg.model.lifting_head.decoder.query_chunk = None
+    torch.manual_seed(0)
+    return cfg, MODELS.build(cfg.model)
+
+
+def step_once(what: str, config: str, plain: bool, amp: bool,
+              args) -> Dict:
+    """Time and memory of a training step or an inference."""
+    cfg, model = model_of(config, plain)
+    model = model.to(args.device)
+    scan = made_up_scan(args.views, args.image_size)
+    batch = pseudo_collate([scan])
+    with without_savings(model) if plain else contextlib.nullcontext():
+        if what == 'train':
+            if amp:
+                use_half_precision(cfg)
+            wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+            model.train()
+            torch.manual_seed(1)
+            work = partial(model.train_step, batch, wrapper)
+        else:
+            model.eval()
+
+            @torch.no_grad()
+            def work():
+                with torch.autocast(torch.device(args.device).type,
+                                    torch.float16, enabled=amp):
+                    model.test_step(batch)
+        if torch.device(args.device).type == 'cuda':
+            torch.cuda.reset_peak_memory_stats()
+        seconds = median_seconds(work, args.repeats, args.device,
+                                 warm_up=args.warm_up)
+    return dict(seconds=seconds, images_per_second=args.views / seconds,
+                peak_mb=peak_mb(args.device))
+
+
+def step(args) -> None:
+    """A config beside the same model written plainly, in float32."""
+    reference = args.plain_config or args.config
+    settings = [('plain', reference, True, False)]
+    settings += [('ours', args.config, False, False)]
+    if torch.device(args.device).type == 'cuda':
+        settings += [('ours, --amp', args.config, False, True)]
+        if reference != args.config:
+            settings += [('plain\'s config, ours, --amp', reference, False,
+                          True)]
+    rows = []
+    for name, config, plain, amp in settings:
+        row = in_process(
+            step_once, args.command, config, plain, amp, args,
+            threads=args.threads, gpu_gb=args.gpu_gb)
+        rows.append(dict(model=name, config=Path(config).stem, **row))
+        if 'seconds' in row and 'seconds' in rows[0]:
+            rows[-1]['times_faster'] = rows[0]['seconds'] / row['seconds']
+    show(rows, ['model', 'config', 'seconds', 'images_per_second', 'peak_mb',
+                'times_faster', 'failed'], args.out, command=args.command,
+         image_size=args.image_size, views=args.views, device=args.device,
+         threads=args.threads, gpu_gb=args.gpu_gb)
+
+
+# ------------------------------------------------------------------ correlate
+def per_pair(rois, views, cam2img, ct2img, bounds, num_depths):
+    """Box correlation as a loop over pairs of boxes."""
+    from mmdet.structures.bbox import bbox_overlaps
+    best = rois.new_zeros(len(rois), len(rois))
+    steps = torch.linspace(0, 1, num_depths).to(rois)
+    for i, (roi, view) in enumerate(zip(rois, views)):
+        near, far = bounds[view]
+        depth = (near + steps * (far - near))[None]
+        cubes = matching.cubes_at_depth(roi[None], depth, cam2img[view, None],
+                                        ct2img[view, None])[0]
+        for j, (other, into) in enumerate(zip(rois, views)):
+            if into == view:
+                continue
+            rects, ahead = geometry.project_boxes(cubes, ct2img[into, None])
+            overlap = bbox_overlaps(rects[0], other[None])[:, 0]
+            best[i, j] = (overlap * (ahead[0] > 0)).max()
+    return best
+
+
+def boxes_of_views(num_views: int, per_view: int, size: int) -> tuple:
+    """Random RoIs and what the correlation needs of their cameras."""
+    rig = Rig.circle(num_views, image_size=size)
+    cam2img, ct2img = (
+        torch.tensor(np.stack([getattr(v, key) for v in rig.views])).float()
+        for key in ('cam2img', 'ct2img'))
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.rand(num_views * per_view, 2, generator=generator) * size
+    half = 8 + 16 * torch.rand(len(centre), 1, generator=generator)
+    views = torch.arange(num_views).repeat_interleave(per_view)
+    bounds = geometry.depth_bounds(ct2img, SCENE)
+    return (torch.cat([centre - half, centre + half], 1), views, cam2img,
+            ct2img, bounds)
+
+
+def correlate(args) -> None:
+    """The correlation against a loop over pairs, and how it and the decoder
+    grow with the views."""
+    inputs = [x.to(args.device) for x in
+              boxes_of_views(10, args.loop_rois, args.image_size)]
+    ours = partial(matching.sweep_overlaps, *inputs, 32)
+    loop = partial(per_pair, *inputs, 32)
+    torch.testing.assert_close(ours(), loop(), rtol=1e-3, atol=1e-4)
+    rows = [dict(what=name, views=10, rois=10 * args.loop_rois,
+                 seconds=median_seconds(work, repeats, args.device,
+                                        warm_up=0))
+            for name, work, repeats in (('loop over pairs', loop, 1),
+                                        ('correlation', ours, args.repeats))]
+    for row in rows:
+        row['times_faster'] = rows[0]['seconds'] / row['seconds']
+    torch.manual_seed(0)
+    decoder = XRayDecoder(query_chunk=128).to(args.device).eval()
+    decoder.requires_grad_(False)
+    for num_views in (10, 20, 40):
+        rois, views, *cameras = (x.to(args.device) for x in boxes_of_views(
+            num_views, args.rois, args.image_size))
+        overlaps = matching.sweep_overlaps(rois, views, *cameras, 32)
+        index, valid = matching.relevant_rois(overlaps, views, num_views,
+                                              'topk', .1)
+        tokens = torch.randn(2, len(rois), 49, 256, device=args.device)
+        query = torch.randn(2, len(rois), 256, device=args.device)
+        seen = query[1], *tokens, index, valid
+        for what, work in (
+                ('correlation', partial(matching.sweep_overlaps, rois, views,
+                                        *cameras, 32)),
+                ('decoder', partial(decoder, query[0],
+                                    lambda _, seen=seen: seen))):
+            with torch.no_grad():
+                seconds = median_seconds(work, args.repeats, args.device)
+            pairs = len(rois) * num_views
+            rows.append(dict(what=what, views=num_views, rois=len(rois),
+                             seconds=seconds,
+                             us_per_roi_and_view=1e6 * seconds / pairs))
+    show(rows, ['what', 'views', 'rois', 'seconds', 'us_per_roi_and_view',
+                'times_faster'], args.out, command='correlate',
+         device=args.device, threads=args.threads)
+
+
+# ----------------------------------------------------------------------- main
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """One subcommand each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest='command', required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument('--device', default='cpu')
+    shared.add_argument('--threads', type=int, default=os.cpu_count())
+    shared.add_argument('--repeats', type=int, default=5)
+    shared.add_argument('--image-size', type=int, default=1024)
+    shared.add_argument('--out', type=Path, help='JSON to write')
+    of_render = commands.add_parser('render', parents=[shared])
+    of_render.add_argument('--views', type=int, default=1)
+    of_load = commands.add_parser('load', parents=[shared])
+    of_load.add_argument('config')
+    of_load.add_argument('--data-root')
+    of_load.add_argument('--workers', type=int, default=os.cpu_count())
+    for name in ('train', 'infer'):
+        sub = commands.add_parser(name, parents=[shared])
+        sub.add_argument('config')
+        sub.add_argument('--plain-config', help='what it is compared with, '
+                         'without any saving; defaults to CONFIG')
+        sub.add_argument('--views', type=int, default=10)
+        sub.add_argument('--warm-up', type=int, default=2)
+        sub.add_argument('--gpu-gb', type=float, help='GiB of the GPU that '
+                         'may be used, to stand for a smaller one')
+    of_correlate = commands.add_parser('correlate', parents=[shared])
+    of_correlate.add_argument('--rois', type=int, default=20,
+                              help='RoIs of each view')
+    of_correlate.add_argument('--loop-rois', type=int, default=10,
+                              help='RoIs of each view for the loop')
+    return parser.parse_args(argv)
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Measure, print, write."""
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    dict(render=render, load=load, train=step, infer=step,
+         correlate=correlate)[args.command](args)
+
+
+if __name__ == '__main__':
+    main()
