@@ -402,6 +402,40 @@ def full_size_model():
     return model.train()
 
 
+@pytest.mark.parametrize('variant', ['both', 'roi', 'free queries at a point',
+                                     'free queries, whole views'])
+def test_memory_layout_changes_nothing(samples, variant):
+    # RoIAlign and deformable convolutions read rubbish from another layout
+    # than the contiguous one, and say nothing.
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = quick(**{
+            **VARIANTS[variant], 'lifting_head.test_cfg': dict(
+                score_thr=0., nms_iou=.1, max_per_img=50)})
+        model.memory_format = layout
+        for p in model.parameters():  # of an untrained head, too
+            if p.dim() > 1:
+                torch.nn.init.normal_(p, std=.05)
+        result, = boxes_of(model, samples(0))
+        found.append([result.pred_instances_3d.bboxes_3d.tensor,
+                      result.pred_instances_3d.scores_3d])
+        if model.with_2d:
+            found[-1].append(result.pred_instances.bboxes)
+    assert len(found[0][0])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=.01)
+
+
+@pytest.mark.slow
+def test_memory_layout_changes_no_losses(full_size_model, samples):
+    batch = samples(0)
+    expected, _ = step_of(full_size_model, batch)
+    full_size_model.memory_format = torch.contiguous_format
+    losses, _ = step_of(full_size_model, batch)
+    del full_size_model.memory_format
+    for name, value in expected.items():
+        assert losses[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
 @pytest.mark.slow
 def test_chunks_of_views_change_memory_alone(full_size_model, samples):
     batch = samples(0)

@@ -4,6 +4,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, RoIAlign
 from mmdet3d.models.detectors import Base3DDetector
 from mmdet3d.registry import MODELS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -118,6 +119,14 @@ class MV2DXRay(Base3DDetector):
                      feat_stride=self.feat_strides[lift_level],
                      point_channels=self.volume_head.hidden_channels
                      if self.volume_head else 0))
+
+        # These of mmcv's ops read any layout as if it were contiguous, without
+        # a word (open-mmlab/mmcv#2203).
+        for module in self.modules():
+            if isinstance(module, (DeformConv2d, ModulatedDeformConv2d,
+                                   RoIAlign)):
+                module.register_forward_pre_hook(
+                    lambda module, args: tuple(a.contiguous() for a in args))
 
     @property
     def with_roi_queries(self) -> bool:
