@@ -29,7 +29,8 @@ speed() {  # NAME SECONDS ARGUMENTS...
         --device "${DEVICE:-cuda}" --out "$parts/$name.json"
 }
 
-part environment 30 "$python" -m mmengine.utils.dl_utils.collect_env
+part environment 30 "$python" -c 'from mmengine.utils.dl_utils import collect_env
+for entry in collect_env().items(): print(*entry, sep=": ")'
 part ops 90 "$python" -m pytest -q tests/test_devices.py
 speed train_10 100 train $papers --plain-config $stock --gpu-gb 16 --repeats 3
 speed train_20 60 train $papers --plain-config $stock --gpu-gb 16 --views 20 \

@@ -19,8 +19,12 @@ from .spheres import make_sphere_set
 from .test_detector import PIPELINE, quick
 from .test_tools import CONFIG, ROOT, SMALL
 
-# Without the 2D heads, whose samplers draw at random.
-CHANGES = {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.}
+WITHOUT_2D = {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.}
+# Samplers that take all, so that nothing is drawn at random.
+WITH_2D = {
+    'detector_2d.train_cfg.rpn.sampler.num': 10**6,
+    'detector_2d.train_cfg.rcnn.sampler.num': 10**6,
+    'train_rois': dict(max_per_view=6, add_gt=False)}
 
 
 def gradients(model, root, rows):
@@ -37,7 +41,7 @@ def gradients(model, root, rows):
     return {name: p.grad for name, p in inner.named_parameters()}
 
 
-def rank_of_two(rank, root, out_dir):
+def rank_of_two(rank, root, out_dir, changes):
     """One of two processes with a sample each."""
     torch.set_num_threads(1)
     init_default_scope('mmdet3d')
@@ -45,26 +49,47 @@ def rank_of_two(rank, root, out_dir):
         'gloo', init_method=f'file://{out_dir}/store', rank=rank,
         world_size=2)
     model = MMDistributedDataParallel(
-        quick(**CHANGES), device_ids=None, broadcast_buffers=False)
+        quick(**changes), device_ids=None, broadcast_buffers=False)
     torch.save(gradients(model, root, [rank]), f'{out_dir}/{rank}.pth')
     distributed.destroy_process_group()
 
 
+def of_both_ranks(tmp_path, changes, **spheres):
+    """Gradients of each of two processes, and of one with both samples."""
+    make_sphere_set(tmp_path / 'data', 2, 4, 64, **spheres)
+    spawn(rank_of_two, (tmp_path / 'data', tmp_path, changes), nprocs=2)
+    ranks = [torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+             for rank in (0, 1)]
+    return (*ranks, gradients(quick(**changes), tmp_path / 'data', [0, 1]))
+
+
 def test_two_processes_have_the_gradients_of_a_batch_of_two(tmp_path):
-    make_sphere_set(tmp_path / 'data', 2, 4, 64)
-    spawn(rank_of_two, (tmp_path / 'data', tmp_path), nprocs=2)
-    expected = gradients(quick(**CHANGES), tmp_path / 'data', [0, 1])
-    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True)
-                     for rank in (0, 1))
+    first, second, expected = of_both_ranks(tmp_path, WITHOUT_2D)
     assert sum(g.abs().sum() > 0 for g in expected.values()) > 50
     for name, gradient in expected.items():
         torch.testing.assert_close(first[name], second[name])
         torch.testing.assert_close(first[name], gradient, rtol=1e-3,
                                    atol=1e-6 + 1e-4 * gradient.abs().max())
-    alone = gradients(quick(**CHANGES), tmp_path / 'data', [0])
+    alone = gradients(quick(**WITHOUT_2D), tmp_path / 'data', [0])
     name = 'volume_head.heatmap.weight'
     assert (first[name] - alone[name]).abs().max() > .1 * (
         alone[name].abs().max())
+
+
+def test_two_processes_with_2d_heads(tmp_path):
+    # mmdet divides by the boxes of all images of a process, of which two
+    # processes do not have equally many: nearly the same.
+    first, second, expected = of_both_ranks(
+        tmp_path, WITH_2D,
+        spheres=[[([10., 20., 0.], 12.)], [([0., -30., 9.], 9.)]])
+    for part in ('backbone', 'rpn_head', 'roi_head', 'volume_head',
+                 'lifting_head'):
+        one, two, both = (
+            torch.cat([g.flatten() for name, g in ranks.items() if part in
+                       name]) for ranks in (first, second, expected))
+        torch.testing.assert_close(one, two)
+        assert torch.cosine_similarity(one, both, 0) > .99, part
+        assert float(one.norm() / both.norm()) == pytest.approx(1, abs=.05)
 
 
 def run(*command):
@@ -89,6 +114,27 @@ def test_two_processes_train_on_cpus(tmp_path):
     tested, = [r for r in rows if 'mAP_3d' in r]
     assert tested['num_scans'] == 4
     assert (tmp_path / 'work' / 'iter_2.pth').exists()
+
+
+def test_slurm_gets_what_was_asked_for(tmp_path):
+    # Instead of a cluster, a srun that prints its arguments.
+    (tmp_path / 'srun').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'srun').chmod(0o755)
+    done = subprocess.run(
+        ['tools/slurm_train.sh', 'gpu', 'job', 'c.py', 'work', '--amp',
+         '--cfg-options', 'a=b c'], cwd=ROOT, capture_output=True, text=True,
+        env=dict(os.environ, GPUS='4', SRUN_ARGS='--time 1:00:00',
+                 PATH=f'{tmp_path}:{os.environ["PATH"]}'))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split('\n') == [
+        '--partition', 'gpu', '--job-name', 'job', '--gres', 'gpu:4',
+        '--ntasks', '4', '--ntasks-per-node', '4', '--cpus-per-task', '4',
+        '--kill-on-bad-exit=1', '--time', '1:00:00', 'python', '-u',
+        'tools/train.py', 'c.py', '--work-dir', 'work', '--launcher', 'slurm',
+        '--amp', '--cfg-options', 'a=b c', '']
+    done = subprocess.run(['tools/slurm_train.sh'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and 'PARTITION' in done.stderr
 
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm'])
