@@ -57,25 +57,22 @@ def phantom_volume():
 def diffdrrs_own(hu, rig: Rig, device: str) -> List[np.ndarray]:
     """DiffDRR as its documentation calls it, Siddon by default; in patches,
     without which 1024² need tens of gigabytes."""
+    from diffdrr.data import read
     from diffdrr.drr import DRR
-    from torchio import ScalarImage, Subject
-
-    from data_converters.drr import hu_to_mu
-    values = hu_to_mu(hu.values)
-    image = ScalarImage(tensor=torch.from_numpy(values)[None],
-                        affine=hu.voxel2ct)
-    subject = Subject(volume=image, density=image, mask=None,
-                      reorient=torch.eye(4), fiducials=None)
+    from torchio import ScalarImage
     view = rig.views[0]
-    distance, far = 300., 600.
-    drr = DRR(subject, sdd=far, height=view.height,
-              delx=far / view.cam2img[0, 0],
-              patch_size=min(256, view.height)).to(device)
+    subject = read(ScalarImage(
+        tensor=torch.from_numpy(np.ascontiguousarray(hu.values))[None].float(),
+        affine=hu.voxel2ct))
+    drr = DRR(subject, sdd=600., height=view.height,
+              delx=float(600 / view.cam2img[0, 0]),
+              patch_size=min(256, view.height)).to(device).float()
+    step = 2 * np.pi / len(rig.views)
     return [
-        drr(torch.tensor([[float(angle), 0., 0.]], device=device),
-            torch.tensor([[0., distance, 0.]], device=device),
+        drr(torch.tensor([[float(number * step), 0., 0.]], device=device),
+            torch.tensor([[0., 300., 0.]], device=device),
             parameterization='euler_angles', convention='ZXY')[0, 0].cpu()
-        for angle in np.arange(len(rig.views)) * 2 * np.pi / len(rig.views)
+        for number in range(len(rig.views))
     ]
 
 
@@ -271,7 +268,7 @@ def step(args) -> None:
     for name, config, plain, amp in settings:
         row = in_process(
             step_once, args.command, config, plain, amp, args,
-            threads=args.threads, gpu_gb=args.gpu_gb)
+            threads=args.threads, gpu_gb=None if plain else args.gpu_gb)
         rows.append(dict(model=name, config=Path(config).stem, **row))
         if 'seconds' in row and 'seconds' in rows[0]:
             rows[-1]['times_faster'] = rows[0]['seconds'] / row['seconds']
@@ -384,7 +381,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         sub.add_argument('--views', type=int, default=10)
         sub.add_argument('--warm-up', type=int, default=2)
         sub.add_argument('--gpu-gb', type=float, help='GiB of the GPU that '
-                         'may be used, to stand for a smaller one')
+                         'ours may use, to stand for a smaller one')
     of_correlate = commands.add_parser('correlate', parents=[shared])
     of_correlate.add_argument('--rois', type=int, default=20,
                               help='RoIs of each view')

@@ -97,15 +97,6 @@ class MV2DXRay(Base3DDetector):
         # loss() and predict() of the 2D detector start from features, so
         # that all parts share one pass through backbone and neck.
         self.detector_2d.extract_feat = _identity
-        # Under autocast, a pixel's place and a box's edges still need more
-        # digits than half precision has.
-        for module in self.detector_2d.modules():
-            if isinstance(module, (BaseDenseHead, BBoxHead)):
-                module.register_forward_hook(
-                    lambda module, args, out: _in_float(out))
-            elif isinstance(module, BaseRoIExtractor):
-                module.register_forward_pre_hook(
-                    lambda module, args: _in_float(args))
         self.lift_level, self.volume_level = lift_level, volume_level
         self.loss_weight_2d = loss_weight_2d
         self.loss_weight_3d = loss_weight_3d
@@ -119,12 +110,23 @@ class MV2DXRay(Base3DDetector):
                      feat_stride=self.feat_strides[lift_level],
                      point_channels=self.volume_head.hidden_channels
                      if self.volume_head else 0))
+        self._guard_parts()
 
-        # These of mmcv's ops read any layout as if it were contiguous, without
-        # a word (open-mmlab/mmcv#2203).
+    def _guard_parts(self) -> None:
+        """Give parts of other libraries what they silently rely on."""
         for module in self.modules():
-            if isinstance(module, (DeformConv2d, ModulatedDeformConv2d,
-                                   RoIAlign)):
+            # Under autocast, a pixel's place and a box's edges still need
+            # more digits than half precision has.
+            if isinstance(module, (BaseDenseHead, BBoxHead)):
+                module.register_forward_hook(
+                    lambda module, args, out: _in_float(out))
+            elif isinstance(module, BaseRoIExtractor):
+                module.register_forward_pre_hook(
+                    lambda module, args: _in_float(args))
+            # These read any layout as if it were contiguous, without a word
+            # (open-mmlab/mmcv#2203).
+            elif isinstance(module, (DeformConv2d, ModulatedDeformConv2d,
+                                     RoIAlign)):
                 module.register_forward_pre_hook(
                     lambda module, args: tuple(a.contiguous() for a in args))
 
