@@ -110,7 +110,9 @@ def trace(model, sample: dict) -> Trace:
         attended.append((module.weights(*inputs), *inputs[4:], len(pooled)))
 
     levels = detector.neck if detector.with_neck else detector.backbone
-    hooks = [levels.register_forward_hook(keep('levels'))]
+    chunks = []  # of views
+    hooks = [levels.register_forward_hook(
+        lambda _, __, outputs: chunks.append(outputs))]
     if model.volume_head is not None:
         hooks.append(model.volume_head.register_forward_hook(keep('volume')))
     if head is not None:
@@ -146,7 +148,8 @@ def trace(model, sample: dict) -> Trace:
     shared = int(bool((sources == 0).any()))
     return Trace(
         result=result, images=sample['inputs']['img'][:, 0],
-        features=list(seen['levels'][1]), boxes=boxes.transpose(0, 1),
+        features=[torch.cat(level) for level in zip(*chunks)],
+        boxes=boxes.transpose(0, 1),
         scores=logits.sigmoid().amax(-1).T, sources=sources,
         attention=[
             Attention(
