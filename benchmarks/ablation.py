@@ -199,7 +199,10 @@ def main() -> None:
         folder = out_dir / slug(name)
         if not results_of(folder, args.split).exists():
             print(f'== {name}', flush=True)
-            train(name, iters[name], folder, args.data_root)
+            # What was tested once has been trained, for as long as was asked
+            # for then.
+            if not any(folder.glob('results_*.json')):
+                train(name, iters[name], folder, args.data_root)
             test(name, folder, args.data_root, args.split)
     print(table(out_dir, args.split, args.against))
 
