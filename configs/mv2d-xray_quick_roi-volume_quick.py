@@ -13,6 +13,7 @@ model = dict(
     volume_head=dict(context_channels=48))
 train_pipeline = [
     dict(type='LoadXRayViews'),
+    # Half the views cost half the time, and another half each time.
     dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.)),
     dict(type='XRayRandomFlip', prob=.5),

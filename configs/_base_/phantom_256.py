@@ -4,8 +4,6 @@ scene_range = [-200., -200., -200., 200., 200., 200.]
 
 train_pipeline = [
     dict(type='LoadXRayViews'),
-    # Half the views cost half the time, and another half each time.
-    dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     # More indications than a hundred patients have.
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(8., 30.)),
     dict(type='XRayRandomFlip', prob=.5),
