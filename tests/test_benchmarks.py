@@ -92,8 +92,8 @@ def test_plain_steps_have_the_same_losses():
                                model.named_parameters()}))
     assert len(found[0][0]) > 5
     for name in [n for n in found[0][0] if 'loss' in n]:
-        assert float(found[1][0][name]) == pytest.approx(
-            float(found[0][0][name]), rel=1e-3, abs=1e-6), name
+        assert float(found[1][0][name].detach()) == pytest.approx(
+            float(found[0][0][name].detach()), rel=1e-3, abs=1e-6), name
     for name in ('detector_2d.backbone.stem.0.conv.weight',
                  'volume_head.reduce.weight'):
         assert torch.cosine_similarity(
