@@ -12,14 +12,12 @@ a minute with one process and with one per core.
 
 import argparse
 import json
-import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+from measure import in_process, peak_mb
 from terminaltables import GithubFlavoredMarkdownTable
 
 from data_converters import lidc, phantom
@@ -43,10 +41,9 @@ def scan_of(slices: int) -> str:
     raise ValueError(f'slices: expected a scan of about {slices}, found none')
 
 
-def measure(queue, uid: str, dicom: Path, num_views: int, image_size: int,
-            renderer: str, device: str) -> None:
-    """Convert one scan and put what it took into the queue."""
-    torch.set_num_threads(1)
+def convert_once(uid: str, dicom: Path, num_views: int, image_size: int,
+                 renderer: str, device: str) -> dict:
+    """Convert one scan and tell what it took."""
     begin = time.perf_counter()
     scan = lidc.read_scan(uid, dicom)
     read = time.perf_counter()
@@ -55,20 +52,9 @@ def measure(queue, uid: str, dicom: Path, num_views: int, image_size: int,
     with tempfile.TemporaryDirectory() as out_dir:
         convert_scan(scan, options, Path(out_dir), device)
     done = time.perf_counter()
-    queue.put(dict(
+    return dict(
         voxels=scan.hu.values.size, read_s=read - begin, render_s=done - read,
-        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
-
-
-def in_process(*args) -> dict:
-    """The result of :func:`measure` in a new process."""
-    context = multiprocessing.get_context('spawn')
-    queue = context.Queue()
-    process = context.Process(target=measure, args=(queue, *args))
-    process.start()
-    result = queue.get()
-    process.join()
-    return result
+        peak_mb=peak_mb())
 
 
 def main() -> None:
@@ -98,7 +84,7 @@ def main() -> None:
                 scans[slices] = scan_of(slices)
                 phantom.write_scan(phantom.make_scan(scans[slices], 0), dicom)
             rows.append(dict(setting, **in_process(
-                scans[slices], dicom, setting['num_views'],
+                convert_once, scans[slices], dicom, setting['num_views'],
                 setting['image_size'], setting['renderer'], args.device)))
             print(json.dumps(rows[-1]), flush=True)
         throughput = {}
