@@ -16,8 +16,10 @@ import contextlib
 import os
 import time
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Dict, List, Optional
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -27,8 +29,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
+from mmdet.structures.bbox import bbox_overlaps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from projects.mv2d_xray import geometry, matching, volume_head
@@ -123,11 +126,10 @@ def load(args) -> None:
     init_default_scope('mmdet3d')
     loader = cfg.train_dataloader
     loader.pop('persistent_workers', None)
-    loader.num_workers = 0
     if args.data_root:
         loader.dataset.data_root = args.data_root
     count = args.repeats * 8
-    data = Runner.build_dataloader(loader, seed=0).dataset
+    data = loader.dataset = DATASETS.build(loader.dataset)
     infos = [data.get_data_info(i % len(data)) for i in range(count)]
 
     def read():
@@ -140,15 +142,12 @@ def load(args) -> None:
         read, args.repeats) / count)]
     for workers in sorted({0, 1, args.workers}):
         loader.num_workers = workers
-        batches = iter(Runner.build_dataloader(loader, seed=0))
+        batches = chain.from_iterable(  # epoch after epoch
+            repeat(Runner.build_dataloader(loader, seed=0)))
         next(batches)  # workers have started
         start = time.perf_counter()
         for _ in range(count):
-            try:
-                next(batches)
-            except StopIteration:
-                batches = iter(Runner.build_dataloader(loader, seed=0))
-                next(batches)
+            next(batches)
         rows.append(dict(what=f'training pipeline, {workers} workers',
                          seconds=(time.perf_counter() - start) / count))
         del batches
@@ -199,14 +198,10 @@ def plain_pool(sampled, seen, epsilon):
 @contextlib.contextmanager
 def without_savings(model):
     """The same model with textbook code in place of ours."""
-    pool = volume_head._PoolViews.apply
-    model.memory_format = torch.contiguous_format
-    volume_head._PoolViews.apply = staticmethod(plain_pool)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        volume_head._PoolViews.apply = pool
+    with patch.object(model, 'memory_format', torch.contiguous_format), \
+            patch.object(volume_head._PoolViews, 'apply', plain_pool), \
+            sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def model_of(config: str, plain: bool) -> tuple:
@@ -246,8 +241,6 @@ def step_once(what: str, config: str, plain: bool, amp: bool,
                 with torch.autocast(torch.device(args.device).type,
                                     torch.float16, enabled=amp):
                     model.test_step(batch)
-        if torch.device(args.device).type == 'cuda':
-            torch.cuda.reset_peak_memory_stats()
         seconds = median_seconds(work, args.repeats, args.device,
                                  warm_up=args.warm_up)
     return dict(seconds=seconds, images_per_second=args.views / seconds,
@@ -281,7 +274,6 @@ def step(args) -> None:
 # ------------------------------------------------------------------ correlate
 def per_pair(rois, views, cam2img, ct2img, bounds, num_depths):
     """Box correlation as a loop over pairs of boxes."""
-    from mmdet.structures.bbox import bbox_overlaps
     best = rois.new_zeros(len(rois), len(rois))
     steps = torch.linspace(0, 1, num_depths).to(rois)
     for i, (roi, view) in enumerate(zip(rois, views)):

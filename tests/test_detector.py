@@ -426,24 +426,26 @@ def test_memory_layout_changes_nothing(samples, variant):
 
 
 @pytest.mark.slow
-def test_memory_layout_changes_no_losses(full_size_model, samples):
+def test_memory_layout_changes_no_losses(full_size_model, samples,
+                                         monkeypatch):
     batch = samples(0)
     expected, _ = step_of(full_size_model, batch)
-    full_size_model.memory_format = torch.contiguous_format
+    monkeypatch.setattr(full_size_model, 'memory_format',
+                        torch.contiguous_format)
     losses, _ = step_of(full_size_model, batch)
-    del full_size_model.memory_format
     for name, value in expected.items():
         assert losses[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
 @pytest.mark.slow
-def test_chunks_of_views_change_memory_alone(full_size_model, samples):
+def test_chunks_of_views_change_memory_alone(full_size_model, samples,
+                                             monkeypatch):
     batch = samples(0)
-    full_size_model.view_chunk = None
+    monkeypatch.setattr(full_size_model, 'view_chunk', None)
     imgs = torch.randn(5, 3, 128, 128)
     whole = bytes_kept(full_size_model, imgs)
     expected, gradients = step_of(full_size_model, batch)
-    full_size_model.view_chunk = 1
+    monkeypatch.setattr(full_size_model, 'view_chunk', 1)
     assert bytes_kept(full_size_model, imgs) < .1 * whole
     losses, chunked = step_of(full_size_model, batch)
     for name, value in expected.items():
