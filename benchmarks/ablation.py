@@ -30,12 +30,11 @@ PACE = 30  # iterations that tell a variant's pace
 VARIANTS = {
     'roi + volume': (OURS, []),
     'roi': (OURS, ['model.volume_head=None']),
-    'triangulated': (
-        OURS, ['model.volume_head=None', 'model.lifting_head.roi_queries.'
-               'type=XRayTriangulatedQueryGenerator']),
-    'triangulated + volume': (
-        OURS, ['model.lifting_head.roi_queries.type='
-               'XRayTriangulatedQueryGenerator']),
+    # The papers' queries, whose depth is learned, from true boxes, too.
+    'roi, depth regressed': (
+        OURS, ['model.volume_head=None', 'model.lifting_head.roi_queries.type='
+               'XRayRoIQueryGenerator', 'model.train_rois.add_gt=True']),
+    'volume + 2D stage': (OURS, ['model.lifting_head=None']),
     'volume': (OURS, _VOLUME),
     'volume, nothing inserted': (
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=0']),
@@ -72,6 +71,8 @@ VARIANTS = {
     'roi + volume, reprojected': (
         OURS, ['model.lifting_head.point_rois.reproject=True']),
     '2D boxes, triangulated': ('configs/triangulation_quick.py', []),
+    'Faster R-CNN, triangulated': (
+        'configs/triangulation-faster-rcnn_quick.py', []),
     'score grid': ('configs/score-grid_quick.py', []),
     'ImVoxelNet': ('configs/imvoxelnet_quick.py', []),
     'DETR3D': ('configs/detr3d_quick.py', []),

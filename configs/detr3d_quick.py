@@ -4,7 +4,7 @@ _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 # view at the projection of their place, layer by layer, with this project's
 # backbone, attention and matching.
 model = dict(
-    volume_head=None, loss_weight_2d=0., lift_level=0,
+    volume_head=None, loss_weight_2d=0.,
     lifting_head=dict(
         roi_queries=None, free_queries=64, roi_size=1,
         point_rois=dict(scale=0., min_size=4., reproject=True)))

@@ -12,7 +12,7 @@ num_classes = 2
 model = dict(
     data_preprocessor=dict(
         mean=[.26, 0., 0., 0.], std=[.88, .05, .16, .39]),
-    detector_2d=dict(roi_head=dict(bbox_head=dict(num_classes=num_classes))),
+    detector_2d=dict(bbox_head=dict(num_classes=num_classes)),
     volume_head=dict(
         volume_range=[-42., -30., -58., 42., 30., 58.], voxel_size=2.,
         base_size=2.5, min_sigma=1.3, num_classes=num_classes))

@@ -4,6 +4,8 @@ _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 # every place of every view (16 px apart) through its 3D position encoding.
 model = dict(
     volume_head=None, loss_weight_2d=0.,
+    detector_2d=dict(backbone=dict(num_levels=2)), feat_strides=[4, 8],
+    lift_level=1,
     lifting_head=dict(
         roi_queries=None, free_queries=64, roi_size=16,
         point_rois=dict(whole_view=True)))

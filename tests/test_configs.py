@@ -84,5 +84,6 @@ def test_released_checkpoint(path):
     checkpoint = check_checkpoint(str(path), model)
     assert set(checkpoint) == {'meta', 'state_dict'}
     classes = checkpoint['meta']['dataset_meta']['classes']
-    assert len(classes) == model.volume_head.num_classes
+    head = model.volume_head or model.lifting_head
+    assert len(classes) == head.num_classes
     assert path.name in (ROOT / 'checkpoints/README.md').read_text()

@@ -28,11 +28,14 @@ def quick(**changes):
     cfg = Config.fromfile(CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py')
     cfg.model.data_preprocessor.band_sigmas = [1., 3.]
     cfg.model.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
-                                 voxel_size=12.)
+                                 voxel_size=12., score_thr=.001)
     cfg.merge_from_dict({f'model.{k}': v for k, v in changes.items()})
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    head = getattr(model.detector_2d, 'bbox_head', None)
+    if hasattr(head, 'wh_head'):  # untrained, its boxes have no area
+        torch.nn.init.constant_(head.wh_head[-1].bias, 2.)
     return model
 
 
@@ -73,8 +76,17 @@ def boxes_of(model, batch):
         return model.test_step(pseudo_collate(batch))
 
 
+def faster_rcnn():
+    """Of the small models, for images with two bands."""
+    cfg = Config.fromfile(CONFIGS / 'triangulation-faster-rcnn_quick.py').model
+    cfg.detector_2d.backbone.in_channels = 3
+    return {'detector_2d': dict(cfg.detector_2d, _delete_=True),
+            'feat_strides': cfg.feat_strides}
+
+
 VARIANTS = {
     'both': {},
+    'faster rcnn': faster_rcnn(),
     'roi': dict(volume_head=None),
     'volume': {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.},
     'peaks': dict(lifting_head=None, loss_weight_2d=0.),
@@ -82,8 +94,9 @@ VARIANTS = {
     'denoising': {'lifting_head.denoising': dict(
         groups=3, centre_noise=10., size_noise=.3)},
     'no 2d heatmap': {'volume_head.loss_heatmap_2d': None},
-    'triangulated': {'lifting_head.roi_queries.type':
-                     'XRayTriangulatedQueryGenerator'},
+    'depth regressed, true boxes given': {
+        'lifting_head.roi_queries.type': 'XRayRoIQueryGenerator',
+        'train_rois': dict(max_per_view=6, add_gt=True, jitter=.2)},
     'reprojected': {'lifting_head.point_rois.reproject': True},
     'free queries at a point': {
         'volume_head': None, 'loss_weight_2d': 0.,
@@ -171,18 +184,26 @@ def test_samples_of_different_views_in_one_batch(sphere_root, samples):
     torch.testing.assert_close(mixed.pred_instances_3d.scores_3d, alone)
 
 
+def without_area(model):
+    """All boxes of CenterNet have negative edges."""
+    torch.nn.init.constant_(
+        model.detector_2d.bbox_head.wh_head[-1].bias, -9.)
+
+
 def test_no_detection_in_any_view(samples):
     # Nothing is invented: a threshold that nothing passes leaves the roi
     # source without queries, and the model without boxes.
-    model = quick(**{'volume_head': None,
-                     'detector_2d.test_cfg.rcnn.score_thr': 1.1})
-    result = boxes_of(model, samples(0))[0]
-    assert len(result.pred_instances) == 0
-    assert len(result.pred_instances_3d) == 0
-    model.train()
-    model.train_rois['add_gt'] = False
-    loss, _ = loss_of(model, samples(0))
-    assert torch.isfinite(loss)
+    none = {'detector_2d.test_cfg.rcnn.score_thr': 1.1}
+    for model in (quick(volume_head=None),
+                  quick(**faster_rcnn(), volume_head=None, **none)):
+        if hasattr(model.detector_2d, 'bbox_head'):
+            without_area(model)
+        result = boxes_of(model, samples(0))[0]
+        assert len(result.pred_instances) == 0
+        assert len(result.pred_instances_3d) == 0
+        model.train()
+        loss, _ = loss_of(model, samples(0))
+        assert torch.isfinite(loss)
 
 
 def test_every_2d_box_becomes_a_roi(samples):
@@ -199,6 +220,22 @@ def test_every_2d_box_becomes_a_roi(samples):
     torch.testing.assert_close(rois[:, 1:5], again.pred_instances.bboxes)
     torch.testing.assert_close(rois[:, 5], again.pred_instances.scores)
     assert torch.equal(rois[:, 0].long(), views)
+
+
+def test_what_has_no_weight_does_not_run_in_training(samples, monkeypatch):
+    model = quick(volume_head=None, loss_weight_3d=0.)
+    expected = step_of(quick(volume_head=None), samples(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(model.lifting_head, 'forward', None)
+        losses, gradients = step_of(model, samples(0))
+    assert set(losses) == {'loss', 'loss_idle', '2d.loss_center_heatmap',
+                           '2d.loss_wh', '2d.loss_offset'}
+    for name, value in losses.items():
+        if name != 'loss':
+            assert value == pytest.approx(expected[0][name])
+    assert all(gradients[name].abs().sum() == 0 for name in gradients
+               if name.startswith('lifting_head'))
+    assert len(boxes_of(model, samples(0))[0].pred_instances_3d)
 
 
 def test_an_untrained_head_leaves_volume_peaks_alone(samples):
@@ -262,8 +299,56 @@ def test_far_points_do_not_answer_for_a_finding():
     near = loss(1, 3.)
     assert loss(1, 3., -80.) == near
     assert loss(1, 3., 88.) != near
-    # A query of a 2D box knows no depth: it may have to go far.
-    assert loss(0, 3., -80.) != near
+
+
+def test_a_2d_box_answers_for_what_lies_in_it():
+    # A 2D box knows no depth: it may have to go far. One that shows nothing
+    # must not become a positive because all others are taken.
+    head = quick().lifting_head
+    gt = InstanceData(
+        boxes=torch.tensor([[0., 0, 0, 12, 12, 12, 0]]),
+        labels=torch.zeros(1, dtype=torch.long))
+    gt.set_metainfo(dict(ignored=torch.zeros(0, 7)))
+    ct2img = torch.eye(4)[None].repeat(2, 1, 1)
+    ct2img[:, 2, 3] = 100.  # in front of the source
+    ct2img[1, 0, 3] = 1000.  # the second view shows it at u = 10
+    rois = torch.tensor([[0., -1, -1, 1, 1, .9], [0, 2, 2, 4, 4, .9],
+                         [1, -1, -1, 1, 1, .9], [1, 9, -1, 11, 1, .9]])
+    queries = InstanceData(centres=torch.tensor([[90., 0, 0]] * 4),
+                           source=torch.zeros(4, dtype=torch.long))
+    allowed = head._may_answer(queries, gt, rois, ct2img)
+    assert allowed[:, 0].tolist() == [True, False, False, True]
+    queries.all_logits = torch.zeros(4, 2, 1)
+    queries.all_boxes = torch.full((4, 2, 6), 12.)
+    false = torch.zeros(4, dtype=torch.bool)
+    false[1:3] = True
+    losses = head.loss_by_feat(queries[false], gt, rois[false], ct2img)
+    assert losses['loss_box_3d'] == 0
+    assert head.loss_by_feat(queries, gt, rois, ct2img)['loss_box_3d'] > 0
+
+
+def test_sources_do_not_decide_for_each_other(samples):
+    # False 2D boxes made the scores of what the volume found half as good.
+    model = quick()
+    for branch in model.lifting_head.cls_branches:
+        torch.nn.init.normal_(branch[-1].weight)
+    model.eval()
+    data = model.data_preprocessor(pseudo_collate(samples(0)), False)
+    maps = model.extract_feat(data['inputs']['imgs'])
+    cameras = model._cameras(data['data_samples'][0], maps[0].device)
+    points = model.volume_head.queries(
+        *model.volume_head(maps[0], cameras['ct2img'], (64, 64)))
+    rois = torch.tensor([[0., 10, 10, 20, 20, .9], [1, 30, 30, 40, 40, .8]])
+
+    def run(source, *args):
+        out = model.lifting_head(maps[model.lift_level], cameras, (64, 64),
+                                 *args)
+        return out[out.source == source].all_logits
+
+    both = rois, points
+    assert len(points) and len(run(0, *both)) == 2
+    torch.testing.assert_close(run(1, *both), run(1, None, points))
+    torch.testing.assert_close(run(0, *both), run(0, rois, None))
 
 
 def test_denoising_does_not_leak_into_other_queries(samples):
@@ -314,7 +399,7 @@ def retina_model():
                       max_per_img=5))
     cfg = Config.fromfile(
         CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py').model
-    cfg.detector_2d = retina
+    cfg.detector_2d, cfg.feat_strides = retina, [4, 8, 16]
     cfg.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
                            voxel_size=24.)
     return MODELS.build(cfg)
@@ -464,7 +549,8 @@ def test_chunks_of_views_need_fixed_norms(samples):
 
 
 def test_half_precision_stays_in_the_2d_stage(samples):
-    model, batch = quick(), samples(0)
+    model = quick(**VARIANTS['depth regressed, true boxes given'])
+    batch = samples(0)
     model.train()
     expected, gradients = step_of(model, batch)
     losses, half = step_of(model, batch, torch.float16)

@@ -108,6 +108,8 @@ def test_the_model_gives_the_same_everywhere(tmp_path, device):
     for place in ('cpu', device):
         # Without 2D boxes, whose samplers draw differently.
         model = quick(**{'lifting_head.roi_queries': None,
+                         'lifting_head.test_cfg': dict(
+                             score_thr=0., nms_iou=.1, max_per_img=50),
                          'loss_weight_2d': 0.}).to(place)
         model.train()
         batch = model.data_preprocessor(pseudo_collate([data[0]]), True)

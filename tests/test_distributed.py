@@ -20,11 +20,6 @@ from .test_detector import PIPELINE, quick
 from .test_tools import CONFIG, ROOT, SMALL
 
 WITHOUT_2D = {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.}
-# Samplers that take all, so that nothing is drawn at random.
-WITH_2D = {
-    'detector_2d.train_cfg.rpn.sampler.num': 10**6,
-    'detector_2d.train_cfg.rcnn.sampler.num': 10**6,
-    'train_rois': dict(max_per_view=6, add_gt=False)}
 
 
 def gradients(model, root, rows):
@@ -65,7 +60,9 @@ def of_both_ranks(tmp_path, changes, **spheres):
 
 def test_two_processes_have_the_gradients_of_a_batch_of_two(tmp_path):
     first, second, expected = of_both_ranks(tmp_path, WITHOUT_2D)
-    assert sum(g.abs().sum() > 0 for g in expected.values()) > 50
+    for name, gradient in expected.items():
+        if name.startswith(('detector_2d.backbone', 'volume_head')):
+            assert gradient.abs().sum() > 0, name
     for name, gradient in expected.items():
         torch.testing.assert_close(first[name], second[name])
         torch.testing.assert_close(first[name], gradient, rtol=1e-3,
@@ -80,10 +77,9 @@ def test_two_processes_with_2d_heads(tmp_path):
     # mmdet divides by the boxes of all images of a process, of which two
     # processes do not have equally many: nearly the same.
     first, second, expected = of_both_ranks(
-        tmp_path, WITH_2D,
+        tmp_path, {},
         spheres=[[([10., 20., 0.], 12.)], [([0., -30., 9.], 9.)]])
-    for part in ('backbone', 'rpn_head', 'roi_head', 'volume_head',
-                 'lifting_head'):
+    for part in ('backbone', 'bbox_head', 'volume_head', 'lifting_head'):
         one, two, both = (
             torch.cat([g.flatten() for name, g in ranks.items() if part in
                        name]) for ranks in (first, second, expected))

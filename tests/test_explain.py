@@ -235,7 +235,6 @@ def test_a_target_in_space(sample):
 
 def test_a_target_in_one_view(sample):
     model = quick()
-    model.detector_2d.roi_head.test_cfg.score_thr = 0.
     result = boxes_of(model, [sample])[0].pred_instances
     view = int(result.view_ids[0])
     detection = InstanceData(bboxes=result.bboxes, scores=result.scores,

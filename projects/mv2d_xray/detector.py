@@ -2,6 +2,7 @@
 
 from typing import Dict, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, RoIAlign
@@ -56,7 +57,8 @@ class MV2DXRay(Base3DDetector):
         volume_head (dict, optional): The ``volume`` source.
         volume_level (int): Neck output that the volume head reads.
         loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
-        loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1.
+        loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1. 0
+            leaves it out of the training.
         view_chunk (int, optional): Views that go through backbone and neck at
             a time. In training their activations are computed again for the
             gradients (Chen et al., arXiv 1604.06174), so that the memory is
@@ -223,13 +225,15 @@ class MV2DXRay(Base3DDetector):
         """One mmdet sample per view, for :meth:`detect_2d`."""
         samples = []
         shape = tuple(sample.metainfo['img_shape'])[:2]
+        # What mmdet's CenterNet takes off its boxes: no border was added.
+        border = np.array([0., shape[0], 0., shape[1]], dtype=np.float32)
         for view in range(len(sample.metainfo['ct2img'])):
             item = DetDataSample(
                 metainfo=dict(
                     img_id=view, img_shape=shape, ori_shape=shape,
                     pad_shape=tuple(imgs.shape[-2:]),
                     batch_input_shape=tuple(imgs.shape[-2:]),
-                    scale_factor=(1., 1.)))
+                    border=border, scale_factor=(1., 1.)))
             if training:
                 gt, ignored = sample.gt_instances, sample.ignored_instances
                 here = gt.view_ids == view
@@ -280,7 +284,8 @@ class MV2DXRay(Base3DDetector):
     def detect_2d(self, features: Sequence[Tensor],
                   samples: list) -> List[InstanceData]:
         """Boxes of each view, without gradient; proposals stay in the
-        samples."""
+        samples. Heads that regress edges freely (CenterNet) have boxes
+        without an area: they are left out."""
         det = self.detector_2d
         if getattr(det, 'with_rpn', False) and 'proposals' not in samples[0]:
             for sample, proposed in zip(
@@ -288,7 +293,11 @@ class MV2DXRay(Base3DDetector):
                                                   rescale=False)):
                 sample.proposals = proposed
         results = self.detector_2d.predict(features, samples, rescale=False)
-        return [r.pred_instances for r in results]
+        found = [r.pred_instances for r in results]
+        return [
+            boxes[(boxes.bboxes[:, 2:] > boxes.bboxes[:, :2]).all(1)]
+            for boxes in found
+        ]
 
     def _rois(self, detections: List[InstanceData], sample,
               training: bool) -> Tensor:
@@ -328,14 +337,15 @@ class MV2DXRay(Base3DDetector):
                 losses[f'2d.{name}'] = (
                     self._scale(value, self.loss_weight_2d)
                     if 'loss' in name else value)
-        if self.with_roi_queries:
+        with_rois = self.with_roi_queries and self.loss_weight_3d > 0
+        if with_rois:
             detections = self.detect_2d(features, flat)
         with torch.autocast(imgs.device.type, enabled=False):
             for sample, rows, views in zip(batch_data_samples, slices,
                                            samples_2d):
                 per_sample.append(self._loss_3d(
                     features, rows, tuple(imgs.shape[-2:]), sample, views,
-                    detections[rows] if self.with_roi_queries else None))
+                    detections[rows] if with_rois else None))
         for name in per_sample[0]:
             losses[name] = sum(p[name] for p in per_sample) / len(per_sample)
         # Parts that saw nothing to learn from still belong to the graph, as
@@ -369,13 +379,14 @@ class MV2DXRay(Base3DDetector):
                     level, self.feat_strides[self.volume_level], boxes_2d,
                     [v.ignored_instances.bboxes for v in views]))
             points = self.volume_head.queries(heatmap, code, hidden)
-        if self.lifting_head is not None:
+        if self.lifting_head is not None and self.loss_weight_3d > 0:
             if detections is not None:
                 rois = self._rois(detections, sample, True)
             queries = self.lifting_head(
                 features[self.lift_level][rows].float(), cameras, img_shape,
                 rois, points, gt)
-            lifted = self.lifting_head.loss_by_feat(queries, gt)
+            lifted = self.lifting_head.loss_by_feat(
+                queries, gt, rois, cameras['ct2img'])
             losses.update({
                 k: v * self.loss_weight_3d
                 for k, v in lifted.items()

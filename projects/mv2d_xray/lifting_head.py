@@ -42,7 +42,9 @@ class XRayLiftingHead(BaseModule):
     adds to both. Queries of a 2D box attend to that RoI and the relevant ones
     of other views; queries that already are points in space attend to the
     RoIs around their projection in every view, also where no 2D detector
-    fired. Losses as in papers/000 §4.3, on every layer.
+    fired. The sources of queries neither see each other nor compete for a
+    finding: false boxes of one would else decide the scores of the other.
+    Losses as in papers/000 §4.3, on every layer.
 
     Args:
         in_channels (int): Channels of the feature maps.
@@ -68,7 +70,7 @@ class XRayLiftingHead(BaseModule):
             (DN-DETR, arXiv 2203.01305). Defaults to None.
         prior (float): First score of queries that have none.
         reach (float): A point query farther from a finding (mm) does not
-            answer for it: what the volume missed would only teach noise.
+            answer for it, nor does a 2D box that its centre is not in.
         assigner, loss_cls, loss_box (dict): Training.
         code_weights (Sequence[float]): Weight of centre (3) and log size (3)
             in the box loss.
@@ -365,24 +367,30 @@ class XRayLiftingHead(BaseModule):
 
     def _self_attn_mask(self, queries: InstanceData,
                         gt: Optional[InstanceData]) -> Optional[Tensor]:
-        """True where a query must not look: into (other) denoising groups."""
-        noised = queries.source == 2
-        if not bool(noised.any()):
-            return None
-        group = torch.full_like(queries.source, -1)
-        group[noised] = torch.div(
-            torch.arange(int(noised.sum()), device=group.device), len(gt),
-            rounding_mode='floor')
-        return noised[None] & (group[:, None] != group[None])
+        """True where a query must not look: into another source's queries or
+        another denoising group."""
+        group = queries.source.clone()
+        noised = group == 2
+        if bool(noised.any()):
+            group[noised] = 4 + torch.div(
+                torch.arange(int(noised.sum()), device=group.device), len(gt),
+                rounding_mode='floor')
+        apart = group[:, None] != group[None]
+        return apart if bool(apart.any()) else None
 
     # ------------------------------------------------------------------ loss
-    def loss_by_feat(self, queries: InstanceData, gt: InstanceData) -> dict:
+    def loss_by_feat(self, queries: InstanceData, gt: InstanceData,
+                     rois: Optional[Tensor] = None,
+                     ct2img: Optional[Tensor] = None) -> dict:
         """Losses of one sample, on every layer.
 
         Args:
             queries (InstanceData): From :meth:`forward`.
             gt (InstanceData): ``boxes`` (N, 7) (mm), ``labels`` (N,) and
                 metainfo ``ignored`` (M, 7).
+            rois (Tensor, optional): (R, 6), what the queries of 2D boxes are
+                from.
+            ct2img (Tensor, optional): (V, 4, 4), the cameras of ``rois``.
 
         Returns:
             dict: ``loss_cls_3d`` and ``loss_box_3d`` of the last layer, and
@@ -393,22 +401,23 @@ class XRayLiftingHead(BaseModule):
         losses = {}
         num_layers = queries.all_logits.shape[1]
         noised = queries.source == 2
-        away = torch.cdist(queries.centres, gt.boxes[:, :3])
-        allowed = (queries.source != 1)[:, None] | (away <= self.reach)
+        allowed = self._may_answer(queries, gt, rois, ct2img)
         for layer in range(num_layers):
             logits = queries.all_logits[:, layer]
             boxes = queries.all_boxes[:, layer]
             codes = encode_boxes(boxes, self.scene_range)
             assigned = queries.source.new_zeros(len(logits))
-            result = self.assigner.assign(
-                InstanceData(codes=codes[~noised].detach(),
-                             scores=logits[~noised].detach(),
-                             allowed=allowed[~noised]), targets)
-            found = result.gt_inds.clamp(min=0)
-            if len(gt):
-                found *= allowed[~noised].gather(
-                    1, (found - 1).clamp(min=0)[:, None])[:, 0]
-            assigned[~noised] = found
+            for source in queries.source[~noised].unique():
+                rows = queries.source == source
+                found = self.assigner.assign(
+                    InstanceData(codes=codes[rows].detach(),
+                                 scores=logits[rows].detach(),
+                                 allowed=allowed[rows]),
+                    targets).gt_inds.clamp(min=0)
+                if len(gt):
+                    found = found * allowed[rows].gather(
+                        1, (found - 1).clamp(min=0)[:, None])[:, 0]
+                assigned[rows] = found
             if bool(noised.any()):
                 assigned[noised] = 1 + torch.arange(
                     int(noised.sum()), device=assigned.device) % len(gt)
@@ -427,6 +436,25 @@ class XRayLiftingHead(BaseModule):
             losses[f'{prefix}loss_cls_3d'] = loss_cls
             losses[f'{prefix}loss_box_3d'] = error
         return losses
+
+    def _may_answer(self, queries: InstanceData, gt: InstanceData,
+                    rois: Optional[Tensor],
+                    ct2img: Optional[Tensor]) -> Tensor:
+        """Which findings each query may be matched with, (Q, N).
+
+        A one-to-one matching finds a query for every finding, also where all
+        queries are false: those would only learn that false ones score high.
+        """
+        away = torch.cdist(queries.centres, gt.boxes[:, :3])
+        allowed = (queries.source != 1)[:, None] | (away <= self.reach)
+        of_boxes = queries.source == 0
+        if bool(of_boxes.any()):
+            uv, depth = geometry.project(gt.boxes[:, :3], ct2img)
+            views = rois[:, 0].long()
+            uv, low, high = uv[views], rois[:, None, 1:3], rois[:, None, 3:5]
+            allowed[of_boxes] = (((uv >= low) & (uv <= high)).all(-1)
+                                 & (depth[views] > 0))
+        return allowed
 
     @staticmethod
     def _label_weights(boxes: Tensor, positive: Tensor,
