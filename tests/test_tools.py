@@ -86,7 +86,7 @@ def test_training_is_shown_in_tensorboard(trained, tmp_path):
     shown = EventAccumulator(str(events.parent))
     shown.Reload()
     curves = set(shown.Tags()['scalars'])
-    assert {'lr', 'loss', 'loss_heatmap', '2d.loss_cls', 'mAP_3d',
+    assert {'lr', 'loss', 'loss_heatmap', '2d.loss_center_heatmap', 'mAP_3d',
             '2d/AP'} <= curves
     assert [e.step for e in shown.Scalars('loss')] == [1, 2]
     scans = load_infos(trained / 'data' / 'lidc_infos_val.pkl')['data_list']
