@@ -1,5 +1,6 @@
 """The whole model on spheres: it trains and tests whatever it is given."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from .spheres import make_sphere_set
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
+REPORT_ALL = dict(score_thr=0., nms_iou=.1, max_per_img=50)
 
 
 def quick(**changes):
@@ -241,8 +243,7 @@ def test_what_has_no_weight_does_not_run_in_training(samples, monkeypatch):
 def test_an_untrained_head_leaves_volume_peaks_alone(samples):
     peaks = quick(lifting_head=None, loss_weight_2d=0.)
     both = quick(**{'lifting_head.roi_queries': None, 'loss_weight_2d': 0.,
-                    'lifting_head.test_cfg': dict(
-                        score_thr=0., nms_iou=.1, max_per_img=50)})
+                    'lifting_head.test_cfg': REPORT_ALL})
     weights = {k: v for k, v in both.state_dict().items()
                if k in peaks.state_dict()}
     peaks.load_state_dict(weights)
@@ -327,22 +328,30 @@ def test_a_2d_box_answers_for_what_lies_in_it():
     assert head.loss_by_feat(queries, gt, rois, ct2img)['loss_box_3d'] > 0
 
 
-def test_sources_do_not_decide_for_each_other(samples):
-    # False 2D boxes made the scores of what the volume found half as good.
-    model = quick()
+def lifting_of(model, batch):
+    """The lifting head, with scores of its own, on the first sample's views:
+    a function of RoIs, points and truth; and its points and truth."""
     for branch in model.lifting_head.cls_branches:
         torch.nn.init.normal_(branch[-1].weight)
     model.eval()
-    data = model.data_preprocessor(pseudo_collate(samples(0)), False)
+    data = model.data_preprocessor(pseudo_collate(batch), True)
+    sample = data['data_samples'][0]
     maps = model.extract_feat(data['inputs']['imgs'])
-    cameras = model._cameras(data['data_samples'][0], maps[0].device)
+    cameras = model._cameras(sample, maps[0].device)
     points = model.volume_head.queries(
         *model.volume_head(maps[0], cameras['ct2img'], (64, 64)))
+    run = partial(model.lifting_head, maps[model.lift_level], cameras,
+                  (64, 64))
+    return run, points, model._ground_truth(sample, maps[0].device)
+
+
+def test_sources_do_not_decide_for_each_other(samples):
+    # False 2D boxes made the scores of what the volume found half as good.
+    lift, points, _ = lifting_of(quick(), samples(0))
     rois = torch.tensor([[0., 10, 10, 20, 20, .9], [1, 30, 30, 40, 40, .8]])
 
     def run(source, *args):
-        out = model.lifting_head(maps[model.lift_level], cameras, (64, 64),
-                                 *args)
+        out = lift(*args)
         return out[out.source == source].all_logits
 
     both = rois, points
@@ -353,21 +362,10 @@ def test_sources_do_not_decide_for_each_other(samples):
 
 def test_denoising_does_not_leak_into_other_queries(samples):
     # What the other queries say must not depend on the given truth.
-    model = quick(**VARIANTS['denoising'])
-    for branch in model.lifting_head.cls_branches:
-        torch.nn.init.normal_(branch[-1].weight)
-    model.eval()
-    data = model.data_preprocessor(pseudo_collate(samples(0)), True)
-    sample = data['data_samples'][0]
-    maps = model.extract_feat(data['inputs']['imgs'])
-    cameras = model._cameras(sample, maps[0].device)
-    points = model.volume_head.queries(
-        *model.volume_head(maps[0], cameras['ct2img'], (64, 64)))
-    gt = model._ground_truth(sample, maps[0].device)
+    lift, points, gt = lifting_of(quick(**VARIANTS['denoising']), samples(0))
 
     def run(truth):
-        out = model.lifting_head(maps[model.lift_level], cameras, (64, 64),
-                                 None, points, truth)
+        out = lift(None, points, truth)
         return out[out.source != 2].all_logits
 
     torch.testing.assert_close(run(gt), run(None))
@@ -495,8 +493,7 @@ def test_memory_layout_changes_nothing(samples, variant):
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         model = quick(**{
-            **VARIANTS[variant], 'lifting_head.test_cfg': dict(
-                score_thr=0., nms_iou=.1, max_per_img=50)})
+            **VARIANTS[variant], 'lifting_head.test_cfg': REPORT_ALL})
         model.memory_format = layout
         for p in model.parameters():  # of an untrained head, too
             if p.dim() > 1:

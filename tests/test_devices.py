@@ -18,7 +18,7 @@ from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.volume_head import _PoolViews
 
 from .spheres import make_sphere_set
-from .test_detector import PIPELINE, quick
+from .test_detector import PIPELINE, REPORT_ALL, quick
 
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 pytestmark = pytest.mark.parametrize('device', DEVICES)
@@ -108,8 +108,7 @@ def test_the_model_gives_the_same_everywhere(tmp_path, device):
     for place in ('cpu', device):
         # Without 2D boxes, whose samplers draw differently.
         model = quick(**{'lifting_head.roi_queries': None,
-                         'lifting_head.test_cfg': dict(
-                             score_thr=0., nms_iou=.1, max_per_img=50),
+                         'lifting_head.test_cfg': REPORT_ALL,
                          'loss_weight_2d': 0.}).to(place)
         model.train()
         batch = model.data_preprocessor(pseudo_collate([data[0]]), True)

@@ -15,8 +15,8 @@ from projects.mv2d_xray.diagnosis import (diagnose, report_scan, trace,
 from projects.mv2d_xray.visualization import draw_findings
 
 from .spheres import make_sphere_set
-from .test_detector import (CONFIGS, PIPELINE, VARIANTS, quick, retina_model,
-                            without_area)
+from .test_detector import (CONFIGS, PIPELINE, REPORT_ALL, VARIANTS, quick,
+                            retina_model, without_area)
 
 
 def scans_of(root):
@@ -157,8 +157,7 @@ def test_steps_end_with_the_prediction(scans):
     for name in ('both', 'papers', 'peaks'):
         model = MODELS_OF[name]().eval()
         if model.lifting_head is not None:
-            model.lifting_head.test_cfg = dict(
-                score_thr=0., nms_iou=.1, max_per_img=50)
+            model.lifting_head.test_cfg = REPORT_ALL
         seen = trace(model, scans[0])
         found = seen.result.pred_instances_3d
         assert found.scores_3d[0] == seen.scores[-1].max()
