@@ -58,7 +58,8 @@ class Options:
         renderer: Name in :data:`data_converters.drr.RENDERERS`.
         min_readers: Nodules of fewer readers are marked ``ignore``.
         min_diameter: Nodules below (mm) are marked ``ignore``.
-        fractions: Share of the patients in 'val' and 'test'.
+        fractions: Share of the patients in 'val' and 'test'; the rest is
+            for training.
         seed: Of the split.
         dataset: Name in the metainfo.
         classes: Names of the labels.
@@ -74,6 +75,12 @@ class Options:
     dataset: str = 'LIDC-IDRI'
     classes: List[str] = field(default_factory=lambda: ['nodule'])
     inputs: dict = field(default_factory=dict)
+
+    def wants(self, split: str) -> bool:
+        """Whether any patient is meant for a split."""
+        if split == 'train':
+            return sum(self.fractions.values()) < 1
+        return self.fractions.get(split, 0.) > 0
 
 
 # ------------------------------------------------------------------- one scan
@@ -429,8 +436,7 @@ def finish_set(out_dir: Path, options: Options,
     counts = {}
     for split in SPLITS:
         chosen = [s for s in samples if patients[s['lidc_id_ref']] == split]
-        asked_for = split == 'train' or options.fractions.get(split)
-        if not chosen and not (whole and asked_for):
+        if not chosen and not (whole and options.wants(split)):
             continue
         infos = dict(
             metainfo=dict(
@@ -471,8 +477,8 @@ def split_patients(patients: List[str], options: Options) -> Dict[str, str]:
     for split in ('test', 'val'):
         share = options.fractions.get(split, 0.)
         # At least one patient each, and one that remains for training.
-        count = max(round(share * len(names)), int(share > 0))
-        count = min(count, len(names) - start - 1)
+        count = max(round(share * len(names)), int(options.wants(split)))
+        count = min(count, len(names) - start - options.wants('train'))
         for i in order[start:start + count]:
             splits[names[i]] = split
         start += count

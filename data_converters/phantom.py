@@ -313,28 +313,42 @@ def write_scan(phantom: PhantomScan, out_dir: Union[str, Path]) -> Path:
     return folder
 
 
-def find_phantoms(num_scans: int, seed: int,
-                  max_slices: Optional[int] = None,
-                  needs_diameter: float = 0.
-                  ) -> Iterator[Tuple[str, np.ndarray]]:
+def candidates(seed: int, min_slices: int = 0,
+               max_slices: Optional[int] = None) -> List[str]:
+    """Series UIDs in the seed's order.
+
+    Args:
+        seed (int): Of the order.
+        min_slices (int): Patients with a scan of fewer slices are left out:
+            none of them is among those of ``max_slices=min_slices - 1``.
+        max_slices (int, optional): Scans of more slices are left out.
+    """
+    scans = [query_scan(uid) for uid in phantom_order(seed)]
+    small = {s.patient_id for s in scans if len(s.slice_zvals) < min_slices}
+    return [
+        s.series_instance_uid for s in scans if s.patient_id not in small and
+        (max_slices is None or len(s.slice_zvals) <= max_slices)
+    ]
+
+
+def find_phantoms(num_scans: int, seed: int, needs_diameter: float = 0.,
+                  **choice) -> Iterator[Tuple[str, np.ndarray]]:
     """The first scans, in the seed's order, that fit.
 
     Args:
         num_scans (int): Scans at most.
         seed (int): Of the order and the deformations.
-        max_slices (int, optional): Scans of more slices are left out.
-        needs_diameter (float): So are scans without a nodule as large (mm).
+        needs_diameter (float): Scans without a nodule as large (mm) are left
+            out.
+        choice: What else is, see :func:`candidates`.
 
     Yields:
         tuple: Series UID and deformation, as :func:`restore_scan` takes them.
     """
     found = 0
-    for uid in phantom_order(seed):
+    for uid in candidates(seed, **choice):
         if found == num_scans:
             return
-        slices = len(query_scan(uid).slice_zvals)
-        if max_slices is not None and slices > max_slices:
-            continue
         phantom = make_scan(uid, seed, needs_diameter)
         if phantom is not None:
             found += 1

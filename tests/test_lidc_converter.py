@@ -222,10 +222,13 @@ def test_split_depends_on_patients_and_seed_alone():
     assert other != first
 
 
-@pytest.mark.parametrize('count, expected', [
-    (1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (2, 1, 1))])
-def test_few_patients_are_shared_out(count, expected):
-    options = Options({}, fractions=dict(val=.1, test=.1))
+@pytest.mark.parametrize('share, count, expected', [
+    (.1, 1, (1, 0, 0)), (.1, 2, (1, 0, 1)), (.1, 3, (1, 1, 1)),
+    (.1, 4, (2, 1, 1)),
+    # Nobody is left for training.
+    (.5, 1, (0, 0, 1)), (.5, 3, (0, 1, 2)), (.5, 4, (0, 2, 2))])
+def test_few_patients_are_shared_out(share, count, expected):
+    options = Options({}, fractions=dict(val=share, test=share))
     splits = list(convert.split_patients(list('abcd')[:count],
                                          options).values())
     assert tuple(map(splits.count, ('train', 'val', 'test'))) == expected

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from data_converters import phantom
-from data_converters.__main__ import main
+from data_converters.__main__ import BENCHMARKS, main
 from data_converters.lidc import (UNEVEN_SCANS, load_pylidc, query_scan,
                                   read_scan)
 
@@ -152,6 +152,16 @@ def test_order_is_fixed_by_the_seed():
         phantom.find_phantoms(100, 0, max_slices=110), 3)]
     assert three[:2] == two and len(two) == 2
     assert all(len(query_scan(u).slice_zvals) <= 110 for u in three)
+
+
+def test_no_patient_is_in_quick_and_in_quick_more():
+    """Whichever scans of two that a patient has."""
+    quick, more = ([query_scan(uid) for uid in phantom.candidates(
+        0, **BENCHMARKS[name]['choice'])] for name in ('quick', 'quick-more'))
+    names = {s.patient_id for s in quick}
+    assert len(names) >= 312 and len({s.patient_id for s in more}) >= 200
+    assert not names & {s.patient_id for s in more}
+    assert 'LIDC-IDRI-0332' in names  # of 181 slices, and of 292
 
 
 def test_command_writes_scans(tmp_path, capsys):
