@@ -13,7 +13,7 @@ from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
 from data_converters.drr import Volume, render
-from projects.mv2d_xray.boxes import nms_boxes
+from projects.mv2d_xray.boxes import fuse_boxes
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.volume_head import _PoolViews
 
@@ -45,12 +45,15 @@ def test_nms_keeps_the_best_of_each_place(device):
     assert kept.tolist() == [1, 0, 2]
 
 
-def test_nms_in_space(device):
-    boxes = torch.tensor([[0, 0, 0, 8, 8, 8], [1, 0, 0, 8, 8, 8],
+def test_boxes_of_one_place_become_one(device):
+    boxes = torch.tensor([[0, 0, 0, 8, 8, 8], [2, 0, 0, 8, 8, 8],
                           [20, 0, 0, 8, 8, 8.]]).to(device)
-    scores = torch.tensor([.5, .9, .1], device=device)
+    scores = torch.tensor([.3, .9, .1], device=device)
     labels = torch.zeros(3, dtype=torch.long, device=device)
-    assert sorted(nms_boxes(boxes, scores, labels, .1).tolist()) == [1, 2]
+    boxes, scores, labels = fuse_boxes(boxes, scores, labels, labels, [0], .1)
+    assert boxes[:, 0].tolist() == pytest.approx([1.5, 20])
+    assert scores.tolist() == pytest.approx([1 - .1 * .7, .1])
+    assert labels.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize('precision', [torch.float32, torch.float16])

@@ -271,8 +271,8 @@ LOST = dict(score=0., score_beside=0., distances=[40., 30., 30.],
     (dict(distances=[40., 8., 7.], query_score=.005),
      'a query is near it, but scores below the 0.01 that is reported'),
     (dict(distances=[40., 8., 7.], query_score=.3),
-     'a box is near it, but went to another finding or was taken for a '
-     'duplicate'),
+     'a box is near it, but went to another finding or was fused with a '
+     'stronger one'),
     (dict(), '2D boxes: seen in most views, but no query is put near it; '
      'volume: no peak near it'),
     (dict(proposed=0, detected=0, peaks_3d=16),

@@ -7,35 +7,7 @@ from mmengine.dataset import pseudo_collate
 
 from projects.mv2d_xray.boxes import gravity_boxes
 from projects.mv2d_xray.lifting_head import build_box3d_instances
-from projects.mv2d_xray.tta import XRayTTAModel, fuse_boxes
-
-
-def fuse(rows, num_passes=2, distance=10.):
-    """Rows of x, score, label, pass."""
-    table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
-    boxes = torch.zeros(len(table), 7)
-    boxes[:, 0], boxes[:, 3:6] = table[:, 0], 8.
-    boxes, scores, labels = fuse_boxes(
-        boxes, table[:, 1], table[:, 2].long(), table[:, 3].long(),
-        num_passes, distance)
-    return [tuple(round(float(v), 4) for v in row)
-            for row in zip(boxes[:, 0], scores, labels)]
-
-
-def test_fusion_by_hand():
-    assert fuse([]) == []
-    # Both passes see it: the mean, weighted by score.
-    assert fuse([(0, .6, 0, 0), (4, .2, 0, 1)]) == [(1., .4, 0)]
-    # One pass alone counts half; so do another class and another place.
-    assert fuse([(0, .6, 0, 0)]) == [(0, .3, 0)]
-    assert fuse([(0, .6, 0, 0), (0, .2, 1, 1)]) == [(0, .3, 0), (0, .1, 1)]
-    assert fuse([(0, .6, 0, 0), (11, .2, 0, 1)]) == [(0, .3, 0), (11, .1, 0)]
-    # Two of one pass stay two; the nearer joins.
-    assert fuse([(0, .8, 0, 0), (6, .4, 0, 1), (-2, .2, 0, 1)]) == [
-        (-.4, .5, 0), (6, .2, 0)]
-    # What two passes agree on can overtake what one is sure of.
-    assert fuse([(0, .6, 0, 0), (50, .5, 0, 0), (50, .5, 0, 1)]) == [
-        (50, .5, 0), (0, .3, 0)]
+from projects.mv2d_xray.tta import XRayTTAModel
 
 
 class Oracle(torch.nn.Module):

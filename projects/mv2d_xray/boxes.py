@@ -1,10 +1,10 @@
-"""3D boxes as numbers to regress, and the cost of matching them."""
+"""3D boxes as numbers to regress, the cost of matching them, their fusion."""
 
 from typing import Sequence
 
 import torch
-from mmdet3d.models.layers.box3d_nms import aligned_3d_nms
 from mmdet3d.registry import TASK_UTILS
+from mmdet3d.structures import axis_aligned_bbox_overlaps_3d
 from mmengine.structures import InstanceData
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from . import geometry
 
 __all__ = [
     'XRayBoxL1Cost', 'corners_of', 'decode_boxes', 'encode_boxes',
-    'gravity_boxes', 'nms_boxes'
+    'fuse_boxes', 'gravity_boxes'
 ]
 
 _EPS = 1e-5
@@ -68,16 +68,56 @@ def decode_boxes(centres: Tensor, sizes: Tensor, deltas: Tensor,
     ], -1)
 
 
-def nms_boxes(boxes: Tensor, scores: Tensor, labels: Tensor,
-              iou_thr: float) -> Tensor:
-    """Indices kept by axis-aligned 3D NMS, best first.
+def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
+               all_sources: Sequence[int], iou_thr: float,
+               absent: float = .01):
+    """Make one box of all that are of one object.
+
+    Weighted box clustering (Retina U-Net, arXiv 1811.08661, §3): the best box
+    takes all of its class that overlap it; their mean, weighted by score, is
+    the result. Its score is that of all sources having found it: within a
+    source boxes are independent hints, ``1 - prod(1 - score)``; over the
+    sources the geometric mean is taken, in which one that found nothing there
+    counts ``absent``.
 
     Args:
-        boxes (Tensor): (N, 6 or more) centre and size (mm).
-        scores, labels (Tensor): (N,).
-        iou_thr (float): Boxes of one class above it are duplicates.
+        boxes (Tensor): (N, 6) centre and size (mm).
+        scores, labels, sources (Tensor): (N,).
+        all_sources (Sequence[int]): That could have found something.
+        iou_thr (float): 3D IoU with the best box, at least.
+        absent (float): In (0, 1).
+
+    Returns:
+        tuple: boxes (M, 6), scores and labels (M,), best first.
     """
-    return aligned_3d_nms(corners_of(boxes), scores, labels, iou_thr)
+    corners = corners_of(boxes)
+    near = axis_aligned_bbox_overlaps_3d(corners, corners) >= iou_thr
+    near &= labels[:, None] == labels
+    order = scores.argsort(descending=True, stable=True)
+    # Whose best box took which; in the order of scores, as NMS does.
+    near, left = near[order][:, order].cpu(), torch.ones(len(order)).bool()
+    groups = []
+    for best in range(len(order)):
+        if left[best]:
+            group = near[best] & left
+            group[best] = True
+            left &= ~group
+            groups.append(group)
+    if not groups:
+        return boxes, scores, labels
+    member = torch.stack(groups).to(boxes.device)  # (M, N)
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    weight = member * scores.clamp(min=1e-6)
+    fused = weight @ boxes / weight.sum(1, keepdim=True)
+    missed = torch.log1p(-scores.clamp(max=1 - 1e-6))
+    of_source = (sources[order][:, None] == sources.new_tensor(
+        all_sources)).to(missed)  # (N, S)
+    found = -torch.expm1(member.to(missed) @ (missed[:, None] * of_source))
+    there = member.to(missed) @ of_source > 0
+    score = torch.where(there, found, absent).log().mean(1).exp()
+    best_first = score.argsort(descending=True, stable=True)
+    kinds = labels[member.int().argmax(1)]
+    return fused[best_first], score[best_first], kinds[best_first]
 
 
 @TASK_UTILS.register_module()

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from .boxes import gravity_boxes, nms_boxes
+from .boxes import fuse_boxes, gravity_boxes
 from .lifting_head import build_box3d_instances
 
 __all__ = ['MV2DXRay']
@@ -457,11 +457,9 @@ class MV2DXRay(Base3DDetector):
     @staticmethod
     def _peaks_as_boxes(points: InstanceData) -> InstanceData:
         score, label = points.logits.sigmoid().max(1)
-        order = score.argsort(descending=True)
-        boxes = torch.cat([points.centres, points.sizes], 1)[order]
-        score, label = score[order], label[order]
-        kept = nms_boxes(boxes, score, label, .1)
-        return build_box3d_instances(boxes[kept], score[kept], label[kept])
+        return build_box3d_instances(*fuse_boxes(
+            torch.cat([points.centres, points.sizes], 1), score, label,
+            torch.zeros_like(label), [0], iou_thr=.05))
 
     def _forward(self, batch_inputs: dict, batch_data_samples=None, **kwargs):
         """Features of all views, for tools that count or trace them."""

@@ -19,12 +19,12 @@ from torch import Tensor
 from . import geometry, visualization
 from .boxes import gravity_boxes
 from .infos import dump_json
+from .lifting_head import ROI, SOURCES, VOLUME
 from .metrics import (MATCH_DISTANCE, XRay3DMetric, covered, match, scans_of,
                       threshold_at)
 
 __all__ = ['Trace', 'diagnose', 'report_scan', 'trace', 'verdict']
 
-SOURCES = ('roi', 'volume', 'denoising', 'free')  # as the lifting head's
 VISIBLE = 20  # stronger peaks in the same view, median over views
 SHOWN_IOU = .3  # a 2D box that overlaps less does not show the finding
 IOUS, COUNTS = (.5, .3), (10, 50)  # of the proposals' recall
@@ -144,8 +144,8 @@ def trace(model, sample: dict) -> Trace:
         queries = model.volume_head.queries(*volume)
         boxes = torch.cat([queries.centres, queries.sizes], 1)[:, None]
         logits = queries.logits[:, None]
-        sources = torch.ones_like(logits[:, 0, 0], dtype=torch.long)
-    shared = int(bool((sources == 0).any()))
+        sources = torch.full_like(logits[:, 0, 0], VOLUME, dtype=torch.long)
+    shared = int(bool((sources == ROI).any()))
     return Trace(
         result=result, images=sample['inputs']['img'][:, 0],
         features=[torch.cat(level) for level in zip(*chunks)],
@@ -224,11 +224,9 @@ def _overlap(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
 def _limits(model, hit: float) -> Dict:
     """What a model's stages let pass, as far as verdicts need it."""
     head, volume = model.lifting_head, model.volume_head
-    sources = [name for name, there in (
-        ('roi', model.with_roi_queries), ('volume', volume is not None),
-        ('free', head is not None and head.free_queries is not None)) if there]
     return dict(
-        hit=hit, sources=sources,
+        hit=hit, sources=[SOURCES[i] for i in head.sources] if head
+        else ['volume'],
         score=head.test_cfg['score_thr'] if head else volume.score_thr,
         peaks=volume.max_queries if volume else 0)
 
@@ -256,8 +254,8 @@ def verdict(finding: Dict, threshold: float, limits: Dict) -> str:
         if finding['query_score'] <= limits['score']:
             return ('a query is near it, but scores below the '
                     f'{limits["score"]:g} that is reported')
-        return ('a box is near it, but went to another finding or was taken '
-                'for a duplicate')
+        return ('a box is near it, but went to another finding or was fused '
+                'with a stronger one')
     if any(near):
         layer = len(near) - near[::-1].index(True)
         return f'its query moved away in decoder layer {layer}'
@@ -469,7 +467,7 @@ def _channels(level: Tensor, stride: int) -> Dict:
 
 def _peaks(model, seen: Trace) -> List[Dict]:
     """Peaks of the volume that become queries, best first."""
-    mine = (seen.sources == 1).cpu().numpy()
+    mine = (seen.sources == VOLUME).cpu().numpy()
     scores = seen.scores[0].cpu().numpy()
     told = []
     for row in sorted(np.flatnonzero(mine), key=lambda r: -scores[r]):
@@ -496,7 +494,7 @@ def _chosen_queries(seen: Trace) -> List[int]:
 def _query(seen: Trace, row: int, names: Sequence[str]) -> Dict:
     """One query, step by step."""
     away = seen.distances[:, row]
-    shared = int((seen.sources == 0).sum())
+    shared = int((seen.sources == ROI).sum())
     layers = []
     for layer in seen.attention:
         listed = []

@@ -1,6 +1,6 @@
 """Queries and RoIs of one sample to 3D boxes."""
 
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn as nn
@@ -12,12 +12,16 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from . import geometry
-from .boxes import decode_boxes, encode_boxes, nms_boxes
+from .boxes import decode_boxes, encode_boxes, fuse_boxes
 from .matching import relevant_rois, sweep_overlaps
 from .position_encoding import sine_embedding
 from .roi_queries import inside
 
-__all__ = ['XRayLiftingHead', 'build_box3d_instances']
+__all__ = ['SOURCES', 'XRayLiftingHead', 'build_box3d_instances']
+
+# What a query comes from, as its ``source`` counts.
+SOURCES = ('roi', 'volume', 'denoising', 'free')
+ROI, VOLUME, DENOISING, FREE = range(len(SOURCES))
 
 
 def build_box3d_instances(boxes: Tensor, scores: Tensor,
@@ -68,13 +72,15 @@ class XRayLiftingHead(BaseModule):
         denoising (dict, optional): ``groups``, ``centre_noise`` (mm) and
             ``size_noise`` (fraction) of noised ground truth given as queries
             (DN-DETR, arXiv 2203.01305). Defaults to None.
-        prior (float): First score of queries that have none.
+        prior (float): First score of queries that have none, and of a source
+            that found nothing where another did.
         reach (float): A point query farther from a finding (mm) does not
             answer for it, nor does a 2D box that its centre is not in.
         assigner, loss_cls, loss_box (dict): Training.
         code_weights (Sequence[float]): Weight of centre (3) and log size (3)
             in the box loss.
-        test_cfg (dict): ``score_thr``, ``nms_iou``, ``max_per_img``.
+        test_cfg (dict): ``score_thr``; ``iou_thr``, from which boxes
+            are of one finding; ``max_per_img``.
     """
 
     def __init__(
@@ -106,7 +112,7 @@ class XRayLiftingHead(BaseModule):
             loss_weight=2.),
         loss_box: dict = dict(type='mmdet.L1Loss', loss_weight=.25),
         code_weights: Sequence[float] = (20., 20., 20., 1., 1., 1.),
-        test_cfg: dict = dict(score_thr=.01, nms_iou=.1, max_per_img=50),
+        test_cfg: dict = dict(score_thr=.01, iou_thr=.05, max_per_img=50),
         init_cfg=None) -> None:
         super().__init__(init_cfg)
         self.embed_dims = embed_dims
@@ -187,6 +193,13 @@ class XRayLiftingHead(BaseModule):
         queries.logits = self._prior_logits(queries)
         return queries
 
+    @property
+    def sources(self) -> List[int]:
+        """Those that give queries when testing."""
+        parts = {ROI: self.roi_queries, VOLUME: self.point_content,
+                 FREE: self.free_queries}
+        return [i for i, part in parts.items() if part is not None]
+
     def _prior_logits(self, queries: InstanceData) -> Tensor:
         return queries.centres.new_full((len(queries), self.num_classes),
                                         bias_init_with_prob(self.prior))
@@ -254,8 +267,8 @@ class XRayLiftingHead(BaseModule):
 
         Returns:
             InstanceData: Per query ``centres``, ``sizes`` (mm) and ``logits``
-            (Q, classes) that it starts with, ``source`` (0 roi, 1 volume, 2
-            denoising, 3 free), ``all_logits`` (Q, layers, classes) and
+            (Q, classes) that it starts with, ``source``, an index into
+            :data:`SOURCES`, ``all_logits`` (Q, layers, classes) and
             ``all_boxes`` (Q, layers, 6) (mm).
         """
         ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
@@ -278,7 +291,7 @@ class XRayLiftingHead(BaseModule):
             if 'scores' in source:
                 source.logits = source.scores[:, None].logit(
                     1e-4).expand_as(source.logits)
-            sources.append((0, source))
+            sources.append((ROI, source))
             with torch.no_grad():
                 overlaps = sweep_overlaps(boxes_2d, views, cam2img, ct2img,
                                           bounds, self.relevance['num_depths'])
@@ -289,14 +302,14 @@ class XRayLiftingHead(BaseModule):
             index = views.new_zeros(0, 0)
             valid = index.bool()
         if points is not None and self.point_content is not None:
-            sources.append((1, InstanceData(
+            sources.append((VOLUME, InstanceData(
                 centres=points.centres, sizes=points.sizes,
                 logits=points.logits,
                 content=self.point_content(points.content))))
         if gt is not None and self.denoising and len(gt):
-            sources.append((2, self._denoising_queries(gt)))
+            sources.append((DENOISING, self._denoising_queries(gt)))
         if self.free_queries is not None:
-            sources.append((3, self._free_queries()))
+            sources.append((FREE, self._free_queries()))
         if not sources:
             return self._no_queries(features)
         queries = InstanceData.cat([
@@ -370,9 +383,9 @@ class XRayLiftingHead(BaseModule):
         """True where a query must not look: into another source's queries or
         another denoising group."""
         group = queries.source.clone()
-        noised = group == 2
+        noised = group == DENOISING
         if bool(noised.any()):
-            group[noised] = 4 + torch.div(
+            group[noised] = len(SOURCES) + torch.div(
                 torch.arange(int(noised.sum()), device=group.device), len(gt),
                 rounding_mode='floor')
         apart = group[:, None] != group[None]
@@ -400,7 +413,7 @@ class XRayLiftingHead(BaseModule):
             codes=encode_boxes(gt.boxes, self.scene_range), labels=gt.labels)
         losses = {}
         num_layers = queries.all_logits.shape[1]
-        noised = queries.source == 2
+        noised = queries.source == DENOISING
         allowed = self._may_answer(queries, gt, rois, ct2img)
         for layer in range(num_layers):
             logits = queries.all_logits[:, layer]
@@ -446,8 +459,8 @@ class XRayLiftingHead(BaseModule):
         queries are false: those would only learn that false ones score high.
         """
         away = torch.cdist(queries.centres, gt.boxes[:, :3])
-        allowed = (queries.source != 1)[:, None] | (away <= self.reach)
-        of_boxes = queries.source == 0
+        allowed = (queries.source != VOLUME)[:, None] | (away <= self.reach)
+        of_boxes = queries.source == ROI
         if bool(of_boxes.any()):
             uv, depth = geometry.project(gt.boxes[:, :3], ct2img)
             views = rois[:, 0].long()
@@ -469,15 +482,13 @@ class XRayLiftingHead(BaseModule):
 
     # --------------------------------------------------------------- predict
     def predict_by_feat(self, queries: InstanceData) -> InstanceData:
-        """Last layer's boxes without duplicates, best first."""
+        """Last layer's boxes, one of all that are of one finding, best
+        first."""
         cfg = self.test_cfg
         scores = queries.all_logits[:, -1].sigmoid()
-        boxes = queries.all_boxes[:, -1]
-        score, flat = scores.flatten().sort(descending=True)
-        keep = score > cfg['score_thr']
-        score, flat = score[keep], flat[keep]
-        row = torch.div(flat, self.num_classes, rounding_mode='floor')
-        label, boxes = flat % self.num_classes, boxes[row]
-        kept = nms_boxes(boxes, score, label, cfg['nms_iou'])
-        kept = kept[:cfg['max_per_img']]
-        return build_box3d_instances(boxes[kept], score[kept], label[kept])
+        row, label = (scores > cfg['score_thr']).nonzero(as_tuple=True)
+        boxes, score, label = fuse_boxes(
+            queries.all_boxes[row, -1], scores[row, label], label,
+            queries.source[row], self.sources, cfg['iou_thr'], self.prior)
+        best = slice(cfg['max_per_img'])
+        return build_box3d_instances(boxes[best], score[best], label[best])
