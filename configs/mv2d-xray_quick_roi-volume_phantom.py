@@ -45,5 +45,5 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='LinearLR', start_factor=.1, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters,
-         T_max=max_iters - 30, eta_min=4e-5),
+         eta_min=4e-5),
 ]

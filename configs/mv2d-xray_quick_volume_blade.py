@@ -47,4 +47,4 @@ test_evaluator = val_evaluator
 max_iters = 600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(end=max_iters, T_max=max_iters - 30)
+param_scheduler[1].end = max_iters

@@ -7,7 +7,7 @@ model = dict(lifting_head=None, loss_weight_2d=0.)
 max_iters = 3900
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
-param_scheduler[1].update(end=max_iters, T_max=max_iters - 30)
+param_scheduler[1].end = max_iters
 # Leaves a checkpoint without the optimizer beside the last one.
 default_hooks = dict(
     checkpoint=dict(published_keys=['meta', 'state_dict']))

@@ -254,28 +254,23 @@ def test_an_untrained_head_leaves_volume_peaks_alone(samples):
     torch.testing.assert_close(one.scores_3d, two.scores_3d)
 
 
-@pytest.mark.parametrize('changes, expected', [
-    # Places x (mm) and scores; both sources have 0.36 at 0.
-    (dict(), {0: .36, 50: (.64 * .01)**.5, 90: (.49 * .01)**.5}),
-    # The same boxes, but there is only one source that could have them.
-    ({'roi_queries': None}, {0: .36, 50: .64, 90: .49}),
+@pytest.mark.parametrize('changes, queries, expected', [
+    # Places x (mm), scores and sources; places and scores that are found.
+    (dict(), [(0, .36, 0), (0, .36, 1), (50, .64, 0), (90, .49, 1)],
+     {0: .36, 50: (.64 * .01)**.5, 90: (.49 * .01)**.5}),
+    # There is only one source that could have them.
+    ({'lifting_head.roi_queries': None},
+     [(0, .36, 1), (50, .64, 1), (90, .49, 1)], {50: .64, 90: .49, 0: .36}),
 ])
-def test_a_score_says_how_many_sources_agree(changes, expected):
-    head = quick(**{f'lifting_head.{k}': v for k, v in changes.items()}
-                 ).lifting_head
-    source = [0, 1, 0, 1] if head.roi_queries else [1, 1, 1, 1]
-    table = torch.tensor([[0, .36], [0, .36], [50, .64], [90, .49]])
-    if not head.roi_queries:
-        source, table = source[1:], table[1:]
-    boxes = torch.full((len(table), 2, 6), 12.)
-    boxes[:, -1, :3] = table[:, :1]
-    found = head.predict_by_feat(InstanceData(
-        source=torch.tensor(source), all_boxes=boxes,
-        all_logits=table[:, 1].logit()[:, None, None].expand(-1, 2, 1)))
-    order = sorted(expected, key=expected.get, reverse=True)
-    assert found.bboxes_3d.gravity_center[:, 0].tolist() == order
-    assert found.scores_3d.tolist() == pytest.approx(
-        [expected[x] for x in order])
+def test_a_score_says_how_many_sources_agree(changes, queries, expected):
+    place, score, source = map(torch.tensor, zip(*queries))
+    boxes = torch.full((len(queries), 2, 6), 12.)
+    boxes[:, -1, :3] = place[:, None]
+    found = quick(**changes).lifting_head.predict_by_feat(InstanceData(
+        source=source, all_boxes=boxes,
+        all_logits=score.logit()[:, None, None].expand(-1, 2, 1)))
+    assert found.bboxes_3d.gravity_center[:, 0].tolist() == list(expected)
+    assert found.scores_3d.tolist() == pytest.approx(list(expected.values()))
 
 
 def test_reprojected_queries_look_where_the_last_layer_put_them(samples):

@@ -69,7 +69,7 @@ def decode_boxes(centres: Tensor, sizes: Tensor, deltas: Tensor,
 
 
 def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
-               all_sources: Sequence[int], iou_thr: float,
+               all_sources: Sequence[int], iou_thr: float = .05,
                absent: float = .01):
     """Make one box of all that are of one object.
 
@@ -90,14 +90,14 @@ def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
     Returns:
         tuple: boxes (M, 6), scores and labels (M,), best first.
     """
+    order = scores.argsort(descending=True, stable=True)
+    boxes, scores, labels, sources = (
+        x[order] for x in (boxes, scores, labels, sources))
     corners = corners_of(boxes)
     near = axis_aligned_bbox_overlaps_3d(corners, corners) >= iou_thr
-    near &= labels[:, None] == labels
-    order = scores.argsort(descending=True, stable=True)
-    # Whose best box took which; in the order of scores, as NMS does.
-    near, left = near[order][:, order].cpu(), torch.ones(len(order)).bool()
-    groups = []
-    for best in range(len(order)):
+    near = (near & (labels[:, None] == labels)).cpu()
+    left, groups = torch.ones(len(boxes), dtype=torch.bool), []
+    for best in range(len(boxes)):  # in the order of scores, as NMS does
         if left[best]:
             group = near[best] & left
             group[best] = True
@@ -106,11 +106,10 @@ def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
     if not groups:
         return boxes, scores, labels
     member = torch.stack(groups).to(boxes.device)  # (M, N)
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
     weight = member * scores.clamp(min=1e-6)
     fused = weight @ boxes / weight.sum(1, keepdim=True)
     missed = torch.log1p(-scores.clamp(max=1 - 1e-6))
-    of_source = (sources[order][:, None] == sources.new_tensor(
+    of_source = (sources[:, None] == sources.new_tensor(
         all_sources)).to(missed)  # (N, S)
     found = -torch.expm1(member.to(missed) @ (missed[:, None] * of_source))
     there = member.to(missed) @ of_source > 0

@@ -459,7 +459,7 @@ class MV2DXRay(Base3DDetector):
         score, label = points.logits.sigmoid().max(1)
         return build_box3d_instances(*fuse_boxes(
             torch.cat([points.centres, points.sizes], 1), score, label,
-            torch.zeros_like(label), [0], iou_thr=.05))
+            torch.zeros_like(label), [0]))
 
     def _forward(self, batch_inputs: dict, batch_data_samples=None, **kwargs):
         """Features of all views, for tools that count or trace them."""
