@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_converters.__main__ import BENCHMARKS
 from data_converters.__main__ import main as convert
+from projects.mv2d_xray.lifting_head import DENOISING, ROI, VOLUME
 from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.mv2d_xray.runtime import build_runner, load_config
 from projects.mv2d_xray.transforms import keep_views
@@ -256,11 +257,13 @@ def test_an_untrained_head_leaves_volume_peaks_alone(samples):
 
 @pytest.mark.parametrize('changes, queries, expected', [
     # Places x (mm), scores and sources; places and scores that are found.
-    (dict(), [(0, .36, 0), (0, .36, 1), (50, .64, 0), (90, .49, 1)],
+    (dict(),
+     [(0, .36, ROI), (0, .36, VOLUME), (50, .64, ROI), (90, .49, VOLUME)],
      {0: .36, 50: (.64 * .01)**.5, 90: (.49 * .01)**.5}),
     # There is only one source that could have them.
     ({'lifting_head.roi_queries': None},
-     [(0, .36, 1), (50, .64, 1), (90, .49, 1)], {50: .64, 90: .49, 0: .36}),
+     [(0, .36, VOLUME), (50, .64, VOLUME), (90, .49, VOLUME)],
+     {50: .64, 90: .49, 0: .36}),
 ])
 def test_a_score_says_how_many_sources_agree(changes, queries, expected):
     place, score, source = map(torch.tensor, zip(*queries))
@@ -283,7 +286,7 @@ def test_reprojected_queries_look_where_the_last_layer_put_them(samples):
     head.forward = lambda *a: (made.append(forward(*a)), made[-1])[1]
     boxes_of(model, samples(0))
     assert len(looked) == len(head.decoder.layers) == 2
-    points = made[0].source == 1
+    points = made[0].source == VOLUME
     first, second = looked
     torch.testing.assert_close(
         first, torch.cat([made[0].centres, made[0].sizes], 1)[points])
@@ -316,9 +319,9 @@ def test_far_points_do_not_answer_for_a_finding():
                 all_logits=torch.zeros(2, 2, 1),
                 all_boxes=boxes[:, None].expand(-1, 2, -1)), gt)
 
-    near = loss(1, 3.)
-    assert loss(1, 3., -80.) == near
-    assert loss(1, 3., 88.) != near
+    near = loss(VOLUME, 3.)
+    assert loss(VOLUME, 3., -80.) == near
+    assert loss(VOLUME, 3., 88.) != near
 
 
 def test_a_2d_box_answers_for_what_lies_in_it():
@@ -335,7 +338,7 @@ def test_a_2d_box_answers_for_what_lies_in_it():
     rois = torch.tensor([[0., -1, -1, 1, 1, .9], [0, 2, 2, 4, 4, .9],
                          [1, -1, -1, 1, 1, .9], [1, 9, -1, 11, 1, .9]])
     queries = InstanceData(centres=torch.tensor([[90., 0, 0]] * 4),
-                           source=torch.zeros(4, dtype=torch.long))
+                           source=torch.full((4, ), ROI))
     allowed = head._may_answer(queries, gt, rois, ct2img)
     assert allowed[:, 0].tolist() == [True, False, False, True]
     queries.all_logits = torch.zeros(4, 2, 1)
@@ -374,9 +377,9 @@ def test_sources_do_not_decide_for_each_other(samples):
         return out[out.source == source].all_logits
 
     both = rois, points
-    assert len(points) and len(run(0, *both)) == 2
-    torch.testing.assert_close(run(1, *both), run(1, None, points))
-    torch.testing.assert_close(run(0, *both), run(0, rois, None))
+    assert len(points) and len(run(ROI, *both)) == 2
+    torch.testing.assert_close(run(VOLUME, *both), run(VOLUME, None, points))
+    torch.testing.assert_close(run(ROI, *both), run(ROI, rois, None))
 
 
 def test_denoising_does_not_leak_into_other_queries(samples):
@@ -385,7 +388,7 @@ def test_denoising_does_not_leak_into_other_queries(samples):
 
     def run(truth):
         out = lift(None, points, truth)
-        return out[out.source != 2].all_logits
+        return out[out.source != DENOISING].all_logits
 
     torch.testing.assert_close(run(gt), run(None))
 

@@ -13,6 +13,7 @@ from projects.mv2d_xray import geometry
 from projects.mv2d_xray.boxes import fuse_boxes
 from projects.mv2d_xray.diagnosis import (diagnose, report_scan, trace,
                                           verdict)
+from projects.mv2d_xray.lifting_head import ROI, VOLUME
 from projects.mv2d_xray.visualization import draw_findings
 
 from .spheres import make_sphere_set
@@ -136,8 +137,8 @@ def test_the_rois_of_a_query_are_those_of_its_box(scans):
         model.lifting_head.reg_branches[0][-1].bias, .1)
     seen = trace(model, scans[0])
     boxes = seen.result.pred_instances
-    shared = int((seen.sources == 0).sum())
-    assert shared == len(boxes) > 0 and (seen.sources == 1).any()
+    shared = int((seen.sources == ROI).sum())
+    assert shared == len(boxes) > 0 and (seen.sources == VOLUME).any()
     ct2img = torch.as_tensor(seen.result.metainfo['ct2img']).float()
     for step, layer in enumerate(seen.attention):
         torch.testing.assert_close(layer.rois[:shared, 1:], boxes.bboxes)
