@@ -29,6 +29,7 @@ PACE = 30  # iterations that tell a variant's pace
 # Config and what is changed in it.
 VARIANTS = {
     'roi + volume': (OURS, []),
+    'roi + volume, no decoder': (OURS, ['model.lifting_head.decoder=None']),
     'roi': (OURS, ['model.volume_head=None']),
     # The papers' queries, whose depth is learned, from true boxes, too.
     'roi, depth regressed': (
@@ -46,8 +47,6 @@ VARIANTS = {
         OURS, [*_VOLUME, 'model.volume_head.context_channels=24']),
     'volume, no 2D heatmap': (
         OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
-    'volume, score added': (
-        OURS, [*_VOLUME, 'model.volume_head.with_score=True']),
     'volume, mean only': (
         OURS, [*_VOLUME, 'model.volume_head.with_deviation=False']),
     'volume, grid of 8 mm': (

@@ -1,7 +1,8 @@
 """How 3D mAP falls when the acquisition is not as in training.
 
     python benchmarks/robustness.py CONFIG CHECKPOINT --out-dir robustness \
-        [--split test] [--other-set "20 views=data/quick20" ...]
+        [--split test] [--other-set "20 views=data/quick20" ...] \
+        [--beside "another model=its folder" ...]
 
 Views are left out, poses falsified and photons counted at test time, each scan
 with a seed of its own. Other rigs need views of their own: a set rendered with
@@ -10,6 +11,7 @@ with a seed of its own. Other rigs need views of their own: a set rendered with
 
 import argparse
 from copy import deepcopy
+from itertools import cycle
 from pathlib import Path
 from typing import Dict, List
 
@@ -23,7 +25,7 @@ from mmengine.logging import MMLogger
 from terminaltables import GithubFlavoredMarkdownTable
 from tqdm import tqdm
 
-from projects.mv2d_xray.infos import dump_json
+from projects.mv2d_xray.infos import dump_json, load_json
 from projects.mv2d_xray.runtime import (argument_parser, evaluators_of,
                                         load_for_split, one_sentence)
 
@@ -47,6 +49,9 @@ CONDITIONS = {
     },
 }
 AS_TRAINED = 'as in training'
+# Of the models in the figure.
+MARKS = (('#4477aa', 'o'), ('#cc6677', 's'), ('#228833', '^'),
+         ('#aa8800', 'D'))
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,10 +63,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--other-set', action='append', default=[], metavar='NAME=FOLDER',
         help='the same scans, seen by another rig')
+    parser.add_argument(
+        '--beside', action='append', default=[], metavar='NAME=FOLDER',
+        help='an earlier --out-dir, of another model, to draw beside')
     args = parser.parse_args()
-    for item in args.other_set:
-        if '=' not in item:
-            parser.error(f'--other-set: expected NAME=FOLDER, found "{item}"')
+    for option in ('other_set', 'beside'):
+        for item in getattr(args, option):
+            if '=' not in item:
+                parser.error(f'--{option.replace("_", "-")}: expected '
+                             f'NAME=FOLDER, found "{item}"')
     return args
 
 
@@ -91,24 +101,38 @@ def with_step(cfg, step: dict):
     return cfg
 
 
-def draw(panels: Dict[str, Dict[str, Dict]], path: Path) -> None:
-    """3D mAP with its interval, a panel for each kind of fault."""
-    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout='constrained')
+def draw(models: Dict[str, Dict[str, Dict[str, Dict]]], path: Path) -> None:
+    """3D mAP with its interval: a panel for each kind of fault, in it the
+    models by name."""
+    panels = list(dict.fromkeys(t for panels in models.values()
+                                for t in panels))
+    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (title, results) in zip(axes, panels.items()):
-        value = np.array([r['mAP_3d'] for r in results.values()])
-        bounds = np.array([[r['mAP_3d_low'], r['mAP_3d_high']]
-                           for r in results.values()]).T
-        places = np.arange(len(value))
-        axis.errorbar(places, value, np.abs(bounds - value), fmt='o',
-                      color='#4477aa', capsize=4)
-        for x, y in zip(places, value):
-            axis.annotate(f'{y:.2f}', (x, y), (6, 0),
-                          textcoords='offset points', va='center')
-        axis.set_xticks(places, list(results), rotation=30, ha='right')
-        axis.set(title=title, ylim=(0, 1), xlim=(-.5, len(value) - .2))
+    for axis, title in zip(axes, panels):
+        names = list(dict.fromkeys(
+            n for panels in models.values() for n in panels.get(title, {})))
+        for number, (panels_of, (color, marker)) in enumerate(
+                zip(models.values(), cycle(MARKS))):
+            results = panels_of.get(title, {})
+            value = np.array([r['mAP_3d'] for r in results.values()])
+            bounds = np.array([[r['mAP_3d_low'], r['mAP_3d_high']]
+                               for r in results.values()]).reshape(-1, 2).T
+            places = np.array([names.index(n) for n in results]) + .15 * (
+                number - (len(models) - 1) / 2)
+            axis.errorbar(places, value, np.abs(bounds - value), fmt=marker,
+                          color=color, capsize=3)
+            if len(models) == 1:
+                for x, y in zip(places, value):
+                    axis.annotate(f'{y:.2f}', (x, y), (6, 0),
+                                  textcoords='offset points', va='center')
+        axis.set_xticks(range(len(names)), names, rotation=30, ha='right')
+        axis.set(title=title, ylim=(0, 1), xlim=(-.5, len(names) - .2))
+        axis.grid(axis='y', alpha=.3)
     axes[0].set_ylabel('3D mAP')
+    if len(models) > 1:
+        figure.legend([line[0] for line in axes[0].containers], list(models),
+                      loc='outside lower center', ncols=len(models))
     figure.savefig(path, dpi=100)
 
 
@@ -134,6 +158,8 @@ def table(panels: Dict[str, Dict[str, Dict]]) -> str:
 def main() -> None:
     """Test under every condition, draw, tabulate."""
     args = parse_args()
+    beside = {name: load_json(Path(folder) / 'robustness.json')
+              for name, folder in (i.split('=', 1) for i in args.beside)}
     cfg, model = load_for_split(args)
     MMLogger.get_current_instance().setLevel('WARNING')
     seed = (cfg.get('randomness') or {}).get('seed') or 0
@@ -153,7 +179,8 @@ def main() -> None:
             panels[title][name] = figures(model, changed, seed, bar)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     dump_json(panels, args.out_dir / 'robustness.json')
-    draw(panels, args.out_dir / 'robustness.png')
+    draw({Path(args.config).stem: panels, **beside},
+         args.out_dir / 'robustness.png')
     print(table(panels))
     print(f'{args.out_dir}/robustness.json, robustness.png')
 

@@ -31,6 +31,7 @@ def test_config(path):
     assert 50 < scene[3] - scene[0] < 1000
     if model.lifting_head is not None:
         assert model.lifting_head.scene_range == scene
+    if model.with_decoder:
         assert model.lifting_head.position_encoding.scene_range == scene
     if model.volume_head is not None:
         inner = model.volume_head.volume_range

@@ -42,6 +42,13 @@ def quick(**changes):
     return model
 
 
+def copy_weights(source, target):
+    """To a model that has fewer parts."""
+    target.load_state_dict({name: value for name, value in
+                            source.state_dict().items()
+                            if name in target.state_dict()})
+
+
 def full_size(name):
     """A full-size config without weights from a hub, with few boxes."""
     cfg = Config.fromfile(CONFIGS / name).model
@@ -93,6 +100,7 @@ VARIANTS = {
     'roi': dict(volume_head=None),
     'volume': {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.},
     'peaks': dict(lifting_head=None, loss_weight_2d=0.),
+    'no decoder': {'lifting_head.decoder': None},
     'all overlapped': {'lifting_head.relevance.mode': 'all'},
     'denoising': {'lifting_head.denoising': dict(
         groups=3, centre_noise=10., size_noise=.3)},
@@ -225,29 +233,45 @@ def test_every_2d_box_becomes_a_roi(samples):
     assert torch.equal(rois[:, 0].long(), views)
 
 
-def test_what_has_no_weight_does_not_run_in_training(samples, monkeypatch):
-    model = quick(volume_head=None, loss_weight_3d=0.)
-    expected = step_of(quick(volume_head=None), samples(0))
+def test_lifting_without_a_decoder_has_nothing_to_learn(samples, monkeypatch):
+    refining = quick(volume_head=None)
+    model = quick(volume_head=None, **{'lifting_head.decoder': None})
+    copy_weights(refining, model)
+    expected = step_of(refining, samples(0))
     with monkeypatch.context() as patch:
         patch.setattr(model.lifting_head, 'forward', None)
-        losses, gradients = step_of(model, samples(0))
+        losses, _ = step_of(model, samples(0))
     assert set(losses) == {'loss', 'loss_idle', '2d.loss_center_heatmap',
                            '2d.loss_wh', '2d.loss_offset'}
     for name, value in losses.items():
         if name != 'loss':
             assert value == pytest.approx(expected[0][name])
-    assert all(gradients[name].abs().sum() == 0 for name in gradients
-               if name.startswith('lifting_head'))
-    assert len(boxes_of(model, samples(0))[0].pred_instances_3d)
+    assert not list(model.lifting_head.parameters())
+    for wrong in ({'lifting_head.free_queries': 9},
+                  {'lifting_head.roi_queries.type': 'XRayRoIQueryGenerator'}):
+        with pytest.raises(ValueError, match='expected a decoder'):
+            quick(**{'lifting_head.decoder': None, **wrong})
+
+
+@pytest.mark.parametrize('variant', ['both', 'roi', 'volume'])
+def test_an_untrained_decoder_changes_nothing(samples, variant):
+    one, two = (quick(**VARIANTS[variant], **changes, **{
+        'lifting_head.test_cfg': REPORT_ALL})
+        for changes in ({}, {'lifting_head.decoder': None}))
+    copy_weights(one, two)
+    refined, plain = (boxes_of(model, samples(0))[0].pred_instances_3d
+                      for model in (one, two))
+    assert len(plain) > 3
+    torch.testing.assert_close(plain.bboxes_3d.tensor,
+                               refined.bboxes_3d.tensor, atol=.1, rtol=1e-3)
+    torch.testing.assert_close(plain.scores_3d, refined.scores_3d)
 
 
 def test_an_untrained_head_leaves_volume_peaks_alone(samples):
     peaks = quick(lifting_head=None, loss_weight_2d=0.)
     both = quick(**{'lifting_head.roi_queries': None, 'loss_weight_2d': 0.,
                     'lifting_head.test_cfg': REPORT_ALL})
-    weights = {k: v for k, v in both.state_dict().items()
-               if k in peaks.state_dict()}
-    peaks.load_state_dict(weights)
+    copy_weights(both, peaks)
     one = boxes_of(peaks, samples(0))[0].pred_instances_3d
     two = boxes_of(both, samples(0))[0].pred_instances_3d
     torch.testing.assert_close(

@@ -271,12 +271,16 @@ def test_browse_dataset_draws_what_the_network_sees(trained, tmp_path, split):
 
 
 def test_robustness_tests_every_condition(trained, tmp_path):
-    # A second set stands for the same scans seen by another rig.
+    # A second set stands for the same scans seen by another rig, what an
+    # earlier test left for another model.
+    (tmp_path / 'robustness.json').write_text(json.dumps({'views': {
+        'as in training': dict(mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6)}}))
     done = tool(
         '../benchmarks/robustness.py', CONFIG,
         trained / 'work' / 'iter_4.pth', '--data-root', trained / 'data',
         '--split', 'val', '--out-dir', tmp_path, '--other-set',
-        f'other={trained / "data"}', options=SMALL)
+        f'other={trained / "data"}', '--beside', f'before={tmp_path}',
+        options=SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
     panels = json.loads((tmp_path / 'robustness.json').read_text())
     assert panels['rig']['other']['num_scans'] == 3
@@ -316,12 +320,47 @@ def test_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
         assert resumed[step] == pytest.approx(whole[step], rel=1e-4)
 
 
+def test_what_a_training_started_from_is_not_what_is_tested(trained,
+                                                            tmp_path):
+    checkpoint = torch.load(trained / 'work' / 'iter_4.pth',
+                            weights_only=True)
+    for tensor in checkpoint['state_dict'].values():
+        tensor.zero_()
+    torch.save(dict(state_dict=checkpoint['state_dict']),
+               tmp_path / 'start.pth')
+    found = []
+    for name, start in (('a', []),
+                        ('b', [f'load_from={tmp_path / "start.pth"}'])):
+        done = tool(
+            'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
+            tmp_path, '--data-root', trained / 'data', '--out',
+            tmp_path / f'{name}.json', options=[*SMALL, *start])
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads((tmp_path / f'{name}.json').read_text()))
+    assert found[0]['scans'] == found[1]['scans']
+    assert any(scan['predictions'] for scan in found[0]['scans'])
+
+
 # --------------------------------------------------------------- wrong input
 def error_of(done):
     """The one sentence; a traceback is not one."""
     assert done.returncode != 0
     assert 'Traceback' not in done.stderr
     return done.stderr.strip().splitlines()[-1]
+
+
+def test_training_starts_where_the_config_says(trained, tmp_path):
+    # Also with --resume, as long as there is nothing to go on from.
+    done = train(tmp_path, trained / 'data', 2, '--resume',
+                 options=['load_from=nothing.pth'])
+    assert error_of(done).endswith(
+        'nothing.pth: checkpoint: expected a file, found none')
+    start = trained / 'work' / 'iter_4.pth'
+    done = train(tmp_path, trained / 'data', 1, '--resume',
+                 options=[f'load_from={start}'])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(losses(tmp_path)) == [1]
+    assert losses(tmp_path)[1] < losses(trained / 'work')[1]
 
 
 def test_empty_pickle(trained, tmp_path):

@@ -63,20 +63,6 @@ def test_what_all_voxels_share_does_not_matter():
         assert (one - two).abs().mean() < .05 * one.std()
 
 
-def test_scores_of_single_views_are_added():
-    """A 3D net that says nothing leaves the mean of the views' logits."""
-    module = head(with_score=True, num_classes=2).eval()
-    torch.nn.init.zeros_(module.heatmap.weight)
-    matrices, features = ct2img(size=256), torch.randn(8, 4, 64, 64)
-    heatmap, _, _ = module(features, matrices, (256, 256))
-    expected = module.lift(module.heatmap_2d(features), matrices, (256, 256))
-    torch.testing.assert_close(heatmap, expected[0, :2])
-    heatmap.sum().backward()
-    assert module.heatmap_2d.weight.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match='loss_heatmap_2d'):
-        head(with_score=True, loss_heatmap_2d=None)
-
-
 def test_pooling_is_the_masked_mean_and_deviation():
     torch.manual_seed(0)
     sampled = torch.randn(5, 3, 11, dtype=torch.double, requires_grad=True)

@@ -65,6 +65,8 @@ def main() -> None:
         dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(cfg.tta_model, module=cfg.model)
     load_checkpoint(args.checkpoint)  # fails before anything is built
+    # What a training started from would be loaded over what is tested.
+    cfg.load_from, cfg.resume = None, False
     runner = build_runner(cfg)
     model = runner.model
     while hasattr(model, 'module'):  # of augmentation or processes

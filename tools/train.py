@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from mmengine.runner import find_latest_checkpoint
+
 from projects.mv2d_xray.runtime import (UserError, allow_checkpoint_types,
                                         argument_parser, build_runner,
                                         config_errors, config_of,
@@ -35,12 +37,14 @@ def main() -> None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
     if args.amp:
         use_half_precision(cfg)
+    if args.resume == 'auto':
+        # Where there is nothing yet to go on from, as without --resume.
+        args.resume = find_latest_checkpoint(cfg.work_dir)
     if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-        if cfg.load_from and not Path(cfg.load_from).is_file():
-            raise UserError(f'{cfg.load_from}: checkpoint: expected a file, '
-                            'found none')
+        cfg.resume, cfg.load_from = True, args.resume
+    if cfg.load_from and not Path(cfg.load_from).is_file():
+        raise UserError(f'{cfg.load_from}: checkpoint: expected a file, '
+                        'found none')
     with config_errors(cfg):
         build_runner(cfg).train()
 

@@ -57,8 +57,7 @@ class MV2DXRay(Base3DDetector):
         volume_head (dict, optional): The ``volume`` source.
         volume_level (int): Neck output that the volume head reads.
         loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
-        loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1. 0
-            leaves it out of the training.
+        loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1.
         view_chunk (int, optional): Views that go through backbone and neck at
             a time. In training their activations are computed again for the
             gradients (Chen et al., arXiv 1604.06174), so that the memory is
@@ -137,6 +136,12 @@ class MV2DXRay(Base3DDetector):
         """bool: Whether 2D boxes are a source of queries."""
         return (self.lifting_head is not None
                 and self.lifting_head.roi_queries is not None)
+
+    @property
+    def with_decoder(self) -> bool:
+        """bool: Whether queries are refined, which has to be learned."""
+        return (self.lifting_head is not None
+                and self.lifting_head.decoder is not None)
 
     @property
     def with_2d(self) -> bool:
@@ -337,7 +342,7 @@ class MV2DXRay(Base3DDetector):
                 losses[f'2d.{name}'] = (
                     self._scale(value, self.loss_weight_2d)
                     if 'loss' in name else value)
-        with_rois = self.with_roi_queries and self.loss_weight_3d > 0
+        with_rois = self.with_roi_queries and self.with_decoder
         if with_rois:
             detections = self.detect_2d(features, flat)
         with torch.autocast(imgs.device.type, enabled=False):
@@ -378,8 +383,9 @@ class MV2DXRay(Base3DDetector):
                 self.volume_head.loss_2d(
                     level, self.feat_strides[self.volume_level], boxes_2d,
                     [v.ignored_instances.bboxes for v in views]))
-            points = self.volume_head.queries(heatmap, code, hidden)
-        if self.lifting_head is not None and self.loss_weight_3d > 0:
+            if self.with_decoder:
+                points = self.volume_head.queries(heatmap, code, hidden)
+        if self.with_decoder:
             if detections is not None:
                 rois = self._rois(detections, sample, True)
             queries = self.lifting_head(

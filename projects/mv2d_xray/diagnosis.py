@@ -117,6 +117,7 @@ def trace(model, sample: dict) -> Trace:
         hooks.append(model.volume_head.register_forward_hook(keep('volume')))
     if head is not None:
         hooks.append(head.register_forward_hook(keep('queries')))
+    if model.with_decoder:
         hooks.append(head.roi_extractor.register_forward_hook(
             lambda _, inputs, __: pooled.append(inputs[1])))
         hooks += [layer.cross_attn.register_forward_hook(attend)
@@ -555,7 +556,7 @@ def _draw_scan(model, seen: Trace, content: Dict, rows: Sequence[int],
     visualization.draw_queries(
         seen.boxes[..., :3].cpu().numpy(), seen.scores.cpu().numpy(), chosen,
         out_dir / 'queries.png', '\n'.join([token, *labels]), **numbered)
-    if chosen:
+    if chosen and seen.attention:
         visualization.draw_attention(
             views, content['queries'], out_dir / 'attention.png',
             f'{token}: RoIs that queries attend to in the last layer')

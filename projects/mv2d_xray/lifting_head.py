@@ -48,7 +48,8 @@ class XRayLiftingHead(BaseModule):
     RoIs around their projection in every view, also where no 2D detector
     fired. The sources of queries neither see each other nor compete for a
     finding: false boxes of one would else decide the scores of the other.
-    Losses as in papers/000 §4.3, on every layer.
+    Losses as in papers/000 §4.3, on every layer. Without a decoder nothing is
+    learned here: what the sources give is the result.
 
     Args:
         in_channels (int): Channels of the feature maps.
@@ -60,7 +61,8 @@ class XRayLiftingHead(BaseModule):
             this source out.
         point_channels (int): Channels of the content of point queries; 0
             where there are none.
-        roi_extractor, position_encoding, decoder (dict): Parts.
+        decoder, position_encoding (dict, optional): Parts; None leaves
+            both out.
         relevance (dict): ``mode`` ('topk' or 'all'), ``num_depths`` and
             ``min_iou`` of the box correlation.
         free_queries (int): Number of learned queries that belong to no image,
@@ -89,8 +91,8 @@ class XRayLiftingHead(BaseModule):
         embed_dims: int,
         scene_range: list,
         feat_stride: int,
-        decoder: dict,
-        position_encoding: dict,
+        decoder: Optional[dict] = None,
+        position_encoding: Optional[dict] = None,
         num_classes: int = 1,
         roi_queries: Optional[dict] = None,
         point_channels: int = 0,
@@ -128,51 +130,65 @@ class XRayLiftingHead(BaseModule):
         self.test_cfg = test_cfg
         self.register_buffer('code_weights', torch.tensor(code_weights),
                              False)
-        self.input_proj = nn.Conv2d(in_channels, embed_dims, 1)
+        self.point_channels = point_channels
+        self.roi_queries = MODELS.build(
+            dict(roi_queries, embed_dims=embed_dims if decoder else None,
+                 scene_range=scene_range,
+                 roi_size=roi_size)) if roi_queries else None
+        self.decoder = self.free_queries = None
+        if decoder:
+            self._build_decoder(decoder, position_encoding, in_channels,
+                                free_queries)
+            self.assigner = TASK_UTILS.build(assigner)
+            self.loss_cls = MODELS.build(loss_cls)
+            self.loss_box = MODELS.build(loss_box)
+        elif free_queries or denoising:
+            raise ValueError('XRayLiftingHead: free_queries, denoising: '
+                             'expected a decoder, found none')
+
+    def _build_decoder(self, decoder: dict, position_encoding: dict,
+                       in_channels: int, free_queries: int) -> None:
+        dims = self.embed_dims
+        self.input_proj = nn.Conv2d(in_channels, dims, 1)
         self.position_encoding = MODELS.build(
-            dict(position_encoding, embed_dims=embed_dims,
-                 scene_range=scene_range))
+            dict(position_encoding, embed_dims=dims,
+                 scene_range=self.scene_range))
         self.roi_extractor = MODELS.build(
             dict(
                 type='mmdet.SingleRoIExtractor',
-                roi_layer=dict(type='RoIAlign', output_size=roi_size,
+                roi_layer=dict(type='RoIAlign', output_size=self.roi_size,
                                sampling_ratio=1),
-                out_channels=2 * embed_dims, featmap_strides=[feat_stride]))
-        self.roi_queries = MODELS.build(
-            dict(roi_queries, embed_dims=embed_dims, scene_range=scene_range,
-                 roi_size=roi_size)) if roi_queries else None
+                out_channels=2 * dims, featmap_strides=[self.feat_stride]))
         self.point_content = (
-            nn.Linear(point_channels, embed_dims) if point_channels else None)
-        self.free_queries = self.free_places = None
+            nn.Linear(self.point_channels, dims)
+            if self.point_channels else None)
         if free_queries:
-            self.free_queries = nn.Parameter(
-                torch.zeros(free_queries, embed_dims))
+            self.free_queries = nn.Parameter(torch.zeros(free_queries, dims))
             self.free_places = nn.Parameter(torch.zeros(free_queries, 3))
         self.denoising_content = (
-            nn.Parameter(torch.zeros(embed_dims)) if denoising else None)
+            nn.Parameter(torch.zeros(dims)) if self.denoising else None)
         self.query_pos = nn.Sequential(
-            nn.Linear(3 * embed_dims, embed_dims), nn.ReLU(inplace=True),
-            nn.Linear(embed_dims, embed_dims))
-        self.decoder = MODELS.build(dict(decoder, embed_dims=embed_dims))
+            nn.Linear(3 * dims, dims), nn.ReLU(inplace=True),
+            nn.Linear(dims, dims))
+        self.decoder = MODELS.build(dict(decoder, embed_dims=dims))
         num_layers = len(self.decoder.layers)
         self.cls_branches = ModuleList([
             nn.Sequential(
-                nn.Linear(embed_dims, embed_dims), nn.LayerNorm(embed_dims),
-                nn.ReLU(inplace=True), nn.Linear(embed_dims, num_classes))
+                nn.Linear(dims, dims), nn.LayerNorm(dims),
+                nn.ReLU(inplace=True), nn.Linear(dims, self.num_classes))
             for _ in range(num_layers)
         ])
         self.reg_branches = ModuleList([
             nn.Sequential(
-                nn.Linear(embed_dims, embed_dims), nn.ReLU(inplace=True),
-                nn.Linear(embed_dims, 6)) for _ in range(num_layers)
+                nn.Linear(dims, dims), nn.ReLU(inplace=True),
+                nn.Linear(dims, 6)) for _ in range(num_layers)
         ])
-        self.assigner = TASK_UTILS.build(assigner)
-        self.loss_cls = MODELS.build(loss_cls)
-        self.loss_box = MODELS.build(loss_box)
 
     def init_weights(self) -> None:
         """An untrained head leaves its reference boxes and scores alone."""
         super().init_weights()
+        if self.decoder is None:
+            return
         for branch in (*self.cls_branches, *self.reg_branches):
             nn.init.zeros_(branch[-1].weight)
             nn.init.zeros_(branch[-1].bias)
@@ -196,9 +212,10 @@ class XRayLiftingHead(BaseModule):
     @property
     def sources(self) -> List[int]:
         """Those that give queries when testing."""
-        parts = {ROI: self.roi_queries, VOLUME: self.point_content,
-                 FREE: self.free_queries}
-        return [i for i, part in parts.items() if part is not None]
+        parts = {ROI: self.roi_queries is not None,
+                 VOLUME: self.point_channels > 0,
+                 FREE: self.free_queries is not None}
+        return [i for i, there in parts.items() if there]
 
     def _prior_logits(self, queries: InstanceData) -> Tensor:
         return queries.centres.new_full((len(queries), self.num_classes),
@@ -272,53 +289,20 @@ class XRayLiftingHead(BaseModule):
             ``all_boxes`` (Q, layers, 6) (mm).
         """
         ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
-        num_views = len(ct2img)
+        if rois is None or self.roi_queries is None:
+            rois = features.new_zeros(0, 6)
+        if self.decoder is None:
+            return self._unrefined(
+                self._queries(rois, None, cameras, points, gt))
         features = self.input_proj(features)
         encoding = self.position_encoding(features, self.feat_stride, ct2img)
         maps = torch.cat([features, encoding], 1)
-        if rois is None or self.roi_queries is None:
-            rois = features.new_zeros(0, 6)
-        views, boxes_2d = rois[:, 0].long(), rois[:, 1:5]
-
-        sources = []
         tokens, token_pos = self._tokens(maps, rois[:, :5].contiguous())
-        if len(rois):
-            bounds = geometry.depth_bounds(ct2img, self.scene_range)
-            source = self.roi_queries(
-                tokens.transpose(1, 2).unflatten(2, [self.roi_size] * 2),
-                rois, cam2img, ct2img, bounds)
-            source.logits = self._prior_logits(source)
-            if 'scores' in source:
-                source.logits = source.scores[:, None].logit(
-                    1e-4).expand_as(source.logits)
-            sources.append((ROI, source))
-            with torch.no_grad():
-                overlaps = sweep_overlaps(boxes_2d, views, cam2img, ct2img,
-                                          bounds, self.relevance['num_depths'])
-                index, valid = relevant_rois(overlaps, views, num_views,
-                                             self.relevance['mode'],
-                                             self.relevance['min_iou'])
-        else:
-            index = views.new_zeros(0, 0)
-            valid = index.bool()
-        if points is not None and self.point_content is not None:
-            sources.append((VOLUME, InstanceData(
-                centres=points.centres, sizes=points.sizes,
-                logits=points.logits,
-                content=self.point_content(points.content))))
-        if gt is not None and self.denoising and len(gt):
-            sources.append((DENOISING, self._denoising_queries(gt)))
-        if self.free_queries is not None:
-            sources.append((FREE, self._free_queries()))
-        if not sources:
-            return self._no_queries(features)
-        queries = InstanceData.cat([
-            InstanceData(
-                centres=q.centres, sizes=q.sizes, logits=q.logits,
-                content=q.content,
-                source=views.new_full((len(q), ), number))
-            for number, q in sources
-        ])
+        roi_feats = tokens.transpose(1, 2).unflatten(2, [self.roi_size] * 2)
+        queries = self._queries(rois, roi_feats, cameras, points, gt)
+        if len(queries) == 0:
+            return self._unrefined(queries)
+        index, valid = self._relevant_rois(rois, cam2img, ct2img)
         seen = []
 
         def see(outputs):
@@ -360,6 +344,71 @@ class XRayLiftingHead(BaseModule):
         queries.all_boxes = torch.stack(boxes, 1)
         return queries
 
+    def _queries(self, rois: Tensor, roi_feats: Optional[Tensor],
+                 cameras: Dict[str, Tensor], points: Optional[InstanceData],
+                 gt: Optional[InstanceData]) -> InstanceData:
+        """Those of all sources; with ``content`` for the decoder, if any."""
+        fields = ['centres', 'sizes', 'logits']
+        fields += ['content'] * (self.decoder is not None)
+        sources = []
+        if len(rois):
+            source = self.roi_queries(
+                roi_feats, rois, cameras['cam2img'], cameras['ct2img'],
+                self._depth_bounds(cameras['ct2img']))
+            source.logits = self._prior_logits(source)
+            if 'scores' in source:
+                source.logits = source.scores[:, None].logit(
+                    1e-4).expand_as(source.logits)
+            sources.append((ROI, source))
+        if points is not None and self.point_channels:
+            source = InstanceData(centres=points.centres, sizes=points.sizes,
+                                  logits=points.logits)
+            if self.decoder is not None:
+                source.content = self.point_content(points.content)
+            sources.append((VOLUME, source))
+        if gt is not None and self.denoising and len(gt):
+            sources.append((DENOISING, self._denoising_queries(gt)))
+        if self.free_queries is not None:
+            sources.append((FREE, self._free_queries()))
+        if not sources:
+            nothing = rois.new_zeros
+            return InstanceData(
+                centres=nothing(0, 3), sizes=nothing(0, 3),
+                logits=nothing(0, self.num_classes),
+                source=nothing(0, dtype=torch.long))
+        return InstanceData.cat([
+            InstanceData(
+                **{field: source.get(field) for field in fields},
+                source=torch.full((len(source), ), number,
+                                  device=rois.device))
+            for number, source in sources
+        ])
+
+    def _unrefined(self, queries: InstanceData) -> InstanceData:
+        """Queries that no layer has made anything of."""
+        layers = len(self.decoder.layers) if self.decoder else 0
+        empty = queries.logits.new_zeros
+        queries.all_logits = empty(len(queries), layers, self.num_classes)
+        queries.all_boxes = empty(len(queries), layers, 6)
+        return queries
+
+    def _depth_bounds(self, ct2img: Tensor) -> Tensor:
+        return geometry.depth_bounds(ct2img, self.scene_range)
+
+    @torch.no_grad()
+    def _relevant_rois(self, rois: Tensor, cam2img: Tensor,
+                       ct2img: Tensor) -> Tuple[Tensor, Tensor]:
+        """Of each 2D box (R, K): rows of ``rois``, and which are real."""
+        views = rois[:, 0].long()
+        if not len(rois):
+            return views.new_zeros(0, 0), views.new_zeros(0, 0).bool()
+        overlaps = sweep_overlaps(
+            rois[:, 1:5], views, cam2img, ct2img, self._depth_bounds(ct2img),
+            self.relevance['num_depths'])
+        return relevant_rois(overlaps, views, len(ct2img),
+                             self.relevance['mode'],
+                             self.relevance['min_iou'])
+
     def _tokens(self, maps: Tensor, rois: Tensor) -> Tuple[Tensor, Tensor]:
         """Features and position encoding of RoIs, each (R, T, C)."""
         if len(rois) == 0:
@@ -367,16 +416,6 @@ class XRayLiftingHead(BaseModule):
             return empty, empty
         aligned = self.roi_extractor((maps, ), rois).flatten(2)
         return aligned.transpose(1, 2).split(self.embed_dims, 2)
-
-    def _no_queries(self, features: Tensor) -> InstanceData:
-        layers = len(self.decoder.layers)
-        empty = features.new_zeros
-        return InstanceData(
-            centres=empty(0, 3), sizes=empty(0, 3),
-            logits=empty(0, self.num_classes),
-            source=torch.zeros(0, dtype=torch.long, device=features.device),
-            all_logits=empty(0, layers, self.num_classes),
-            all_boxes=empty(0, layers, 6))
 
     def _self_attn_mask(self, queries: InstanceData,
                         gt: Optional[InstanceData]) -> Optional[Tensor]:
@@ -482,13 +521,19 @@ class XRayLiftingHead(BaseModule):
 
     # --------------------------------------------------------------- predict
     def predict_by_feat(self, queries: InstanceData) -> InstanceData:
-        """Last layer's boxes, one of all that are of one finding, best
-        first."""
+        """Last layer's boxes, or the queries' where there is none, one of
+        all that are of one finding, best first."""
         cfg = self.test_cfg
-        scores = queries.all_logits[:, -1].sigmoid()
+        if self.decoder is None:
+            boxes = torch.cat([queries.centres, queries.sizes], 1)
+            logits = queries.logits
+        else:
+            boxes = queries.all_boxes[:, -1]
+            logits = queries.all_logits[:, -1]
+        scores = logits.sigmoid()
         row, label = (scores > cfg['score_thr']).nonzero(as_tuple=True)
         boxes, score, label = fuse_boxes(
-            queries.all_boxes[row, -1], scores[row, label], label,
+            boxes[row], scores[row, label], label,
             queries.source[row], self.sources, cfg['iou_thr'], self.prior)
         best = slice(cfg['max_per_img'])
         return build_box3d_instances(boxes[best], score[best], label[best])

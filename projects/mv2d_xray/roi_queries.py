@@ -1,5 +1,7 @@
 """Queries from 2D boxes: the papers' dynamic query generator."""
 
+from typing import Optional
+
 import torch
 import torch.nn as nn
 from mmdet3d.registry import MODELS
@@ -22,15 +24,18 @@ class XRayRoIQueryGenerator(BaseModule):
     point in its camera frustum, and that camera's inverse gives the world.
 
     Args:
-        embed_dims (int): C.
+        embed_dims (int, optional): C. None, where no decoder reads them,
+            gives queries without content.
         scene_range (list[float]): ``[x0, y0, z0, x1, y1, z1]`` (mm).
         roi_size (int): Side of the RoI features. Defaults to 7.
         intrinsics_scale (float): Brings the intrinsics to the range of
             features. Defaults to 0.1, as in MV2D.
     """
 
+    learns_place = True
+
     def __init__(self,
-                 embed_dims: int,
+                 embed_dims: Optional[int],
                  scene_range: list,
                  roi_size: int = 7,
                  intrinsics_scale: float = .1,
@@ -39,18 +44,27 @@ class XRayRoIQueryGenerator(BaseModule):
         self.scene_range = scene_range
         self.roi_size = roi_size
         self.intrinsics_scale = intrinsics_scale
+        self.place = None
+        if embed_dims is None:
+            if self.learns_place:
+                raise ValueError(
+                    f'{type(self).__name__}: expected a decoder, which '
+                    'teaches it where queries lie, found none')
+            return
         self.convs = nn.Sequential(
             nn.Conv2d(embed_dims, embed_dims, 3, padding=1),
             nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.content = nn.Sequential(
             nn.Linear(embed_dims + 16, embed_dims), nn.ReLU(inplace=True))
-        self.place = nn.Linear(embed_dims, 3)
+        if self.learns_place:
+            self.place = nn.Linear(embed_dims, 3)
 
     def init_weights(self) -> None:
         """Start at the middle of the box and of the scene box."""
         super().init_weights()
-        nn.init.normal_(self.place.weight, std=.01)
-        nn.init.zeros_(self.place.bias)
+        if self.place is not None:
+            nn.init.normal_(self.place.weight, std=.01)
+            nn.init.zeros_(self.place.bias)
 
     def forward(self, roi_feats: Tensor, rois: Tensor, cam2img: Tensor,
                 ct2img: Tensor, bounds: Tensor) -> InstanceData:
@@ -106,20 +120,19 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
         *args, **kwargs: As for :class:`XRayRoIQueryGenerator`.
     """
 
+    learns_place = False
+
     def __init__(self, *args, num_depths: int = 64, min_iou: float = .2,
                  **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.num_depths = num_depths
         self.min_iou = min_iou
-        self.place = None
 
-    def init_weights(self) -> None:
-        """Nothing here chooses a place."""
-        super(XRayRoIQueryGenerator, self).init_weights()
-
-    def forward(self, roi_feats: Tensor, rois: Tensor, cam2img: Tensor,
-                ct2img: Tensor, bounds: Tensor) -> InstanceData:
-        """As :meth:`XRayRoIQueryGenerator.forward`, with ``scores`` (R,)."""
+    def forward(self, roi_feats: Optional[Tensor], rois: Tensor,
+                cam2img: Tensor, ct2img: Tensor,
+                bounds: Tensor) -> InstanceData:
+        """As :meth:`XRayRoIQueryGenerator.forward`, with ``scores`` (R,);
+        ``content`` where there are ``roi_feats``."""
         views, boxes, scores = rois[:, 0].long(), rois[:, 1:5], rois[:, 5]
         index, overlap = agreeing_rois(boxes, views, cam2img, ct2img, bounds,
                                        self.num_depths)
@@ -144,10 +157,12 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
             for v in range(len(ct2img))
         ], 1)
         size = (sides * agrees).sum(1) / agrees.sum(1)
-        return InstanceData(
+        queries = InstanceData(
             centres=points, sizes=size[:, None].expand(-1, 3),
-            content=self.describe(roi_feats, boxes, cam2img[views]),
             scores=(scores[index] * agrees).sum(1) / len(ct2img))
+        if roi_feats is not None:
+            queries.content = self.describe(roi_feats, boxes, cam2img[views])
+        return queries
 
 
 def inside(points: Tensor, scene_range: list) -> Tensor:

@@ -106,9 +106,6 @@ class XRayVolumeHead(BaseModule):
             first output is used.
         with_deviation (bool): Whether the 3D net sees the deviation over the
             views beside the mean.
-        with_score (bool): Whether the logits of the views' 2D heatmaps,
-            averaged in space, are added to the 3D net's: it learns what to
-            change in the score grid. Needs ``loss_heatmap_2d``.
         norm_cfg (dict): Of the 3D net and of what goes into it.
         num_classes (int): Classes of the heatmap. Defaults to 1.
         base_size (float): Size that the regression is relative to (mm).
@@ -130,7 +127,6 @@ class XRayVolumeHead(BaseModule):
                  context_channels: Optional[int] = None,
                  neck: Optional[dict] = None,
                  with_deviation: bool = True,
-                 with_score: bool = False,
                  norm_cfg: dict = dict(type='BN3d'),
                  num_classes: int = 1,
                  base_size: float = 12.,
@@ -152,10 +148,6 @@ class XRayVolumeHead(BaseModule):
         self.min_sigma = min_sigma
         self.num_classes = num_classes
         self.with_deviation = with_deviation
-        self.with_score = with_score
-        if with_score and loss_heatmap_2d is None:
-            raise ValueError('XRayVolumeHead: with_score: expected '
-                             'loss_heatmap_2d, found None')
         self.reduce = nn.Conv2d(in_channels, feat_channels, 1)
         # What the 2D heatmap says of each view is evidence, too.
         sampled = feat_channels + (num_classes if loss_heatmap_2d else 0)
@@ -196,8 +188,8 @@ class XRayVolumeHead(BaseModule):
         """Start from few detections, as focal losses need."""
         super().init_weights()
         few = bias_init_with_prob(.01)
-        for layer, bias in ((self.heatmap, 0. if self.with_score else few),
-                            (self.heatmap_2d, few), (self.box, 0.)):
+        for layer, bias in ((self.heatmap, few), (self.heatmap_2d, few),
+                            (self.box, 0.)):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=.01)
                 nn.init.constant_(layer.bias, bias)
@@ -261,8 +253,7 @@ class XRayVolumeHead(BaseModule):
         sampled = self.reduce(features)
         if self.heatmap_2d is not None:
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
-        lifted = self.lift(sampled, ct2img, img_shape)
-        volume = self.norm(lifted).contiguous(
+        volume = self.norm(self.lift(sampled, ct2img, img_shape)).contiguous(
             memory_format=torch.channels_last_3d)
         if self.neck is not None:
             volume = self.neck(volume)[0]
@@ -271,11 +262,7 @@ class XRayVolumeHead(BaseModule):
             volume = volume + F.interpolate(
                 self.context(volume), size=volume.shape[2:], mode='trilinear',
                 align_corners=False)
-        heatmap = self.heatmap(volume)[0]
-        if self.with_score:
-            last = sampled.shape[1]
-            heatmap = heatmap + lifted[0, last - self.num_classes:last]
-        return heatmap, self.box(volume)[0], volume[0]
+        return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
 
     def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
         """Box codes (N, 6) at voxel centres (N, 3) to centres, sizes (mm)."""
