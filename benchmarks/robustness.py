@@ -104,17 +104,17 @@ def with_step(cfg, step: dict):
 def draw(models: Dict[str, Dict[str, Dict[str, Dict]]], path: Path) -> None:
     """3D mAP with its interval: a panel for each kind of fault, in it the
     models by name."""
-    panels = list(dict.fromkeys(t for panels in models.values()
+    titles = list(dict.fromkeys(t for panels in models.values()
                                 for t in panels))
-    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout='constrained')
+    figure = Figure(figsize=(3.2 * len(titles), 3.6), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, title in zip(axes, panels):
-        names = list(dict.fromkeys(
-            n for panels in models.values() for n in panels.get(title, {})))
-        for number, (panels_of, (color, marker)) in enumerate(
-                zip(models.values(), cycle(MARKS))):
-            results = panels_of.get(title, {})
+    axes = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    for axis, title in zip(axes, titles):
+        of_models = [panels.get(title, {}) for panels in models.values()]
+        names = list(dict.fromkeys(n for results in of_models
+                                   for n in results))
+        for number, (results, (color, marker)) in enumerate(
+                zip(of_models, cycle(MARKS))):
             value = np.array([r['mAP_3d'] for r in results.values()])
             bounds = np.array([[r['mAP_3d_low'], r['mAP_3d_high']]
                                for r in results.values()]).reshape(-1, 2).T

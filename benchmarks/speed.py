@@ -212,7 +212,7 @@ def model_of(config: str, plain: bool) -> tuple:
     if plain:
         cfg.model.view_chunk = None
         cfg.model.detector_2d.backbone.pop('with_cp', None)
-        if cfg.model.lifting_head and cfg.model.lifting_head.decoder:
+        if cfg.model.lifting_head and cfg.model.lifting_head.get('decoder'):
             cfg.model.lifting_head.decoder.query_chunk = None
     torch.manual_seed(0)
     return cfg, MODELS.build(cfg.model)

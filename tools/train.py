@@ -42,9 +42,9 @@ def main() -> None:
         args.resume = find_latest_checkpoint(cfg.work_dir)
     if args.resume:
         cfg.resume, cfg.load_from = True, args.resume
-    if cfg.load_from and not Path(cfg.load_from).is_file():
-        raise UserError(f'{cfg.load_from}: checkpoint: expected a file, '
-                        'found none')
+    start = cfg.get('load_from')
+    if start and '://' not in start and not Path(start).is_file():
+        raise UserError(f'{start}: checkpoint: expected a file, found none')
     with config_errors(cfg):
         build_runner(cfg).train()
 

@@ -349,7 +349,8 @@ class XRayLiftingHead(BaseModule):
                  gt: Optional[InstanceData]) -> InstanceData:
         """Those of all sources; with ``content`` for the decoder, if any."""
         fields = ['centres', 'sizes', 'logits']
-        fields += ['content'] * (self.decoder is not None)
+        if self.decoder is not None:
+            fields.append('content')
         sources = []
         if len(rois):
             source = self.roi_queries(
