@@ -239,7 +239,7 @@ def step_once(what: str, config: str, plain: bool, amp: bool,
             @torch.no_grad()
             def work():
                 with torch.autocast(torch.device(args.device).type,
-                                    torch.float16, enabled=amp):
+                                    enabled=amp):
                     model.test_step(batch)
         seconds = median_seconds(work, args.repeats, args.device,
                                  warm_up=args.warm_up)
@@ -251,12 +251,10 @@ def step(args) -> None:
     """A config beside the same model written plainly, in float32."""
     reference = args.plain_config or args.config
     settings = [('plain', reference, True, False)]
-    settings += [('ours', args.config, False, False)]
-    if torch.device(args.device).type == 'cuda':
-        settings += [('ours, --amp', args.config, False, True)]
-        if reference != args.config:
-            settings += [('plain\'s config, ours, --amp', reference, False,
-                          True)]
+    settings += [('ours', args.config, False, False),
+                 ('ours, --amp', args.config, False, True)]
+    if reference != args.config:
+        settings += [('plain\'s config, ours, --amp', reference, False, True)]
     rows = []
     for name, config, plain, amp in settings:
         row = in_process(

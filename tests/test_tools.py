@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import MODELS
+from mmengine.optim import build_optim_wrapper
 from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
 
@@ -476,12 +477,32 @@ def test_help_is_complete(name):
         done.stdout + '--cfg-options' * (name == 'infer.py'))
 
 
-def test_half_precision_needs_cuda(monkeypatch):
+@pytest.mark.slow
+def test_half_precision_on_a_cpu(trained, tmp_path):
+    assert train(tmp_path, trained / 'data', 4, '--amp').returncode == 0
+    exact, rounded = losses(trained / 'work'), losses(tmp_path)
+    assert exact[1] != rounded[1]
+    assert rounded[1] == pytest.approx(exact[1], rel=.05)
+    done = tool('test.py', CONFIG, tmp_path / 'iter_4.pth', '--amp',
+                '--data-root', trained / 'data', '--work-dir', tmp_path,
+                '--out', tmp_path / 'r.json', options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / 'r.json').read_text())['num_scans'] == 3
+
+
+def test_half_precision_is_that_of_the_device(monkeypatch):
     cfg = runtime.load_config(str(ROOT / CONFIG))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     runtime.use_half_precision(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.test_cfg.fp16
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(runtime.UserError, match='--amp: expected a CUDA'):
-        runtime.use_half_precision(cfg)
+    cfg = runtime.load_config(str(ROOT / CONFIG))
+    runtime.use_half_precision(cfg)
+    assert cfg.val_cfg.fp16 and cfg.test_cfg.fp16
+    # Nothing of CUDA's loss scale, which the CPU's wrapper does not know.
+    model = torch.nn.Linear(2, 1)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    with wrapper.optim_context(model):
+        assert model(torch.ones(1, 2)).dtype == torch.bfloat16
+    assert model(torch.ones(1, 2)).dtype == torch.float32

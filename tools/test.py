@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
         'tta_pipeline, as each scan and its mirror image')
     parser.add_argument(
         '--amp', action='store_true',
-        help='automatic mixed precision, on CUDA')
+        help='half precision where it does no harm: float16 on CUDA, '
+        'else bfloat16, which is faster on CPUs that compute in it')
     parser.add_argument(
         '--calibration', metavar='RESULTS', help='--out of a test on the '
         'validation split: what its thresholds give on this one')

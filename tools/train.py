@@ -20,7 +20,8 @@ def parse_args() -> argparse.Namespace:
         help='go on from a checkpoint, or from the latest of the work dir')
     parser.add_argument(
         '--amp', action='store_true',
-        help='automatic mixed precision, on CUDA')
+        help='half precision where it does no harm: float16 on CUDA, '
+        'else bfloat16, which is faster on CPUs that compute in it')
     parser.add_argument(
         '--seed', type=int, help='seed of weights, order and augmentation')
     return parser.parse_args()

@@ -16,7 +16,8 @@ from .position_encoding import XRayPositionEncoding
 from .preprocessing import XRayDataPreprocessor
 from .roi_queries import (XRayRoIQueryGenerator,
                           XRayTriangulatedQueryGenerator)
-from .runtime import XRayCheckpointHook, XRayProgressHook
+from .runtime import (XRayBFloat16OptimWrapper, XRayCheckpointHook,
+                      XRayProgressHook)
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayInsertNodules, XRayPhotometric,
                          XRayPhotonNoise, XRayPoseError, XRayRandomFlip,
@@ -27,7 +28,8 @@ from .volume_head import XRayVolumeHead
 
 __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
-    'XRay2DMetric', 'XRay3DMetric', 'XRayBoxL1Cost', 'XRayCheckpointHook',
+    'XRay2DMetric', 'XRay3DMetric', 'XRayBFloat16OptimWrapper',
+    'XRayBoxL1Cost', 'XRayCheckpointHook',
     'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',

@@ -32,7 +32,8 @@ class XRayScoreGrid(XRayVolumeHead):
     def forward(self, features: Tensor, ct2img: Tensor,
                 img_shape: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
         """As :meth:`XRayVolumeHead.forward`, without hidden features."""
-        pooled = self.lift(self.heatmap_2d(features), ct2img, img_shape)[0]
+        heat = self.heatmap_2d(features.float())
+        pooled = self.lift(heat, ct2img, img_shape)[0]
         score, fraction = pooled[:self.num_classes], pooled[-1:]
         # Nothing is known of what no view shows.
         score = torch.where(fraction > 0, score, score.new_tensor(-10.))

@@ -46,8 +46,8 @@ class MV2DXRay(Base3DDetector):
 
     Any mmdet detector can be the 2D stage: its backbone and neck run once on
     all views, and its own ``loss`` and ``predict`` take the features. Under
-    autocast (``--amp``) this stage runs in half precision; what happens in
-    space, in mm, is always computed in float32.
+    autocast (``--amp``) this stage and the volume's 3D net run in half
+    precision; what is in mm is always computed in float32.
 
     Args:
         detector_2d (dict): An mmdet detector.
@@ -367,7 +367,7 @@ class MV2DXRay(Base3DDetector):
         cameras = self._cameras(sample, features[0].device)
         losses, points, rois = {}, None, None
         if self.volume_head is not None:
-            level = features[self.volume_level][rows].float()
+            level = features[self.volume_level][rows]
             heatmap, code, hidden = self.volume_head(
                 level, cameras['ct2img'], img_shape)
             losses.update(
@@ -381,8 +381,8 @@ class MV2DXRay(Base3DDetector):
             ]
             losses.update(
                 self.volume_head.loss_2d(
-                    level, self.feat_strides[self.volume_level], boxes_2d,
-                    [v.ignored_instances.bboxes for v in views]))
+                    level.float(), self.feat_strides[self.volume_level],
+                    boxes_2d, [v.ignored_instances.bboxes for v in views]))
             if self.with_decoder:
                 points = self.volume_head.queries(heatmap, code, hidden)
         if self.with_decoder:
@@ -442,7 +442,7 @@ class MV2DXRay(Base3DDetector):
         points = None
         if self.volume_head is not None:
             points = self.volume_head.queries(*self.volume_head(
-                features[self.volume_level][rows].float(), cameras['ct2img'],
+                features[self.volume_level][rows], cameras['ct2img'],
                 img_shape))
         if self.lifting_head is None:
             return self._peaks_as_boxes(points)

@@ -18,22 +18,23 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OptimWrapper
 from mmengine.registry import build_functions, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
-from mmdet3d.registry import HOOKS, MODELS
+from mmdet3d.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from tqdm import tqdm
 
 from .infos import InfosError
 from .metrics import MATCH_DISTANCE
 
 __all__ = [
-    'UserError', 'XRayCheckpointHook', 'XRayProgressHook',
-    'allow_checkpoint_types', 'argument_parser', 'build_runner',
-    'check_checkpoint', 'config_errors', 'config_of', 'evaluators_of',
-    'keep_freed_memory', 'load_checkpoint', 'load_config', 'load_for_split',
-    'load_model', 'match_distance_of', 'one_sentence', 'select_split',
-    'use_half_precision'
+    'UserError', 'XRayBFloat16OptimWrapper', 'XRayCheckpointHook',
+    'XRayProgressHook', 'allow_checkpoint_types', 'argument_parser',
+    'build_runner', 'check_checkpoint', 'config_errors', 'config_of',
+    'evaluators_of', 'keep_freed_memory', 'load_checkpoint', 'load_config',
+    'load_for_split', 'load_model', 'match_distance_of', 'one_sentence',
+    'select_split', 'use_half_precision'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -398,17 +399,32 @@ def load_for_split(args: argparse.Namespace
     return cfg, load_model(cfg, args.checkpoint)[0]
 
 
-def use_half_precision(cfg: Config) -> None:
-    """Train and test under autocast with float16, as ``--amp`` asks.
+@OPTIM_WRAPPERS.register_module()
+class XRayBFloat16OptimWrapper(OptimWrapper):
+    """Autocast on a CPU, which mmengine's AmpOptimWrapper does not do.
 
-    Raises:
-        UserError: There is no CUDA device, which mmengine does it on alone.
+    bfloat16 has float32's range, so that no loss has to be scaled.
     """
-    if not torch.cuda.is_available():
-        raise UserError('--amp: expected a CUDA device, found none')
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    cfg.val_cfg.fp16 = cfg.test_cfg.fp16 = True
+
+    @contextlib.contextmanager
+    def optim_context(self, model):
+        """As in the base class, under autocast."""
+        with super().optim_context(model):
+            with torch.autocast('cpu', torch.bfloat16):
+                yield
+
+
+def use_half_precision(cfg: Config) -> None:
+    """Train and test under autocast, as ``--amp`` asks: in float16 on a CUDA
+    device, else in bfloat16."""
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'XRayBFloat16OptimWrapper'
+    for loop in (cfg.get('val_cfg'), cfg.get('test_cfg')):
+        if loop:
+            loop.fp16 = True
 
 
 def match_distance_of(cfg: Config) -> float:

@@ -244,25 +244,32 @@ class XRayVolumeHead(BaseModule):
         """Predict one sample's heatmap and boxes.
 
         Args:
-            features, ct2img, img_shape: As for :meth:`lift`.
+            features, ct2img, img_shape: As for :meth:`lift`. Of features in
+                half precision the 3D net is computed in it, too.
 
         Returns:
             tuple: heatmap logits (classes, X, Y, Z), box code (6, X, Y, Z)
-            and hidden features (C', X, Y, Z).
+            and hidden features (C', X, Y, Z), in float32.
         """
+        precision, features = features.dtype, features.float()
         sampled = self.reduce(features)
         if self.heatmap_2d is not None:
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
         volume = self.norm(self.lift(sampled, ct2img, img_shape)).contiguous(
             memory_format=torch.channels_last_3d)
-        if self.neck is not None:
-            volume = self.neck(volume)[0]
-        else:
-            volume = self.convs(volume)
-            volume = volume + F.interpolate(
-                self.context(volume), size=volume.shape[2:], mode='trilinear',
-                align_corners=False)
+        with torch.autocast(volume.device.type, precision,
+                            enabled=precision != torch.float32):
+            volume = self._net(volume).float()
         return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
+
+    def _net(self, volume: Tensor) -> Tensor:
+        """The 3D net, (1, C, X, Y, Z) to (1, C', X, Y, Z)."""
+        if self.neck is not None:
+            return self.neck(volume)[0]
+        volume = self.convs(volume)
+        return volume + F.interpolate(
+            self.context(volume), size=volume.shape[2:], mode='trilinear',
+            align_corners=False)
 
     def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
         """Box codes (N, 6) at voxel centres (N, 3) to centres, sizes (mm)."""
