@@ -250,9 +250,9 @@ def step_once(what: str, config: str, plain: bool, amp: bool,
 def step(args) -> None:
     """A config beside the same model written plainly, in float32."""
     reference = args.plain_config or args.config
-    settings = [('plain', reference, True, False)]
-    settings += [('ours', args.config, False, False),
-                 ('ours, --amp', args.config, False, True)]
+    settings = [('plain', reference, True, False),
+                ('ours', args.config, False, False),
+                ('ours, --amp', args.config, False, True)]
     if reference != args.config:
         settings += [('plain\'s config, ours, --amp', reference, False, True)]
     rows = []
