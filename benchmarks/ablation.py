@@ -28,51 +28,56 @@ _INSERT = 'train_dataloader.dataset.pipeline.2'
 PACE = 30  # iterations that tell a variant's pace
 # Config and what is changed in it.
 VARIANTS = {
-    'roi + volume': (OURS, []),
+    # Where queries come from.
+    'score grid': ('configs/score-grid_quick.py', []),
+    'Faster R-CNN, triangulated': (
+        'configs/triangulation-faster-rcnn_quick.py', []),
+    '2D boxes, triangulated': ('configs/triangulation_quick.py', []),
+    'volume': (OURS, _VOLUME),
     'roi + volume, no decoder': (OURS, ['model.lifting_head.decoder=None']),
-    'roi': (OURS, ['model.volume_head=None']),
+    # What the decoder makes of them.
     # The papers' queries, whose depth is learned, from true boxes, too.
     'roi, depth regressed': (
         OURS, ['model.volume_head=None', 'model.lifting_head.roi_queries.type='
                'XRayRoIQueryGenerator', 'model.train_rois.add_gt=True']),
-    'volume + 2D stage': (OURS, ['model.lifting_head=None']),
-    'volume': (OURS, _VOLUME),
+    'roi': (OURS, ['model.volume_head=None']),
+    'roi + volume': (OURS, []),
+    'roi + volume, all relevant': (
+        OURS, ['model.lifting_head.relevance.mode=all']),
+    'roi + volume, reprojected': (
+        OURS, ['model.lifting_head.point_rois.reproject=True']),
+    'roi + volume, denoising': (
+        OURS, ['model.lifting_head.denoising.groups=3',
+               'model.lifting_head.denoising.centre_noise=8.',
+               'model.lifting_head.denoising.size_noise=.3']),
+    # The volume: what it is trained with, what it sees, how it is made.
     'volume, nothing inserted': (
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=0']),
-    'volume, 8 inserted at most': (
-        OURS, [*_VOLUME, f'{_INSERT}.max_nodules=8']),
     'volume, all views always': (
         OURS, [*_VOLUME, f'{_VIEWS}.prob=0.']),
-    'volume, narrow context': (
-        OURS, [*_VOLUME, 'model.volume_head.context_channels=24']),
     'volume, no 2D heatmap': (
         OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
+    'volume, no fine band': (
+        OURS, [*_VOLUME, 'model.data_preprocessor.band_sigmas=[4.,12.]',
+               'model.data_preprocessor.mean=[3.1,0.,0.]',
+               'model.data_preprocessor.std=[1.6,.13,.34]',
+               'model.detector_2d.backbone.in_channels=3']),
     'volume, mean only': (
         OURS, [*_VOLUME, 'model.volume_head.with_deviation=False']),
     'volume, grid of 8 mm': (
         OURS, [*_VOLUME, 'model.volume_head.voxel_size=8.']),
     'volume, grid of 4.5 mm': (
         OURS, [*_VOLUME, 'model.volume_head.voxel_size=4.5']),
-    'volume, no fine band': (
-        OURS, [*_VOLUME, 'model.data_preprocessor.band_sigmas=[4.,12.]',
-               'model.data_preprocessor.mean=[3.1,0.,0.]',
-               'model.data_preprocessor.std=[1.6,.13,.34]',
-               'model.detector_2d.backbone.in_channels=3']),
-    'volume, finer stem': (
+    'volume, stride 2': (
         OURS, [*_VOLUME, 'model.detector_2d.backbone.stem='
-               '[(32,2),(32,1),(32,2)]']),
+               '[(32,2),(32,1)]', 'model.feat_strides=[2]']),
     'volume, wider view': (
         OURS, [*_VOLUME,
                'model.detector_2d.backbone.dilations=[1,2,4,8,1]']),
     'volume, 48 channels': (
         OURS, [*_VOLUME, 'model.detector_2d.backbone.channels=48',
                'model.volume_head.in_channels=48']),
-    'roi + volume, reprojected': (
-        OURS, ['model.lifting_head.point_rois.reproject=True']),
-    '2D boxes, triangulated': ('configs/triangulation_quick.py', []),
-    'Faster R-CNN, triangulated': (
-        'configs/triangulation-faster-rcnn_quick.py', []),
-    'score grid': ('configs/score-grid_quick.py', []),
+    # What a user could pick instead.
     'ImVoxelNet': ('configs/imvoxelnet_quick.py', []),
     'DETR3D': ('configs/detr3d_quick.py', []),
     'PETR': ('configs/petr_quick.py', []),
@@ -98,8 +103,7 @@ def train(name: str, iters: int, folder: Path, data_root: str,
         *(['--data-root', data_root] if data_root else []), '--cfg-options',
         *changes, f'train_cfg.max_iters={iters}',
         f'train_cfg.val_interval={iters + 1}',
-        f'param_scheduler.1.end={iters + 1}',
-        f'param_scheduler.1.T_max={max(iters - 30, 1)}', *options)
+        f'param_scheduler.1.end={iters}', *options)
 
 
 def test(name: str, folder: Path, data_root: str, split: str) -> None:

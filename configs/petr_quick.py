@@ -1,11 +1,14 @@
 _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 
 # Baseline: PETR (arXiv 2203.05625), that is learned queries that attend to
-# every place of every view (16 px apart) through its 3D position encoding.
+# every place of every view (16 px apart) through its 3D position encoding;
+# 900 queries, as there, from a trained 2D stage.
+load_from = 'checkpoints/triangulation_quick.pth'
 model = dict(
     volume_head=None, loss_weight_2d=0.,
     detector_2d=dict(backbone=dict(num_levels=2)), feat_strides=[4, 8],
     lift_level=1,
     lifting_head=dict(
-        roi_queries=None, free_queries=64, roi_size=16,
+        roi_queries=None, free_queries=900, roi_size=16,
         point_rois=dict(whole_view=True)))
+optim_wrapper = dict(optimizer=dict(lr=4e-4))

@@ -45,6 +45,22 @@ def test_equals_dense_attention_with_a_mask():
     torch.testing.assert_close(sparse, dense)
 
 
+@pytest.mark.parametrize('listed', [0, 1, 3])
+def test_what_all_see_alike_is_seen_as_by_each_alone(listed):
+    module = SparseCrossAttention(16, 2)
+    module.init_weights()
+    data = inputs()
+    index = torch.tensor([[2, 0, 3]])[:, :listed]
+    valid = torch.tensor([[True, True, False]])[:, :listed]
+    together = module(**data, index=index.expand(5, -1),
+                      valid=valid.expand(5, -1))
+    for row in range(5):
+        alone = {k: v[row:row + 1] if 'query' in k else v
+                 for k, v in data.items()}
+        torch.testing.assert_close(
+            module(**alone, index=index, valid=valid)[0], together[row])
+
+
 @pytest.mark.parametrize('num_queries', [0, 1, 5])
 def test_chunks_of_queries_change_nothing(num_queries):
     found = []

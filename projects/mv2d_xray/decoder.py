@@ -70,6 +70,12 @@ class SparseCrossAttention(BaseModule):
         """
         projected, keys, values, index, valid = self._project(
             query, query_pos, tokens, token_pos, index, valid)
+        # What all queries see alike is not copied for each.
+        alike = len(index) > 1 and bool(
+            ((index == index[:1]) & (valid == valid[:1])).all())
+        if alike:
+            projected, index, valid = (
+                projected.transpose(0, 2), index[:1], valid[:1])
         step = self.query_chunk or max(len(query), 1)
         out = []
         for part, chosen, real in zip(*(
@@ -79,12 +85,16 @@ class SparseCrossAttention(BaseModule):
                 checkpoint(self._attend, *args, use_reentrant=False)
                 if self.query_chunk and torch.is_grad_enabled() else
                 self._attend(*args))
-        out = torch.cat(out).transpose(1, 2).reshape(query.shape)
+        out = torch.cat(out)
+        if alike:
+            out = out.transpose(0, 2)
+        out = out.transpose(1, 2).reshape(query.shape)
         return query + self.dropout(self.out_proj(out))
 
     def _attend(self, projected: Tensor, keys: Tensor, values: Tensor,
                 index: Tensor, valid: Tensor) -> Tensor:
-        """Some queries' values, (Q, heads, 1, C')."""
+        """Some queries' values, (Q, heads, 1, C'), or (1, heads, Q, C')
+        where one row of ``index`` is all of theirs."""
         return F.scaled_dot_product_attention(
             projected, self._gather(keys, self.null[0], index),
             self._gather(values, self.null[1], index),
