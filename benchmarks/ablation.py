@@ -103,7 +103,8 @@ def train(name: str, iters: int, folder: Path, data_root: str,
         *(['--data-root', data_root] if data_root else []), '--cfg-options',
         *changes, f'train_cfg.max_iters={iters}',
         f'train_cfg.val_interval={iters + 1}',
-        f'param_scheduler.1.end={iters}', *options)
+        # As many as the warm-up are not enough for a schedule.
+        f'param_scheduler.1.end={iters + 1}', *options)
 
 
 def test(name: str, folder: Path, data_root: str, split: str) -> None:
