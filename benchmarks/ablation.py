@@ -22,6 +22,8 @@ from projects.mv2d_xray.metrics import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'
+# From trained sources, which stay as they are.
+DECODER = 'configs/mv2d-xray_quick_roi-volume_decoder_quick.py'
 _VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
 _VIEWS = 'train_dataloader.dataset.pipeline.1'
 _INSERT = 'train_dataloader.dataset.pipeline.2'
@@ -42,12 +44,13 @@ VARIANTS = {
                'XRayRoIQueryGenerator', 'model.train_rois.add_gt=True']),
     'roi': (OURS, ['model.volume_head=None']),
     'roi + volume': (OURS, []),
-    'roi + volume, all relevant': (
-        OURS, ['model.lifting_head.relevance.mode=all']),
-    'roi + volume, reprojected': (
-        OURS, ['model.lifting_head.point_rois.reproject=True']),
-    'roi + volume, denoising': (
-        OURS, ['model.lifting_head.denoising.groups=3',
+    'decoder last': (DECODER, []),
+    'decoder last, all relevant': (
+        DECODER, ['model.lifting_head.relevance.mode=all']),
+    'decoder last, reprojected': (
+        DECODER, ['model.lifting_head.point_rois.reproject=True']),
+    'decoder last, denoising': (
+        DECODER, ['model.lifting_head.denoising.groups=3',
                'model.lifting_head.denoising.centre_noise=8.',
                'model.lifting_head.denoising.size_noise=.3']),
     # The volume: what it is trained with, what it sees, how it is made.

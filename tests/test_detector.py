@@ -108,6 +108,7 @@ VARIANTS = {
     'depth regressed, true boxes given': {
         'lifting_head.roi_queries.type': 'XRayRoIQueryGenerator',
         'train_rois': dict(max_per_view=6, add_gt=True, jitter=.2)},
+    'sources frozen': {'freeze_sources': True},
     'reprojected': {'lifting_head.point_rois.reproject': True},
     'free queries at a point': {
         'volume_head': None, 'loss_weight_2d': 0.,
@@ -298,6 +299,26 @@ def test_a_score_says_how_many_sources_agree(changes, queries, expected):
         all_logits=score.logit()[:, None, None].expand(-1, 2, 1)))
     assert found.bboxes_3d.gravity_center[:, 0].tolist() == list(expected)
     assert found.scores_3d.tolist() == pytest.approx(list(expected.values()))
+
+
+def test_frozen_sources_stay_as_they_are(samples):
+    model = quick(freeze_sources=True)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    loss, named = loss_of(model, samples(0))
+    assert not [name for name in named if name.startswith('2d.')]
+    assert 'loss_heatmap' not in named and 'loss_cls_3d' in named
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    loss.backward()
+    optimizer.step()
+    changed = {k.split('.')[0] for k, v in model.state_dict().items()
+               if not torch.equal(v, before[k])}
+    assert changed == {'lifting_head'}
+
+
+def test_frozen_sources_need_a_decoder():
+    with pytest.raises(ValueError, match='freeze_sources: expected a decoder'):
+        quick(**{'freeze_sources': True, 'lifting_head.decoder': None})
 
 
 def test_reprojected_queries_look_where_the_last_layer_put_them(samples):

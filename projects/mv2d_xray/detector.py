@@ -13,7 +13,7 @@ from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
@@ -66,6 +66,8 @@ class MV2DXRay(Base3DDetector):
         train_rois (dict): RoIs of the ``roi`` source in training: at most
             ``max_per_view``; with ``add_gt`` up to half of them are true 2D
             boxes with edges moved by up to ``jitter`` of their size.
+        freeze_sources (bool): Train the decoder alone; 2D stage and volume
+            stay as they were loaded.
         data_preprocessor, init_cfg: As in mmdet3d.
     """
 
@@ -84,6 +86,7 @@ class MV2DXRay(Base3DDetector):
                  view_chunk: Optional[int] = None,
                  train_rois: dict = dict(
                      max_per_view=100, add_gt=True, jitter=.2),
+                 freeze_sources: bool = False,
                  data_preprocessor: Optional[dict] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(data_preprocessor, init_cfg)
@@ -112,6 +115,24 @@ class MV2DXRay(Base3DDetector):
                      point_channels=self.volume_head.hidden_channels
                      if self.volume_head else 0))
         self._guard_parts()
+        self.freeze_sources = freeze_sources
+        if freeze_sources:
+            if not self.with_decoder:
+                raise ValueError('MV2DXRay: freeze_sources: expected a '
+                                 'decoder, which is left to train, found none')
+            for part in self._sources():
+                part.requires_grad_(False)
+
+    def _sources(self) -> List[nn.Module]:
+        return [part for part in (self.detector_2d, self.volume_head) if part]
+
+    def train(self, mode: bool = True) -> 'MV2DXRay':
+        """As any module's; what is frozen keeps its statistics, too."""
+        super().train(mode)
+        if self.freeze_sources:
+            for part in self._sources():
+                part.eval()
+        return self
 
     def _guard_parts(self) -> None:
         """Give parts of other libraries what they silently rely on."""
@@ -337,7 +358,7 @@ class MV2DXRay(Base3DDetector):
             self.samples_2d(s, imgs, True) for s in batch_data_samples
         ]
         flat = [item for sample in samples_2d for item in sample]
-        if self.with_2d:
+        if self.with_2d and not self.freeze_sources:
             for name, value in self._loss_2d(features, flat).items():
                 losses[f'2d.{name}'] = (
                     self._scale(value, self.loss_weight_2d)
@@ -370,19 +391,21 @@ class MV2DXRay(Base3DDetector):
             level = features[self.volume_level][rows]
             heatmap, code, hidden = self.volume_head(
                 level, cameras['ct2img'], img_shape)
-            losses.update(
-                self.volume_head.loss_by_feat(heatmap, code, gt.boxes,
-                                              gt.labels, gt.ignored))
-            boxes_2d = [
-                torch.cat([
-                    v.gt_instances.bboxes,
-                    v.gt_instances.labels[:, None].float()
-                ], 1) for v in views
-            ]
-            losses.update(
-                self.volume_head.loss_2d(
-                    level.float(), self.feat_strides[self.volume_level],
-                    boxes_2d, [v.ignored_instances.bboxes for v in views]))
+            if not self.freeze_sources:
+                losses.update(
+                    self.volume_head.loss_by_feat(heatmap, code, gt.boxes,
+                                                  gt.labels, gt.ignored))
+                boxes_2d = [
+                    torch.cat([
+                        v.gt_instances.bboxes,
+                        v.gt_instances.labels[:, None].float()
+                    ], 1) for v in views
+                ]
+                losses.update(
+                    self.volume_head.loss_2d(
+                        level.float(), self.feat_strides[self.volume_level],
+                        boxes_2d,
+                        [v.ignored_instances.bboxes for v in views]))
             if self.with_decoder:
                 points = self.volume_head.queries(heatmap, code, hidden)
         if self.with_decoder:

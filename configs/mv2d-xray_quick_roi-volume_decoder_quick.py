@@ -1,0 +1,14 @@
+_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+
+# The decoder, on both sources as they are released: it learns best last, slowly
+# and alone. Twenty minutes on one core.
+load_from = 'checkpoints/mv2d-xray_quick_roi-volume_long_quick.pth'
+model = dict(freeze_sources=True)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
+
+max_iters = 2000
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_iters
+default_hooks = dict(
+    checkpoint=dict(published_keys=['meta', 'state_dict']))
