@@ -51,8 +51,8 @@ VARIANTS = {
         DECODER, ['model.lifting_head.point_rois.reproject=True']),
     'decoder last, denoising': (
         DECODER, ['model.lifting_head.denoising.groups=3',
-               'model.lifting_head.denoising.centre_noise=8.',
-               'model.lifting_head.denoising.size_noise=.3']),
+                  'model.lifting_head.denoising.centre_noise=8.',
+                  'model.lifting_head.denoising.size_noise=.3']),
     # The volume: what it is trained with, what it sees, how it is made.
     'volume, nothing inserted': (
         OURS, [*_VOLUME, f'{_INSERT}.max_nodules=0']),

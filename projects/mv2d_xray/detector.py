@@ -124,7 +124,8 @@ class MV2DXRay(Base3DDetector):
                 part.requires_grad_(False)
 
     def _sources(self) -> List[nn.Module]:
-        return [part for part in (self.detector_2d, self.volume_head) if part]
+        parts = self.detector_2d, self.volume_head
+        return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> 'MV2DXRay':
         """As any module's; what is frozen keeps its statistics, too."""
