@@ -45,6 +45,10 @@ VARIANTS = {
     'roi': (OURS, ['model.volume_head=None']),
     'roi + volume': (OURS, []),
     'decoder last': (DECODER, []),
+    # What the same minutes give without it.
+    'sources longer instead': (
+        DECODER, ['model.lifting_head.decoder=None',
+                  'model.freeze_sources=False']),
     'decoder last, all relevant': (
         DECODER, ['model.lifting_head.relevance.mode=all']),
     'decoder last, reprojected': (
@@ -98,8 +102,7 @@ def run(*command: str) -> None:
         sys.exit(f'ablation: {" ".join(command)} failed')
 
 
-def train(name: str, iters: int, folder: Path, data_root: str,
-          *options: str) -> None:
+def train(name: str, iters: int, folder: Path, data_root: str) -> None:
     """Train a variant, or go on with it."""
     config, changes = VARIANTS[name]
     run('tools/train.py', config, '--work-dir', str(folder), '--resume',
@@ -107,7 +110,9 @@ def train(name: str, iters: int, folder: Path, data_root: str,
         *changes, f'train_cfg.max_iters={iters}',
         f'train_cfg.val_interval={iters + 1}',
         # As many as the warm-up are not enough for a schedule.
-        f'param_scheduler.1.end={iters + 1}', *options)
+        f'param_scheduler.1.end={iters + 1}',
+        # Often enough for the shortest.
+        'default_hooks.logger.interval=5')
 
 
 def test(name: str, folder: Path, data_root: str, split: str) -> None:
@@ -124,7 +129,7 @@ def iterations(name: str, minutes: float, folder: Path,
                data_root: str) -> int:
     """How many of a variant's iterations fit into so many minutes."""
     if not (folder / 'last_checkpoint').exists():
-        train(name, PACE, folder, data_root, 'default_hooks.logger.interval=5')
+        train(name, PACE, folder, data_root)
     return max(round(60 * minutes / seconds_per_iteration(folder)), PACE + 1)
 
 

@@ -1,7 +1,7 @@
 _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 
 # The decoder, on both sources as they are released: it learns best last, slowly
-# and alone. Twenty minutes on one core.
+# and alone. 24 minutes on one core.
 load_from = 'checkpoints/mv2d-xray_quick_roi-volume_long_quick.pth'
 model = dict(freeze_sources=True)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

@@ -10,6 +10,7 @@ from measure import in_process
 from mmdet3d.registry import MODELS
 from mmengine.dataset import pseudo_collate
 
+import ablation
 import speed
 from ablation import OURS, ROOT, VARIANTS, slug, table
 from projects.mv2d_xray.runtime import argument_parser, config_of
@@ -46,6 +47,35 @@ def test_table_holds_what_was_finished(tmp_path):
     cells = [c.strip() for c in rows[2].strip('|').split('|')]
     assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '-', '0.300',
                      '0.250', '0.250', '0.200', '-', '0.70']
+
+
+def test_variant_is_trained_and_tested_once(tmp_path, monkeypatch, capsys):
+    for split, seed in (('train', 0), ('val', 1)):
+        make_sphere_set(tmp_path / 'data', 3, 4, 64, seed=seed, split=split)
+    monkeypatch.setattr(ablation, 'PACE', 5)
+    monkeypatch.setitem(VARIANTS, 'volume', (OURS, [
+        *ablation._VOLUME, 'model.volume_head.voxel_size=24.',
+        'param_scheduler.0.end=5', 'param_scheduler.1.begin=5']))
+    monkeypatch.setattr('sys.argv', [
+        'ablation.py', 'volume', '--minutes', '1e-4', '--data-root',
+        str(tmp_path / 'data'), '--out-dir', str(tmp_path / 'out')])
+    ablation.main()
+    rows = capsys.readouterr().out.splitlines()[-3:]
+    # What tells the pace is no part of the training.
+    for folder, iters in (('out/pace/volume', 5), ('out/volume', 6)):
+        checkpoint, = (tmp_path / folder).glob('iter_*.pth')
+        assert checkpoint.name.startswith(f'iter_{iters}')
+    results = json.loads(
+        (tmp_path / 'out/volume/results_val.json').read_text())
+    assert results['num_scans'] == 3
+    assert rows[-1].startswith(f'| volume  | {results["mAP_3d"]:.3f} ')
+
+    def called(*command, **kwargs):
+        raise AssertionError(f'{command} ran again')
+
+    monkeypatch.setattr(ablation, 'run', called)
+    ablation.main()
+    assert capsys.readouterr().out.splitlines() == rows
 
 
 def rows_of(path, *command):

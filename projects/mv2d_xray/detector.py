@@ -381,6 +381,21 @@ class MV2DXRay(Base3DDetector):
         losses['loss_idle'] = idle * 0
         return losses
 
+    def _loss_volume(self, level: Tensor, heatmap: Tensor, code: Tensor,
+                     gt: InstanceData, views: list) -> dict:
+        """Losses of one sample's volume and of its 2D heatmaps."""
+        boxes_2d = [
+            torch.cat([
+                v.gt_instances.bboxes, v.gt_instances.labels[:, None].float()
+            ], 1) for v in views
+        ]
+        return dict(
+            self.volume_head.loss_by_feat(
+                heatmap, code, gt.boxes, gt.labels, gt.ignored),
+            **self.volume_head.loss_2d(
+                level.float(), self.feat_strides[self.volume_level], boxes_2d,
+                [v.ignored_instances.bboxes for v in views]))
+
     def _loss_3d(self, features: Sequence[Tensor], rows: slice,
                  img_shape: Tuple[int, int], sample, views: list,
                  detections: Optional[List[InstanceData]]) -> dict:
@@ -393,20 +408,7 @@ class MV2DXRay(Base3DDetector):
             heatmap, code, hidden = self.volume_head(
                 level, cameras['ct2img'], img_shape)
             if not self.freeze_sources:
-                losses.update(
-                    self.volume_head.loss_by_feat(heatmap, code, gt.boxes,
-                                                  gt.labels, gt.ignored))
-                boxes_2d = [
-                    torch.cat([
-                        v.gt_instances.bboxes,
-                        v.gt_instances.labels[:, None].float()
-                    ], 1) for v in views
-                ]
-                losses.update(
-                    self.volume_head.loss_2d(
-                        level.float(), self.feat_strides[self.volume_level],
-                        boxes_2d,
-                        [v.ignored_instances.bboxes for v in views]))
+                losses = self._loss_volume(level, heatmap, code, gt, views)
             if self.with_decoder:
                 points = self.volume_head.queries(heatmap, code, hidden)
         if self.with_decoder:
