@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import difflib
 import functools
+import gc
 import os
 import sys
 import traceback
@@ -304,6 +305,10 @@ def _distribute_on_cpu(cfg: Config) -> None:
             + ('no RANK' if cfg.launcher == 'pytorch' else cfg.launcher))
     torch.distributed.init_process_group('gloo')
     atexit.register(torch.distributed.destroy_process_group)
+    # Before that (the last is called first): a group that a model's cycles
+    # still hold would go down with the interpreter, under its own threads,
+    # which may abort (pytorch/pytorch#179291).
+    atexit.register(gc.collect)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None,
         broadcast_buffers=False)
