@@ -95,10 +95,8 @@ def prepare(hu: Volume, rig: Rig) -> Volume:
     sample per pixel lacks, and makes small images cheap.
     """
     mu = Volume(hu_to_mu(hu.values), hu.voxel2ct)
-    pitch = min(
-        abs(geometry.project(np.zeros((1, 3)), v.ct2img)[1][0]) /
-        max(v.cam2img[0, 0], v.cam2img[1, 1]) for v in rig.views)
-    factors = np.maximum((pitch / mu.spacing).astype(int), 1)
+    finest = min(view.pixel_size for view in rig.views)
+    factors = np.maximum((finest / mu.spacing).astype(int), 1)
     mu = mu.averaged(factors)
     body = mu.values > _MU_AIR
     low, high = [], []

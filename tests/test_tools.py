@@ -113,6 +113,7 @@ def test_test_writes_figures_and_pictures(trained, tmp_path):
         '--split', 'val', options=SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
     assert '3D mAP' in done.stdout + done.stderr
+    assert 'at the isocentre' not in done.stdout + done.stderr
     results = json.loads((tmp_path / 'results.json').read_text())
     infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
     counting = [i for s in infos['data_list'] for i in s['instances']
@@ -142,11 +143,37 @@ def test_infer_on_one_object_from_any_folder(trained, tmp_path):
         '--score-thr', '0', '--device', 'cpu', cwd=tmp_path)
     # The grid of the config is finer than the trained one's; shapes agree.
     assert done.returncode == 0, done.stderr[-2000:]
+    assert 'at the isocentre' not in done.stdout + done.stderr
     result = json.loads((tmp_path / 'boxes.json').read_text())
     assert result['units'] == 'mm' and 'axis_order' in result
     assert all(len(b['bbox_3d']) == 7 and 0 <= b['score'] <= 1
                for b in result['boxes'])
     assert (tmp_path / 'views.png').stat().st_size > 10000
+
+
+@pytest.mark.parametrize('name', ['test.py', 'infer.py'])
+def test_views_coarser_than_the_training_had_are_told(
+        trained, tmp_path, name):
+    checkpoint = runtime.load_checkpoint(str(trained / 'work' / 'iter_4.pth'))
+    meta = checkpoint['meta']['dataset_meta']
+    rig = Rig.from_dict(meta['rig'])
+    finer = rig.resized(128, 128)
+    meta['rig'] = finer.to_dict()
+    torch.save(checkpoint, tmp_path / 'finer.pth')
+    images = next(trained.glob('data/images/*'))
+    if name == 'test.py':
+        done = tool(name, CONFIG, tmp_path / 'finer.pth', '--work-dir',
+                    tmp_path, '--data-root', trained / 'data', options=SMALL)
+    else:
+        done = tool(name, CONFIG, tmp_path / 'finer.pth', '--images', images,
+                    '--rig', trained / 'data' / 'rig.json', '--out',
+                    tmp_path / 'boxes.json', '--device', 'cpu')
+    assert done.returncode == 0, done.stderr[-2000:]
+    pixels = [r.views[0].pixel_size for r in (finer, rig)]
+    assert pixels[1] == pytest.approx(2 * pixels[0])
+    assert ('expected views as it was trained on, with pixels of {:.2f} mm at '
+            'the isocentre, found {:.2f} mm'.format(*pixels)
+            ) in done.stdout + done.stderr
 
 
 def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):

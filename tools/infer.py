@@ -14,7 +14,7 @@ from projects.mv2d_xray.boxes import gravity_boxes
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.runtime import (UserError, load_config, load_model,
-                                        one_sentence)
+                                        one_sentence, warn_of_other_views)
 from projects.mv2d_xray.visualization import draw_views
 
 
@@ -76,6 +76,7 @@ def main() -> None:
         raise UserError(str(error)) from error
     paths = find_images(args.images, rig)
     model, meta = load_model(cfg, args.checkpoint, args.device)
+    warn_of_other_views(args.checkpoint, meta, rig.to_dict())
     steps = [dict(step) for step in cfg.test_pipeline]
     for step in steps:
         if step['type'] == 'LoadXRayViews':

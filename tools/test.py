@@ -9,7 +9,8 @@ from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         build_runner, check_checkpoint,
                                         config_of, evaluators_of,
                                         load_checkpoint, one_sentence,
-                                        select_split, use_half_precision)
+                                        select_split, use_half_precision,
+                                        warn_of_other_views)
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +75,9 @@ def main() -> None:
         model = model.module
     checkpoint = check_checkpoint(args.checkpoint, model)
     model.load_state_dict(checkpoint['state_dict'])
+    warn_of_other_views(
+        args.checkpoint, checkpoint.get('meta', {}),
+        runner.test_dataloader.dataset.metainfo.get('rig'))
     runner.test()
     if args.out:
         results = load_json(args.out)

@@ -485,6 +485,12 @@ class View:
         """World to image, (4, 4)."""
         return compose_ct2img(self.cam2img, self.ct2cam)
 
+    @property
+    def pixel_size(self) -> float:
+        """Shorter edge of a pixel at the isocentre's depth (mm)."""
+        return float(abs(self.ct2cam[2, 3]) /
+                     max(self.cam2img[0, 0], self.cam2img[1, 1]))
+
     @classmethod
     def from_detector(cls, name: str, source: np.ndarray, centre: np.ndarray,
                       column: np.ndarray, row: np.ndarray, width: int,

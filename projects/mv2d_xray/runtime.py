@@ -8,6 +8,7 @@ import ctypes
 import difflib
 import functools
 import gc
+import logging
 import os
 import sys
 import traceback
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import build_functions, init_default_scope
 from mmengine.runner import Runner
@@ -26,6 +27,7 @@ from mmengine.utils import import_modules_from_strings
 from mmdet3d.registry import HOOKS, MODELS, OPTIM_WRAPPERS
 from tqdm import tqdm
 
+from .geometry import Rig
 from .infos import InfosError
 from .metrics import MATCH_DISTANCE
 
@@ -35,7 +37,7 @@ __all__ = [
     'build_runner', 'check_checkpoint', 'config_errors', 'config_of',
     'evaluators_of', 'keep_freed_memory', 'load_checkpoint', 'load_config',
     'load_for_split', 'load_model', 'match_distance_of', 'one_sentence',
-    'select_split', 'use_half_precision'
+    'select_split', 'use_half_precision', 'warn_of_other_views'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -361,6 +363,43 @@ def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
                 f'expected shape {tuple(tensor.shape)}, found '
                 f'{tuple(found[name].shape)}')
     return checkpoint
+
+
+def _pixel_size(rig: dict, source: str) -> float:
+    """Of the views of a ``rig.json``, in the middle (mm)."""
+    try:
+        views = Rig.from_dict(rig, source).views
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return float(np.median([view.pixel_size for view in views]))
+
+
+def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
+    """Log a warning where a model meets views that it cannot know.
+
+    A network goes by what a finding looks like in pixels: one for 512 px on a
+    detector finds little on 256 px, without an error. A quarter more or less
+    at the isocentre is taken for the same.
+
+    Args:
+        path (str): Checkpoint, for the message.
+        meta (dict): What it says of itself; that of a training holds the rig.
+        rig (dict, optional): Content of ``rig.json`` of the views to come.
+
+    Raises:
+        UserError: One of the two is no rig.
+    """
+    trained = meta.get('dataset_meta', {}).get('rig')
+    if not trained or not rig:
+        return
+    expected = _pixel_size(trained, f'{path}: field "dataset_meta.rig"')
+    found = _pixel_size(rig, 'rig of the views')
+    if not .8 * expected <= found <= 1.25 * expected:
+        print_log(
+            f'{path}: expected views as it was trained on, with pixels of '
+            f'{expected:.2f} mm at the isocentre, found {found:.2f} mm: its '
+            'figures do not hold for these', logger='current',
+            level=logging.WARNING)
 
 
 def load_model(cfg: Config, path: str,
