@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_converters.__main__ import BENCHMARKS
 from data_converters.__main__ import main as convert
+from projects.mv2d_xray import geometry
 from projects.mv2d_xray.lifting_head import DENOISING, ROI, VOLUME
 from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.mv2d_xray.runtime import build_runner, load_config
@@ -415,7 +416,8 @@ def lifting_of(model, batch):
 def test_sources_do_not_decide_for_each_other(samples):
     # False 2D boxes made the scores of what the volume found half as good.
     lift, points, _ = lifting_of(quick(), samples(0))
-    rois = torch.tensor([[0., 10, 10, 20, 20, .9], [1, 30, 30, 40, 40, .8]])
+    rois = torch.tensor([[0., 10, 10, 20, 20, .9, 0],
+                         [1, 30, 30, 40, 40, .8, 0]])
 
     def run(source, *args):
         out = lift(*args)
@@ -425,6 +427,46 @@ def test_sources_do_not_decide_for_each_other(samples):
     assert len(points) and len(run(ROI, *both)) == 2
     torch.testing.assert_close(run(VOLUME, *both), run(VOLUME, None, points))
     torch.testing.assert_close(run(ROI, *both), run(ROI, rois, None))
+
+
+def test_a_2d_box_is_of_its_own_class_alone(samples):
+    # Boxes of two classes around one place confirm nothing of each other.
+    model = quick(**{'lifting_head.num_classes': 2,
+                     'volume_head.num_classes': 2,
+                     'detector_2d.bbox_head.num_classes': 2,
+                     'lifting_head.decoder': None})
+    sample = samples(0)[0]['data_samples']
+    cameras = model._cameras(sample, 'cpu')
+    gt = model._ground_truth(sample, 'cpu')
+    rects = geometry.project_boxes(
+        gt.boxes[:1, :6], cameras['ct2img'])[0][:, 0]
+    label = torch.arange(len(rects)) % 2
+    rois = torch.cat([torch.arange(len(rects))[:, None], rects,
+                      torch.ones(len(rects), 1), label[:, None]], 1)
+    queries = model.lifting_head(torch.zeros(len(rects), 32, 16, 16), cameras,
+                                 (64, 64), rois)
+    scores = queries.logits.sigmoid()
+    share = [(label == c).float().mean().item() for c in (0, 1)]
+    for query, own in zip(scores, label.tolist()):
+        assert query[own].item() == pytest.approx(share[own], abs=1e-3)
+        assert query[1 - own] < 1e-3
+    found = model.lifting_head.predict_by_feat(queries)
+    assert sorted(found.labels_3d.tolist()) == [0, 1]
+
+
+def test_no_queries_leave_no_empty_labels_to_the_loss(samples):
+    # Whose maximum the loss's CUDA kernel takes.
+    model = quick()
+    model.lifting_head.loss_cls.register_forward_pre_hook(
+        lambda module, args: args[1].max() and None)
+    lift, points, _ = lifting_of(model, samples(0))
+    gt = InstanceData(boxes=torch.zeros(0, 7),
+                      labels=torch.zeros(0, dtype=torch.long))
+    gt.set_metainfo(dict(ignored=torch.zeros(0, 7)))
+    losses = model.lifting_head.loss_by_feat(lift(None, None), gt)
+    assert all(loss == 0 for loss in losses.values())
+    losses = model.lifting_head.loss_by_feat(lift(None, points), gt)
+    assert losses['loss_cls_3d'] > 0
 
 
 def test_denoising_does_not_leak_into_other_queries(samples):
@@ -510,8 +552,8 @@ def step_of(model, batch, precision=None):
     """Losses and gradients."""
     torch.manual_seed(1)
     model.zero_grad()
-    data = model.data_preprocessor(pseudo_collate(batch), True)
     with torch.autocast('cpu', precision, enabled=precision is not None):
+        data = model.data_preprocessor(pseudo_collate(batch), True)
         losses = model(**data, mode='loss')
         total, log = model.parse_losses(losses)
     total.backward()
@@ -668,6 +710,9 @@ def test_bands_of_a_flat_and_a_spotted_image():
     flat[0, 0, 16, 16] += 1
     spot = pre.bands(flat)
     assert spot[0, 1, 16, 16] > 0 and spot[0, 2, 16, 16] > 0
+    # A band is a small difference of large numbers: not in half precision.
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(pre.bands(flat), spot)
     with pytest.raises(ValueError, match='expected 3 values'):
         MODELS.build(dict(type='XRayDataPreprocessor', mean=[0.], std=[1.]))
 

@@ -2,18 +2,23 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
 from torch import distributed
 from torch.multiprocessing import spawn
+
+from projects.mv2d_xray.runtime import load_config
 
 from .spheres import make_sphere_set
 from .test_detector import PIPELINE, quick
@@ -46,6 +51,8 @@ def rank_of_two(rank, root, out_dir, changes):
     model = MMDistributedDataParallel(
         quick(**changes), device_ids=None, broadcast_buffers=False)
     torch.save(gradients(model, root, [rank]), f'{out_dir}/{rank}.pth')
+    set_random_seed(**load_config(str(ROOT / CONFIG)).randomness)
+    Path(f'{out_dir}/{rank}.txt').write_text(str(np.random.rand()))
     distributed.destroy_process_group()
 
 
@@ -60,6 +67,9 @@ def of_both_ranks(tmp_path, changes, **spheres):
 
 def test_two_processes_have_the_gradients_of_a_batch_of_two(tmp_path):
     first, second, expected = of_both_ranks(tmp_path, WITHOUT_2D)
+    # Of the same augmentation, twice the scans would be worth less.
+    drawn = {(tmp_path / f'{rank}.txt').read_text() for rank in (0, 1)}
+    assert len(drawn) == 2
     for name, gradient in expected.items():
         if name.startswith(('detector_2d.backbone', 'volume_head')):
             assert gradient.abs().sum() > 0, name
@@ -88,13 +98,19 @@ def test_two_processes_with_2d_heads(tmp_path):
         assert float(one.norm() / both.norm()) == pytest.approx(1, abs=.05)
 
 
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(('', 0))
+        return listening.getsockname()[1]
+
+
 def run(*command):
     return subprocess.run(
         [*map(str, command), '--cfg-options', *SMALL,
          'train_cfg.max_iters=2', 'train_cfg.val_interval=2'], cwd=ROOT,
         capture_output=True, text=True, timeout=300, env=dict(
             os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
-            PORT='29517', CUDA_VISIBLE_DEVICES='',
+            PORT=str(free_port()), CUDA_VISIBLE_DEVICES='',
             PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}'))
 
 
@@ -110,6 +126,15 @@ def test_two_processes_train_on_cpus(tmp_path):
     tested, = [r for r in rows if 'mAP_3d' in r]
     assert tested['num_scans'] == 4
     assert (tmp_path / 'work' / 'iter_2.pth').exists()
+    done = run('python', '-m', 'torch.distributed.run', '--nproc_per_node',
+               2, '--master_port', free_port(), 'tools/test.py', CONFIG,
+               tmp_path / 'work' / 'iter_2.pth', '--launcher', 'pytorch',
+               '--work-dir', tmp_path / 'test', '--data-root',
+               tmp_path / 'data', '--out', tmp_path / 'results.json')
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / 'results.json').read_text())
+    assert results['num_scans'] == 4
+    assert {'source', '2d'} <= set(results)
 
 
 def test_slurm_gets_what_was_asked_for(tmp_path):

@@ -93,7 +93,8 @@ def test_boxes_agree_at_one_depth():
     found = [[30., 20, 60, 16, 16, 16], [-40., 10, -50, 16, 16, 16]]
     rois, views = rois_of(found, cams)
     bounds = geometry.depth_bounds(cams['ct2img'], SCENE)
-    index, score = agreeing_rois(rois, views, cams['cam2img'],
+    one_class = torch.zeros(len(rois))
+    index, score = agreeing_rois(rois, views, one_class, cams['cam2img'],
                                  cams['ct2img'], bounds, 64)
     objects = torch.arange(len(rois)) % 2
     own = torch.arange(6) == views[:, None]
@@ -115,8 +116,10 @@ def test_triangulated_queries_are_where_the_objects_are():
     boxes, views = rois_of(found, cams)
     score = torch.full((12, ), .6)
     score[0] = .3  # one of the first object's six
+    label = torch.zeros(12)
     queries = triangulated(
-        torch.cat([views[:, None], boxes, score[:, None]], 1), cams)
+        torch.cat([views[:, None], boxes, score[:, None], label[:, None]], 1),
+        cams)
     truth = torch.tensor(found).repeat(6, 1)
     assert (queries.centres - truth[:, :3]).norm(dim=1).max() < 1
     # A cube's silhouette is wider than its edge, by up to a half.
@@ -127,7 +130,7 @@ def test_triangulated_queries_are_where_the_objects_are():
 
 def test_a_box_that_no_view_confirms_is_put_amid_the_scene():
     cams = cameras()
-    rois = torch.tensor([[2., 100, 110, 112, 121, .6]])
+    rois = torch.tensor([[2., 100, 110, 112, 121, .6, 0]])
     query = triangulated(rois, cams)
     uv, depth = geometry.project(query.centres, cams['ct2img'][2])
     np.testing.assert_allclose(uv[0], [106, 115.5], atol=.1)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -242,6 +243,25 @@ def test_curves_are_those_of_the_figures(tested):
     np.testing.assert_allclose(recall, np.arange(1, 4) / 6)
     assert precision == [1.] * 3
     assert rate == [0.] * 3
+
+
+def test_distances_of_the_config_and_hits_at_the_end(
+        tested, tmp_path):
+    full = load_json(tested / 'results.json')
+    full['distances_mm'] = [1., 3.]
+    scan = full['scans'][0]
+    hit = next(p for p in scan['predictions'] if p['match'] >= 0)
+    wrong = next(p for p in scan['predictions'] if p['match'] < 0)
+    scan['predictions'] = [dict(wrong, score=.95)] * 40 + [hit]
+    dump_json(full, tmp_path / 'r.json')
+    write_report(tmp_path / 'r.json', tmp_path / 'r.html')
+    text = (tmp_path / 'r.html').read_text(encoding='utf-8')
+    data = json.loads(re.search(
+        r'<script[^>]* id="data">(.*?)</script>', text, re.DOTALL)[1])
+    names = [t['name'] for t in data['figures']['precision']['data']]
+    assert names == ['1 mm', '3 mm']
+    found, missed = data['figures']['sizes']['data']
+    assert len(found['x']) == 3 and len(missed['x']) == 3
 
 
 def test_nothing_found_and_nothing_to_find(tested, tmp_path):

@@ -323,8 +323,10 @@ def test_tta_and_its_absence(trained, tmp_path):
     done = tool(
         'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
         tmp_path, '--data-root', trained / 'data', '--tta', '--out',
-        tmp_path / 'r.json', options=SMALL)
+        tmp_path / 'r.json', '--show-dir', tmp_path / 'pictures',
+        options=SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list(tmp_path.glob('pictures/*.png'))) == 3
     assert json.loads((tmp_path / 'r.json').read_text())['num_scans'] == 3
     done = tool('test.py', 'configs/mv2d-xray_r50_roi_1xb1-24e_lidc.py',
                 trained / 'work' / 'iter_4.pth', '--tta', '--data-root',

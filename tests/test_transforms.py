@@ -220,6 +220,16 @@ def test_an_inserted_shape_is_turned_with_its_box():
     assert finding.path(np.array([-50., -5, 0]), rays[:1])[0] == 0
 
 
+def test_inserted_nodules_are_turned_and_mirrored(loaded):
+    step = XRayInsertNodules()
+    step.bank = loaded.bank
+    turns = np.stack([step._draw().to_box for _ in range(400)])
+    turns /= np.linalg.norm(turns, axis=2, keepdims=True)
+    assert .4 < (np.linalg.det(turns) < 0).mean() < .6
+    # Any axis of the shape points anywhere.
+    assert np.abs(turns.mean(0)).max() < .12
+
+
 def test_inserted_nodules_are_annotated(loaded):
     step = TRANSFORMS.build(
         dict(type='XRayInsertNodules', max_nodules=5, sizes=(10., 40.)))

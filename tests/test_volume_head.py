@@ -186,6 +186,35 @@ def test_peaks_are_local_maxima_above_the_threshold():
     assert index[0].item() == (4 * 20 + 4) * 20 + 4
 
 
+def test_a_peak_is_of_its_own_class():
+    """A voxel that peaks in two classes is one query of each, not two of the
+    stronger."""
+    module = head(num_classes=2)
+    heatmap = torch.full((2, 20, 20, 20), -9.)
+    heatmap[:, 4, 4, 4] = torch.tensor([.4, -2.])
+    heatmap[:, 12, 3, 9] = torch.tensor([-5., .8])
+    queries = module.queries(heatmap, torch.zeros(6, 20, 20, 20),
+                             torch.zeros(8, 20, 20, 20))
+    score, label = queries.logits.sigmoid().max(1)
+    assert label.tolist()[:3] == [1, 0, 1]
+    torch.testing.assert_close(
+        score[:3], torch.tensor([.8, .4, -2.]).sigmoid())
+    assert queries.logits.sigmoid().min(1).values.max() < 1e-3
+
+
+def test_padding_shows_nothing():
+    """What a larger scan beside it adds to a scan's maps is no view of it."""
+    module, matrices = head(), ct2img()
+    matrices[:, 0] -= 28 * matrices[:, 2]  # partly out of view, to the left
+    features = torch.rand(8, 4, 16, 16)
+    alone = module.lift(features, matrices, (64, 64))
+    padded = torch.nn.functional.pad(features, (0, 16, 0, 16), value=9.)
+    beside = module.lift(padded, matrices, (64, 64), (128, 128))
+    assert .3 < alone[0, -1].mean() < .9
+    torch.testing.assert_close(alone[0, -1], beside[0, -1])
+    torch.testing.assert_close(alone, beside)
+
+
 def test_2d_heatmap_loss_prefers_the_truth():
     module = head()
     boxes = [torch.tensor([[8., 8, 24, 24, 0]]), torch.zeros(0, 5)]

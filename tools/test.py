@@ -79,7 +79,7 @@ def main() -> None:
         args.checkpoint, checkpoint.get('meta', {}),
         runner.test_dataloader.dataset.metainfo.get('rig'))
     runner.test()
-    if args.out:
+    if args.out and runner.rank == 0:  # which alone has computed figures
         results = load_json(args.out)
         results['source'] = dict(
             config=args.config, checkpoint=args.checkpoint,

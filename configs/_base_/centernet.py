@@ -5,7 +5,7 @@ model = dict(
     detector_2d=dict(
         type='mmdet.CenterNet', neck=None,
         bbox_head=dict(
-            type='mmdet.CenterNetHead', num_classes=1,
+            type='mmdet3d.XRayCenterNetHead', num_classes=1,
             loss_center_heatmap=dict(
                 type='mmdet.GaussianFocalLoss', loss_weight=1.),
             loss_wh=dict(type='mmdet.L1Loss', loss_weight=.1),

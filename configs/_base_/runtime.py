@@ -27,6 +27,7 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'))
 log_processor = dict(type='LogProcessor', window_size=20, by_epoch=False)
 log_level = 'INFO'
-randomness = dict(seed=0)
+# Each process of a distributed training draws its own augmentation.
+randomness = dict(seed=0, diff_rank_seed=True)
 load_from = None
 resume = False

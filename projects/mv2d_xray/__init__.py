@@ -7,6 +7,7 @@ only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 from .backbone import XRayDilatedNet
 from .baselines import XRayScoreGrid
 from .boxes import XRayBoxL1Cost
+from .centernet import XRayCenterNetHead
 from .dataset import XRayDataset
 from .decoder import XRayDecoder
 from .detector import MV2DXRay
@@ -29,7 +30,7 @@ from .volume_head import XRayVolumeHead
 __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
     'XRay2DMetric', 'XRay3DMetric', 'XRayBFloat16OptimWrapper',
-    'XRayBoxL1Cost', 'XRayCheckpointHook',
+    'XRayBoxL1Cost', 'XRayCenterNetHead', 'XRayCheckpointHook',
     'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',

@@ -1,6 +1,6 @@
 """What a user could pick instead, for comparison on the same files."""
 
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from mmdet3d.registry import MODELS
@@ -30,10 +30,12 @@ class XRayScoreGrid(XRayVolumeHead):
             setattr(self, part, None)
 
     def forward(self, features: Tensor, ct2img: Tensor,
-                img_shape: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
+                img_shape: Tuple[int, int],
+                span: Optional[Tuple[int, int]] = None
+                ) -> Tuple[Tensor, Tensor, Tensor]:
         """As :meth:`XRayVolumeHead.forward`, without hidden features."""
         heat = self.heatmap_2d(features.float())
-        pooled = self.lift(heat, ct2img, img_shape)[0]
+        pooled = self.lift(heat, ct2img, img_shape, span)[0]
         score, fraction = pooled[:self.num_classes], pooled[-1:]
         # Nothing is known of what no view shows.
         score = torch.where(fraction > 0, score, score.new_tensor(-10.))

@@ -238,6 +238,11 @@ class MV2DXRay(Base3DDetector):
         }
 
     @staticmethod
+    def _img_shape(sample) -> Tuple[int, int]:
+        """Height and width of a sample's views (px), without padding."""
+        return tuple(sample.metainfo['img_shape'])[:2]
+
+    @staticmethod
     def _views(data_samples) -> List[slice]:
         """Which rows of the flattened views belong to each sample."""
         slices, start = [], 0
@@ -251,7 +256,7 @@ class MV2DXRay(Base3DDetector):
     def samples_2d(sample, imgs: Tensor, training: bool) -> list:
         """One mmdet sample per view, for :meth:`detect_2d`."""
         samples = []
-        shape = tuple(sample.metainfo['img_shape'])[:2]
+        shape = MV2DXRay._img_shape(sample)
         # What mmdet's CenterNet takes off its boxes: no border was added.
         border = np.array([0., shape[0], 0., shape[1]], dtype=np.float32)
         for view in range(len(sample.metainfo['ct2img'])):
@@ -328,21 +333,26 @@ class MV2DXRay(Base3DDetector):
 
     def _rois(self, detections: List[InstanceData], sample,
               training: bool) -> Tensor:
-        """RoIs (R, 6) of one sample: view index, xyxy (px) and score."""
+        """RoIs (R, 7) of one sample: view index, xyxy (px), score, label."""
         rois = []
         for view, found in enumerate(detections):
-            boxes = torch.cat([found.bboxes, found.scores[:, None]], 1)
+            boxes = torch.cat([found.bboxes, found.scores[:, None],
+                               found.labels[:, None]], 1)
             if training:
                 most = self.train_rois['max_per_view']
                 boxes = boxes[:most]
                 if self.train_rois['add_gt']:
                     gt = sample.gt_instances
-                    true = gt.bboxes[gt.view_ids == view].to(boxes)
-                    true = true[torch.randperm(len(true))[:most // 2]]
+                    here = gt.view_ids == view
+                    here = here.nonzero()[:, 0][
+                        torch.randperm(int(here.sum()))[:most // 2]]
+                    true = gt.bboxes[here].to(boxes)
                     size = (true[:, 2:] - true[:, :2]).repeat(1, 2)
                     noise = torch.rand_like(true) * 2 - 1
                     true = true + self.train_rois['jitter'] * noise * size / 2
-                    true = F.pad(true, (0, 1), value=1.)
+                    true = torch.cat([
+                        true, torch.ones_like(true[:, :1]),
+                        gt.labels[here, None].to(true)], 1)
                     boxes = torch.cat([boxes[:most - len(true)], true])
             rois.append(F.pad(boxes, (1, 0), value=view))
         return torch.cat(rois)
@@ -371,7 +381,7 @@ class MV2DXRay(Base3DDetector):
             for sample, rows, views in zip(batch_data_samples, slices,
                                            samples_2d):
                 per_sample.append(self._loss_3d(
-                    features, rows, tuple(imgs.shape[-2:]), sample, views,
+                    features, rows, imgs.shape[-2:], sample, views,
                     detections[rows] if with_rois else None))
         for name in per_sample[0]:
             losses[name] = sum(p[name] for p in per_sample) / len(per_sample)
@@ -397,16 +407,18 @@ class MV2DXRay(Base3DDetector):
                 [v.ignored_instances.bboxes for v in views]))
 
     def _loss_3d(self, features: Sequence[Tensor], rows: slice,
-                 img_shape: Tuple[int, int], sample, views: list,
+                 span: Tuple[int, int], sample, views: list,
                  detections: Optional[List[InstanceData]]) -> dict:
-        """Losses in space of one sample, whose views are ``rows``."""
+        """Losses in space of one sample, whose views are ``rows``; ``span``
+        (px) is what the maps cover, with padding."""
+        shape = self._img_shape(sample)
         gt = self._ground_truth(sample, features[0].device)
         cameras = self._cameras(sample, features[0].device)
         losses, points, rois = {}, None, None
         if self.volume_head is not None:
             level = features[self.volume_level][rows]
             heatmap, code, hidden = self.volume_head(
-                level, cameras['ct2img'], img_shape)
+                level, cameras['ct2img'], shape, span)
             if not self.freeze_sources:
                 losses = self._loss_volume(level, heatmap, code, gt, views)
             if self.with_decoder:
@@ -415,7 +427,7 @@ class MV2DXRay(Base3DDetector):
             if detections is not None:
                 rois = self._rois(detections, sample, True)
             queries = self.lifting_head(
-                features[self.lift_level][rows].float(), cameras, img_shape,
+                features[self.lift_level][rows].float(), cameras, shape,
                 rois, points, gt)
             lifted = self.lifting_head.loss_by_feat(
                 queries, gt, rois, cameras['ct2img'])
@@ -457,23 +469,23 @@ class MV2DXRay(Base3DDetector):
                             [item.proposals for item in flat[rows]])
                     rois = self._rois(detections[rows], sample, False)
                 sample.pred_instances_3d = self._predict_3d(
-                    features, rows, tuple(imgs.shape[-2:]),
-                    self._cameras(sample, imgs.device), rois)
+                    features, rows, imgs.shape[-2:], sample, rois)
         return batch_data_samples
 
     def _predict_3d(self, features: Sequence[Tensor], rows: slice,
-                    img_shape: Tuple[int, int], cameras: Dict[str, Tensor],
+                    span: Tuple[int, int], sample,
                     rois: Optional[Tensor]) -> InstanceData:
-        """Boxes in space of one sample, whose views are ``rows``."""
-        points = None
+        """Boxes in space of one sample, as :meth:`_loss_3d`."""
+        shape = self._img_shape(sample)
+        cameras, points = self._cameras(sample, features[0].device), None
         if self.volume_head is not None:
             points = self.volume_head.queries(*self.volume_head(
-                features[self.volume_level][rows], cameras['ct2img'],
-                img_shape))
+                features[self.volume_level][rows], cameras['ct2img'], shape,
+                span))
         if self.lifting_head is None:
             return self._peaks_as_boxes(points)
         return self.lifting_head.predict_by_feat(self.lifting_head(
-            features[self.lift_level][rows].float(), cameras, img_shape, rois,
+            features[self.lift_level][rows].float(), cameras, shape, rois,
             points))
 
     @staticmethod

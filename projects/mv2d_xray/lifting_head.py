@@ -278,7 +278,8 @@ class XRayLiftingHead(BaseModule):
             features (Tensor): (V, C', h, w).
             cameras (dict): ``cam2img`` and ``ct2img``, (V, 4, 4).
             img_shape (tuple[int, int]): Height and width of the images (px).
-            rois (Tensor, optional): (R, 6), view index, xyxy (px), score.
+            rois (Tensor, optional): (R, 7), view index, xyxy (px), score,
+                label.
             points (InstanceData, optional): Point queries.
             gt (InstanceData, optional): ``boxes`` (N, 7), for denoising.
 
@@ -290,7 +291,7 @@ class XRayLiftingHead(BaseModule):
         """
         ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
         if rois is None or self.roi_queries is None:
-            rois = features.new_zeros(0, 6)
+            rois = features.new_zeros(0, 7)
         if self.decoder is None:
             return self._unrefined(
                 self._queries(rois, None, cameras, points, gt))
@@ -358,8 +359,9 @@ class XRayLiftingHead(BaseModule):
                 self._depth_bounds(cameras['ct2img']))
             source.logits = self._prior_logits(source)
             if 'scores' in source:
-                source.logits = source.scores[:, None].logit(
-                    1e-4).expand_as(source.logits)
+                # A score is that of the box's own class.
+                own = F.one_hot(rois[:, 6].long(), self.num_classes)
+                source.logits = (source.scores[:, None] * own).logit(1e-4)
             sources.append((ROI, source))
         if points is not None and self.point_channels:
             source = InstanceData(centres=points.centres, sizes=points.sizes,
@@ -441,7 +443,7 @@ class XRayLiftingHead(BaseModule):
             queries (InstanceData): From :meth:`forward`.
             gt (InstanceData): ``boxes`` (N, 7) (mm), ``labels`` (N,) and
                 metainfo ``ignored`` (M, 7).
-            rois (Tensor, optional): (R, 6), what the queries of 2D boxes are
+            rois (Tensor, optional): (R, 7), what the queries of 2D boxes are
                 from.
             ct2img (Tensor, optional): (V, 4, 4), the cameras of ``rois``.
 
@@ -479,8 +481,10 @@ class XRayLiftingHead(BaseModule):
             labels[positive] = gt.labels[assigned[positive] - 1]
             weight = self._label_weights(boxes, positive, gt.ignored)
             count = max(int(positive.sum()), 1)
+            # mmcv's CUDA kernel cannot take the maximum of no labels.
             loss_cls = self.loss_cls(
-                logits, labels, weight, avg_factor=count)
+                logits, labels, weight,
+                avg_factor=count) if len(labels) else logits.sum() * 0
             error = self.loss_box(
                 codes[positive], targets.codes[assigned[positive] - 1],
                 self.code_weights.expand(int(positive.sum()), -1),

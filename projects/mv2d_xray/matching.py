@@ -84,8 +84,8 @@ def sweep_overlaps(rois: Tensor, views: Tensor, cam2img: Tensor,
     return best
 
 
-def agreeing_rois(rois: Tensor, views: Tensor, cam2img: Tensor,
-                  ct2img: Tensor, bounds: Tensor,
+def agreeing_rois(rois: Tensor, views: Tensor, labels: Tensor,
+                  cam2img: Tensor, ct2img: Tensor, bounds: Tensor,
                   num_depths: int) -> Tuple[Tensor, Tensor]:
     """RoIs of the other views that agree best with each RoI at one depth.
 
@@ -94,6 +94,7 @@ def agreeing_rois(rois: Tensor, views: Tensor, cam2img: Tensor,
     anchors along a 2D box's rays whose reprojection fits).
 
     Args:
+        labels (Tensor): (R,); RoIs of two classes do not agree.
         rois, views, cam2img, ct2img, bounds, num_depths: As for
             :func:`sweep_overlaps`.
 
@@ -105,8 +106,9 @@ def agreeing_rois(rois: Tensor, views: Tensor, cam2img: Tensor,
     score = rois.new_zeros(len(rois), len(ct2img))
     if len(rois) == 0:
         return index, score
+    same = labels[:, None] == labels
     for overlap in _sweep(rois, views, cam2img, ct2img, bounds, num_depths):
-        at, value = _best_of_each_view(overlap, views, len(ct2img))
+        at, value = _best_of_each_view(overlap * same, views, len(ct2img))
         better = (value.sum(1) > score.sum(1))[:, None]
         index = torch.where(better, at, index)
         score = torch.where(better, value, score)

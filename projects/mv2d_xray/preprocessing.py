@@ -94,8 +94,11 @@ class XRayDataPreprocessor(Det3DDataPreprocessor):
         return data
 
     def bands(self, images: Tensor) -> Tensor:
-        """Line integrals (N, 1, H, W) to channels (N, 1 + bands, H, W)."""
-        channels = [images]
-        channels += [images - gaussian_blur(images, s)
-                     for s in self.band_sigmas]
-        return (torch.cat(channels, 1) - self.band_mean) / self.band_std
+        """Line integrals (N, 1, H, W) to channels (N, 1 + bands, H, W), in
+        float32 under autocast, too: a band is a small difference of large
+        numbers."""
+        with torch.autocast(images.device.type, enabled=False):
+            channels = [images]
+            channels += [images - gaussian_blur(images, s)
+                         for s in self.band_sigmas]
+            return (torch.cat(channels, 1) - self.band_mean) / self.band_std

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from . import geometry
 from .infos import InfosError, load_json, load_tested
-from .metrics import curves_of, results_of
+from .metrics import DISTANCES, curves_of, results_of
 
 MAX_PREDICTIONS = 30  # of a scan; what is below them is no more looked at
 MAX_SIDE, QUALITY = 320, 75  # of a view's JPEG (px)
@@ -91,7 +91,8 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
 # ---------------------------------------------------------------------- scans
 def _scan(scan: dict, sample: dict, root: Path) -> dict:
     """What the page shows of one scan; lengths in mm and px, rounded."""
-    predictions = scan['predictions'][:MAX_PREDICTIONS]
+    predictions = [p for row, p in enumerate(scan['predictions'])
+                   if row < MAX_PREDICTIONS or p['match'] >= 0]
     kinds = dict(truth=[i['bbox_3d'] for i in scan['ground_truth']],
                  ignored=scan['ignored'],
                  found=[p['bbox_3d'] for p in predictions])
@@ -207,7 +208,8 @@ def _curves(full: dict) -> Dict[str, go.Figure]:
     dashes = ('solid', 'dash', 'dot', 'dashdot')
     for name in classes:
         suffix = f' {name}' if len(classes) > 1 else ''
-        curves = curves_of(results_of(full, name))
+        curves = curves_of(results_of(full, name),
+                           full.get('distances_mm', DISTANCES))
         rate, found = curves.pop('froc')
         froc.append(go.Scatter(x=rate, y=found, mode='lines',
                                line=dict(shape='hv'), name=f'FROC{suffix}'))

@@ -72,7 +72,7 @@ class XRayRoIQueryGenerator(BaseModule):
 
         Args:
             roi_feats (Tensor): (R, C, 7, 7).
-            rois (Tensor): (R, 6) view index, xyxy (px) and score.
+            rois (Tensor): (R, 7) view index, xyxy (px), score and label.
             cam2img, ct2img (Tensor): (V, 4, 4), the cameras.
             bounds (Tensor): (V, 2) nearest and farthest depth (mm).
 
@@ -110,7 +110,7 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
     """One query per 2D box, where the other views' boxes agree with it.
 
     Of all depths along the box's ray the one is taken at which the boxes of
-    the other views overlap best; the rays through the centres of those boxes
+    its class in the other views overlap best; the rays through the centres of those boxes
     meet in the query. Its score is the mean of the boxes' over all views, so
     that a query starts as what classical N-view triangulation would report.
 
@@ -134,8 +134,8 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
         """As :meth:`XRayRoIQueryGenerator.forward`, with ``scores`` (R,);
         ``content`` where there are ``roi_feats``."""
         views, boxes, scores = rois[:, 0].long(), rois[:, 1:5], rois[:, 5]
-        index, overlap = agreeing_rois(boxes, views, cam2img, ct2img, bounds,
-                                       self.num_depths)
+        index, overlap = agreeing_rois(boxes, views, rois[:, 6], cam2img,
+                                       ct2img, bounds, self.num_depths)
         agrees = (overlap > self.min_iou).to(boxes)
         row = torch.arange(len(boxes), device=boxes.device)
         index[row, views], agrees[row, views] = row, 1.

@@ -549,8 +549,9 @@ class XRayCheckpointHook(Hook):
 
     mmengine stores its running means as objects that torch's safe loading
     refuses; here they become numbers on saving and objects again on loading.
-    mmengine feeds a resumed training the data it would have seen, with the
-    same augmentation; torch's generators, from which samplers and dropout in
+    mmengine feeds a resumed training by iterations the data it would have
+    seen, with the same augmentation; one by epochs goes on with the same
+    order of scans and other augmentation. Torch's generators, from which samplers and dropout in
     the model draw, are stored and put back, too.
     """
 

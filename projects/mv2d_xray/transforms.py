@@ -403,7 +403,10 @@ class XRayInsertNodules(BaseTransform):
         centre = other['centre'] + np.random.normal(0, self.spread, 3)
         scale = np.exp(np.random.uniform(*np.log(self.sizes)))
         scale /= item['size'].mean()
-        rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
+        # Signs of R's diagonal make Q uniform over turns and reflections
+        # (Mezzadri, arXiv math-ph/0609050).
+        rotation, upper = np.linalg.qr(np.random.normal(size=(3, 3)))
+        rotation *= np.sign(np.diag(upper))
         shape, contrast = item['shape'], item['contrast']
         if shape is None:
             shape = _BALL

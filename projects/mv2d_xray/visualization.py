@@ -629,7 +629,10 @@ class XRayDrawHook(Hook):
         """Write the pictures of one batch."""
         if self.out_dir is None:
             return
-        for images, sample in zip(data_batch['inputs']['img'], outputs):
+        inputs = data_batch['inputs']
+        if isinstance(inputs, list):  # of augmentation: boxes are the first's
+            inputs = inputs[0]
+        for images, sample in zip(inputs['img'], outputs):
             self._draw(images, sample,
                        self.out_dir / f'{sample.metainfo["token"]}.png')
 

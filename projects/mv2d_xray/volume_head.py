@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import geometry
 
-__all__ = ['XRayVolumeHead', 'draw_gaussians']
+__all__ = ['XRayVolumeHead', 'cells_in_boxes', 'draw_gaussians']
 
 
 def draw_gaussians(centres: Tensor, sigmas: Tensor,
@@ -44,6 +44,25 @@ def draw_gaussians(centres: Tensor, sigmas: Tensor,
             bump = bump[..., None] * axis
         heat = torch.maximum(heat, bump)
     return heat
+
+
+def cells_in_boxes(low: Tensor, high: Tensor,
+                   grids: Sequence[Tensor]) -> Tensor:
+    """Cells whose centre lies in any of some boxes.
+
+    Args:
+        low, high (Tensor): (N, D), the boxes' corners.
+        grids (Sequence[Tensor]): As for :func:`draw_gaussians`.
+
+    Returns:
+        Tensor: (len(grids[0]), ..., len(grids[D - 1])), boolean.
+    """
+    inside = low.new_ones(len(low), dtype=torch.bool)
+    for grid, start, end in zip(grids, low.T, high.T):
+        within = (grid >= start[:, None]) & (grid <= end[:, None])
+        inside = inside[..., None] & within.view(
+            len(low), *[1] * (inside.dim() - 1), len(grid))
+    return inside.any(0)
 
 
 class _PoolViews(torch.autograd.Function):
@@ -211,15 +230,17 @@ class XRayVolumeHead(BaseModule):
 
     # --------------------------------------------------------------- forward
     def lift(self, features: Tensor, ct2img: Tensor,
-             img_shape: Tuple[int, int]) -> Tensor:
+             img_shape: Tuple[int, int],
+             span: Optional[Tuple[int, int]] = None) -> Tensor:
         """Sample 2D features on the grid and pool them over views.
 
         Args:
-            features (Tensor): (V, C, h, w), aligned with images of
-                ``img_shape``.
+            features (Tensor): (V, C, h, w).
             ct2img (Tensor): (V, 4, 4).
-            img_shape (tuple[int, int]): Height and width (px) that the
-                feature maps span.
+            img_shape (tuple[int, int]): Height and width of the images (px).
+            span (tuple[int, int], optional): Height and width (px) that the
+                feature maps cover: more where images were padded, at the
+                right and at the bottom.
 
         Returns:
             Tensor: (1, 2C + 1, X, Y, Z): mean, deviation (if with it) and
@@ -227,9 +248,11 @@ class XRayVolumeHead(BaseModule):
         """
         grid = self.grid_points(features.device)
         uv, depth = geometry.project(grid.reshape(-1, 3).to(ct2img), ct2img)
-        size = uv.new_tensor([img_shape[1], img_shape[0]])
-        place = uv / size * 2 - 1
-        seen = ((place.abs() <= 1).all(-1) & (depth > 0)).to(features.dtype)
+        size, covered = (uv.new_tensor([shape[1], shape[0]])
+                         for shape in (img_shape, span or img_shape))
+        place = uv / covered * 2 - 1
+        seen = ((uv >= 0) & (uv <= size)).all(-1) & (depth > 0)
+        seen = seen.to(features.dtype)
         sampled = F.grid_sample(
             features.contiguous(), place[:, None].to(features.dtype),
             align_corners=False)[:, :, 0]
@@ -240,12 +263,14 @@ class XRayVolumeHead(BaseModule):
         return pooled.reshape(1, -1, *grid.shape[:3])
 
     def forward(self, features: Tensor, ct2img: Tensor,
-                img_shape: Tuple[int, int]) -> Tuple[Tensor, Tensor, Tensor]:
+                img_shape: Tuple[int, int],
+                span: Optional[Tuple[int, int]] = None
+                ) -> Tuple[Tensor, Tensor, Tensor]:
         """Predict one sample's heatmap and boxes.
 
         Args:
-            features, ct2img, img_shape: As for :meth:`lift`. Of features in
-                half precision the 3D net is computed in it, too.
+            features, ct2img, img_shape, span: As for :meth:`lift`. Of
+                features in half precision the 3D net is computed in it, too.
 
         Returns:
             tuple: heatmap logits (classes, X, Y, Z), box code (6, X, Y, Z)
@@ -255,8 +280,9 @@ class XRayVolumeHead(BaseModule):
         sampled = self.reduce(features)
         if self.heatmap_2d is not None:
             sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
-        volume = self.norm(self.lift(sampled, ct2img, img_shape)).contiguous(
-            memory_format=torch.channels_last_3d)
+        volume = self.norm(
+            self.lift(sampled, ct2img, img_shape, span)).contiguous(
+                memory_format=torch.channels_last_3d)
         with torch.autocast(volume.device.type, precision,
                             enabled=precision != torch.float32):
             volume = self._net(volume).float()
@@ -295,19 +321,21 @@ class XRayVolumeHead(BaseModule):
 
     def queries(self, heatmap: Tensor, code: Tensor,
                 hidden: Tensor) -> InstanceData:
-        """Peaks as queries.
+        """Peaks as queries, each of the class whose peak it is.
 
         Returns:
             InstanceData: ``centres`` and ``sizes`` (N, 3) (mm), ``logits``
             (N, classes) and ``content`` (N, C'), all detached from the
             heatmap's own training.
         """
-        index, _ = self.peaks(heatmap)
+        index, label = self.peaks(heatmap)
+        own = F.one_hot(label, self.num_classes).bool()
         points = self.grid_points(heatmap.device).reshape(-1, 3)[index]
         centres, sizes = self.decode(code.flatten(1).T[index], points)
         return InstanceData(
             centres=centres.detach(), sizes=sizes.detach(),
-            logits=heatmap.flatten(1).T[index].detach(),
+            logits=heatmap.flatten(1).T[index].detach().where(
+                own, heatmap.new_tensor(1e-4).logit()),
             content=hidden.flatten(1).T[index])
 
     # ------------------------------------------------------------------ loss
@@ -335,12 +363,10 @@ class XRayVolumeHead(BaseModule):
             draw_gaussians(boxes[labels == c, :3], sigmas[labels == c], axes)
             for c in range(self.num_classes)
         ])
-        weight = torch.ones_like(target)
-        for box in ignored:
-            near = [(axis - c).abs() <= s / 2 + self.voxel_size
-                    for axis, c, s in zip(axes, box[:3], box[3:6])]
-            mask = (near[0][:, None, None] & near[1][:, None] & near[2])
-            weight[:, mask] = (target[:, mask] == 1).to(weight)
+        reach = ignored[:, 3:6] / 2 + self.voxel_size
+        left_out = cells_in_boxes(ignored[:, :3] - reach,
+                                  ignored[:, :3] + reach, axes)
+        weight = (~left_out | (target == 1)).to(target)
         loss_heatmap = self.loss_heatmap(
             heatmap.sigmoid().clamp(1e-4, 1 - 1e-4), target, weight=weight,
             avg_factor=max(len(boxes), 1))
@@ -405,11 +431,9 @@ class XRayVolumeHead(BaseModule):
                     draw_gaussians(centres[labels == c], sigmas[labels == c],
                                    axes).T for c in range(self.num_classes)
                 ]))
-            inside = (
-                (axes[0] >= left_out[:, 0:1]) & (axes[0] <= left_out[:, 2:3])
-            )[:, None] & ((axes[1] >= left_out[:, 1:2]) &
-                          (axes[1] <= left_out[:, 3:4]))[..., None]
-            free = ~inside.any(0) | (targets[-1] == 1)
+            free = ~cells_in_boxes(
+                left_out[:, :2] - stride / 2, left_out[:, 2:] + stride / 2,
+                axes).T | (targets[-1] == 1)
             weights.append(free.to(features.dtype))
         count = max(sum(len(view) for view in boxes), 1)
         heat = self.heatmap_2d(features).sigmoid().clamp(1e-4, 1 - 1e-4)
