@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import InfosError, load_json
+from projects.mv2d_xray.runtime import torch_device
 
 from . import blade, lidc, part, phantom, rigs
 from .check import check_set, draw_sheet
@@ -53,17 +54,6 @@ def _count(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f'expected a positive whole number, found "{text}"')
     return int(text)
-
-
-def _device(text: str) -> str:
-    """A torch device that this machine has."""
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(
-            'expected a torch device that this machine has, as cpu or '
-            f'cuda:0, found "{text}"') from None
-    return text
 
 
 def _shard(text: str) -> Shard:
@@ -110,7 +100,7 @@ def _rig(args: argparse.Namespace, image_size: Optional[int]) -> Rig:
 def _rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--renderer', choices=list(RENDERERS),
                         default='joseph', help='default: joseph')
-    parser.add_argument('--device', type=_device, default='cpu',
+    parser.add_argument('--device', type=torch_device, default='cpu',
                         help='torch device of the renderer, as cuda:0')
     _jobs(parser)
 

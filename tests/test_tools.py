@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import MODELS
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
 
@@ -21,6 +23,8 @@ from projects.mv2d_xray import runtime
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import (build_coco, dump_infos, dump_json,
                                       load_infos)
+
+from tools.infer import find_images
 
 from .spheres import make_sphere_set
 
@@ -383,8 +387,8 @@ def test_training_starts_where_the_config_says(trained, tmp_path):
     # Also with --resume, as long as there is nothing to go on from.
     done = train(tmp_path, trained / 'data', 2, '--resume',
                  options=['load_from=nothing.pth'])
-    assert error_of(done).endswith(
-        'nothing.pth: checkpoint: expected a file, found none')
+    assert ('load_from: nothing.pth: expected a file, found none; train it '
+            'first') in error_of(done)
     start = trained / 'work' / 'iter_4.pth'
     done = train(tmp_path, trained / 'data', 1, '--resume',
                  options=[f'load_from={start}'])
@@ -449,7 +453,6 @@ def test_key_that_is_only_used_when_training_starts(trained, tmp_path):
 
 
 def test_checkpoint_of_another_model(trained, tmp_path):
-    from mmdet3d.registry import MODELS
     cfg = runtime.load_config(str(ROOT / CONFIG),
                               {'model.lifting_head.embed_dims': 32})
     model = MODELS.build(cfg.model)
@@ -496,6 +499,49 @@ def test_wrong_number_of_images(trained, tmp_path):
         tmp_path / 'views', '--rig', tmp_path / 'rig.json', '--out',
         tmp_path / 'boxes.json')
     assert 'views: --images: expected a folder or images' in error_of(done)
+    done = tool('infer.py', CONFIG, 'none.pth', '--images', 'views', '--rig',
+                'rig.json', '--out', 'boxes.json', '--device', 'banana')
+    assert 'expected a torch device that this machine has' in error_of(done)
+
+
+def test_images_of_no_view_of_the_rig_are_told(tmp_path, capsys):
+    rig = Rig.circle(2, image_size=64)
+    for name in ('CAM_00', 'CAM_01', 'CAM_02'):
+        (tmp_path / f'{name}.png').write_bytes(b'')
+    assert [p.name for p in find_images([tmp_path], rig)] == [
+        'CAM_00.png', 'CAM_01.png']
+    assert 'CAM_02.png: of no view of the rig, not used' in (
+        capsys.readouterr().err)
+
+
+def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
+    done = train(tmp_path, trained / 'data', 2,
+                 options=['model.lifting_head.num_classes=2'])
+    assert ('"model.lifting_head.num_classes": expected 1, as the set has '
+            'classes nodule, found 2') in error_of(done)
+    cfg = runtime.load_config(str(ROOT / CONFIG), {
+        'model.detector_2d.bbox_head.num_classes': 3,
+        'model.lifting_head': None, 'model.loss_weight_2d': 0.})
+    init_default_scope('mmdet3d')
+    model = MODELS.build(cfg.model)
+    check = runtime.XRayClassCheckHook().before_test
+    data = SimpleNamespace(metainfo=dict(classes=('nodule', )))
+    runner = SimpleNamespace(
+        model=model, test_dataloader=SimpleNamespace(dataset=data))
+    check(runner)  # heads that do not run
+    data.metainfo['classes'] = ('pore', 'inclusion')
+    with pytest.raises(runtime.UserError, match='expected 2, as the set has '
+                       'classes pore, inclusion, found 1'):
+        check(runner)
+
+
+def test_a_split_that_the_set_has_not(trained, tmp_path):
+    done = tool('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
+                '--work-dir', tmp_path, '--data-root', trained / 'data',
+                '--split', 'vall')
+    assert ('lidc_infos_vall.pkl: expected infos of this split, found '
+            'lidc_infos_train.pkl, lidc_infos_val.pkl in the set'
+            ) in error_of(done)
 
 
 @pytest.mark.parametrize('name', ['train.py', 'test.py', 'infer.py'])

@@ -1,6 +1,7 @@
 """Boxes for one unlabelled object: python tools/infer.py CONFIG CHECKPOINT"""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import List
 
@@ -14,7 +15,8 @@ from projects.mv2d_xray.boxes import gravity_boxes
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import dump_json
 from projects.mv2d_xray.runtime import (UserError, load_config, load_model,
-                                        one_sentence, warn_of_other_views)
+                                        one_sentence, torch_device,
+                                        warn_of_other_views)
 from projects.mv2d_xray.visualization import draw_views
 
 
@@ -39,7 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--offset', type=float, help='line integral of grey level 0')
     parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+        '--device', type=torch_device,
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='default: %(default)s')
     return parser.parse_args()
 
 
@@ -55,6 +59,10 @@ def find_images(given: List[Path], rig: Rig) -> List[Path]:
         if missing:
             raise UserError(f'{missing[0]}: image: expected one for each of '
                             f'the {len(rig)} views of the rig, found none')
+        more = sorted(p.name for p in set(given[0].glob('*.png')) - set(paths))
+        if more:
+            print(f'{given[0]}: {", ".join(more)}: of no view of the rig, '
+                  'not used', file=sys.stderr)
         return paths
     if len(given) == 1 and not given[0].exists():
         raise UserError(f'{given[0]}: --images: expected a folder or images, '

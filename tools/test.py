@@ -29,8 +29,8 @@ def parse_args() -> argparse.Namespace:
         '--split', help='which infos of the set to test on: train, val or '
         'test; defaults to the config\'s')
     parser.add_argument(
-        '--tta', action='store_true', help='mean over the config\'s '
-        'tta_pipeline, as each scan and its mirror image')
+        '--tta', action='store_true', help='fuse what is found by the '
+        'config\'s tta_pipeline, as in each scan and its mirror image')
     parser.add_argument(
         '--amp', action='store_true',
         help='half precision where it does no harm: float16 on CUDA, '

@@ -45,7 +45,10 @@ def main() -> None:
         cfg.resume, cfg.load_from = True, args.resume
     start = cfg.get('load_from')
     if start and '://' not in start and not Path(start).is_file():
-        raise UserError(f'{start}: checkpoint: expected a file, found none')
+        raise UserError(
+            f'{args.config}: load_from: {start}: expected a file, found '
+            'none; train it first, or name another with --cfg-options '
+            'load_from=...')
     with config_errors(cfg):
         build_runner(cfg).train()
 

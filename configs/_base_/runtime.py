@@ -12,6 +12,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type='XRayProgressHook'),
     dict(type='XRayCheckpointHook'),
+    dict(type='XRayClassCheckHook'),
     dict(type='XRayDrawHook'),
 ]
 # Curves and pictures: tensorboard --logdir work_dirs

@@ -1,4 +1,4 @@
-# The papers' schedule (papers/000 §3.2 and its code's optimiser): AdamW, 500
+# The papers' schedule (Betancur et al. §3.2 and their code's optimiser): AdamW, 500
 # warm-up iterations from 1/3, cosine to 1e-3 of the start, 24 epochs.
 max_epochs = 24
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs,

@@ -18,7 +18,7 @@ from .preprocessing import XRayDataPreprocessor
 from .roi_queries import (XRayRoIQueryGenerator,
                           XRayTriangulatedQueryGenerator)
 from .runtime import (XRayBFloat16OptimWrapper, XRayCheckpointHook,
-                      XRayProgressHook)
+                      XRayClassCheckHook, XRayProgressHook)
 from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
                          XRayGridMask, XRayInsertNodules, XRayPhotometric,
                          XRayPhotonNoise, XRayPoseError, XRayRandomFlip,
@@ -31,6 +31,7 @@ __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
     'XRay2DMetric', 'XRay3DMetric', 'XRayBFloat16OptimWrapper',
     'XRayBoxL1Cost', 'XRayCenterNetHead', 'XRayCheckpointHook',
+    'XRayClassCheckHook',
     'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
     'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',

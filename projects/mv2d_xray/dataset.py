@@ -1,6 +1,7 @@
 """Converted sets as an mmdet3d data set."""
 
 import os.path as osp
+from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -60,6 +61,7 @@ class XRayDataset(Det3DDataset):
         self.num_views = num_views
         self.min_diameter = min_diameter
         self.source = osp.join(data_root, ann_file)
+        self._check_there()
         self._infos = load_infos(self.source)
         if coco_file is not None:
             path = osp.join(data_root, coco_file)
@@ -131,6 +133,14 @@ class XRayDataset(Det3DDataset):
                     shape=unpack_shape(item['shape'], self.source)
                     if item.get('shape') else None))
         return found
+
+    def _check_there(self) -> None:
+        path = Path(self.source)
+        others = sorted(p.name for p in path.parent.glob('*_infos_*')
+                        if p.suffix == path.suffix)
+        if not path.is_file() and others:
+            raise InfosError(f'{path}: expected infos of this split, found '
+                             f'{", ".join(others)} in the set')
 
     def _check_sample(self, sample: dict) -> None:
         where = f'{self.source}: scan {sample["token"]}'

@@ -39,10 +39,10 @@ def _in_float(tree):
 class MV2DXRay(Base3DDetector):
     """Multi-view X-ray images to 3D boxes.
 
-    MV2D (arXiv 2301.02364) as papers/000 adapts it, with a second source of
-    queries: ``roi`` makes one query per 2D box, ``volume`` one per peak of a
-    learned 3D heatmap. Either can be left out by config; without the lifting
-    head the volume's peaks are the result.
+    MV2D (arXiv 2301.02364) as Betancur et al. adapt it to X-rays, with a
+    second source of queries: ``roi`` makes one query per 2D box, ``volume``
+    one per peak of a learned 3D heatmap. Either can be left out by config;
+    without the lifting head the volume's peaks are the result.
 
     Any mmdet detector can be the 2D stage: its backbone and neck run once on
     all views, and its own ``loss`` and ``predict`` take the features. Under
@@ -57,7 +57,7 @@ class MV2DXRay(Base3DDetector):
         volume_head (dict, optional): The ``volume`` source.
         volume_level (int): Neck output that the volume head reads.
         loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
-        loss_weight_3d (float): Of the lifting head; papers/000 §4.3: 0.1.
+        loss_weight_3d (float): Of the lifting head; Betancur et al. §4.3: 0.1.
         view_chunk (int, optional): Views that go through backbone and neck at
             a time. In training their activations are computed again for the
             gradients (Chen et al., arXiv 1604.06174), so that the memory is

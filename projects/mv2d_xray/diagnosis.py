@@ -1,6 +1,6 @@
 """Where a finding is lost: what every stage of a model says of one scan.
 
-papers/000 §5 looks at 2D boxes and feature maps to find out why its model
+Betancur et al. §5 looks at 2D boxes and feature maps to find out why its model
 fails. Here is the same for any model, scan and view, and for the stages that
 come after: volume, queries and attention.
 """

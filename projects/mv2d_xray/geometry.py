@@ -83,8 +83,9 @@ def _check_last(name: str, array: Array, size: int) -> None:
 def circular_ct2cam(theta: float, radius: float) -> np.ndarray:
     """Pose of a camera on a circle about z that looks at the isocentre.
 
-    papers/000 §2.3 with the sign of the third row's second entry corrected:
-    the source is at ``(r cos θ, r sin θ, 0)``, so the isocentre has depth r.
+    Betancur et al. §2.3 with the sign of the third row's second entry
+    corrected: the source is at ``(r cos θ, r sin θ, 0)``, so the isocentre
+    has depth r.
 
     Args:
         theta (float): Angle about z from +x (rad).

@@ -101,8 +101,9 @@ def load_json(path: Union[str, Path]):
     Raises:
         InfosError: The file is missing or not JSON.
     """
+    content = _read(path)
     try:
-        return json.loads(_read(path).decode('utf-8'))
+        return json.loads(content.decode('utf-8'))
     except (ValueError, RecursionError) as error:
         raise InfosError(f'{path}: is not JSON: {error}') from None
 

@@ -48,8 +48,8 @@ class XRayLiftingHead(BaseModule):
     RoIs around their projection in every view, also where no 2D detector
     fired. The sources of queries neither see each other nor compete for a
     finding: false boxes of one would else decide the scores of the other.
-    Losses as in papers/000 §4.3, on every layer. Without a decoder nothing is
-    learned here: what the sources give is the result.
+    Losses as in Betancur et al. §4.3, on every layer. Without a decoder
+    nothing is learned here: what the sources give is the result.
 
     Args:
         in_channels (int): Channels of the feature maps.

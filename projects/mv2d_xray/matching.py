@@ -1,7 +1,7 @@
 """Which RoIs of other views can show the same object (box correlation).
 
-MV2D (arXiv 2301.02364) §3.3 and papers/000 §4.3: each RoI is swept along its
-rays over the depths that the scene box allows, and what it would cover in
+MV2D (arXiv 2301.02364) §3.3 and Betancur et al. §4.3: each RoI is swept along
+its rays over the depths that the scene box allows, and what it would cover in
 every other view is compared with that view's RoIs.
 """
 

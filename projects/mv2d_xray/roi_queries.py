@@ -19,9 +19,10 @@ __all__ = ['XRayRoIQueryGenerator', 'XRayTriangulatedQueryGenerator']
 class XRayRoIQueryGenerator(BaseModule):
     """One query per 2D box, placed in space by the network.
 
-    MV2D (arXiv 2301.02364) §3.2, papers/000 §4.2: the RoI's features, joined
-    with the intrinsics that the cropped and resized RoI would have, give a
-    point in its camera frustum, and that camera's inverse gives the world.
+    MV2D (arXiv 2301.02364) §3.2, Betancur et al. §4.2: the RoI's features,
+    joined with the intrinsics that the cropped and resized RoI would have,
+    give a point in its camera frustum, and that camera's inverse gives the
+    world.
 
     Args:
         embed_dims (int, optional): C. None, where no decoder reads them,
@@ -110,9 +111,10 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
     """One query per 2D box, where the other views' boxes agree with it.
 
     Of all depths along the box's ray the one is taken at which the boxes of
-    its class in the other views overlap best; the rays through the centres of those boxes
-    meet in the query. Its score is the mean of the boxes' over all views, so
-    that a query starts as what classical N-view triangulation would report.
+    its class in the other views overlap best; the rays through the centres of
+    those boxes meet in the query. Its score is the mean of the boxes' over
+    all views, so that a query starts as what classical N-view triangulation
+    would report.
 
     Args:
         num_depths (int): Steps along the ray.

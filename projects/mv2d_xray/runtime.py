@@ -33,11 +33,12 @@ from .metrics import MATCH_DISTANCE
 
 __all__ = [
     'UserError', 'XRayBFloat16OptimWrapper', 'XRayCheckpointHook',
-    'XRayProgressHook', 'allow_checkpoint_types', 'argument_parser',
-    'build_runner', 'check_checkpoint', 'config_errors', 'config_of',
-    'evaluators_of', 'keep_freed_memory', 'load_checkpoint', 'load_config',
-    'load_for_split', 'load_model', 'match_distance_of', 'one_sentence',
-    'select_split', 'use_half_precision', 'warn_of_other_views'
+    'XRayClassCheckHook', 'XRayProgressHook', 'allow_checkpoint_types',
+    'argument_parser', 'build_runner', 'check_checkpoint', 'config_errors',
+    'config_of', 'evaluators_of', 'keep_freed_memory', 'load_checkpoint',
+    'load_config', 'load_for_split', 'load_model', 'match_distance_of',
+    'one_sentence', 'select_split', 'torch_device', 'use_half_precision',
+    'warn_of_other_views'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -227,6 +228,17 @@ def argument_parser(description: str, split: Optional[str] = None
         default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
+
+
+def torch_device(text: str) -> str:
+    """An argument that must be a torch device that this machine has."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError):
+        raise argparse.ArgumentTypeError(
+            'expected a torch device that this machine has, as cpu or '
+            f'cuda:0, found "{text}"') from None
+    return text
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -544,6 +556,39 @@ class XRayProgressHook(Hook):
 
 
 @HOOKS.register_module()
+class XRayClassCheckHook(Hook):
+    """Refuses a model of more or fewer classes than the set's.
+
+    mmdet's NumClassCheckHook does not look at tests. The 2D stage may have
+    any number where its heads do not run.
+    """
+
+    def before_train(self, runner) -> None:
+        """Look at the set to train on."""
+        self._check(runner.model, runner.train_dataloader.dataset)
+
+    def before_test(self, runner) -> None:
+        """Look at the set to test on."""
+        self._check(runner.model, runner.test_dataloader.dataset)
+
+    @staticmethod
+    def _check(model: torch.nn.Module, dataset) -> None:
+        while hasattr(model, 'module'):  # of augmentation or processes
+            model = model.module
+        classes = dataset.metainfo['classes']
+        for name, part in model.named_modules():
+            count = getattr(part, 'num_classes', None)
+            idle = name.startswith('detector_2d') and not model.with_2d
+            if count is None or idle or name.endswith('rpn_head'):
+                continue
+            if count != len(classes):
+                raise UserError(
+                    f'config key "model.{name}.num_classes": expected '
+                    f'{len(classes)}, as the set has classes '
+                    f'{", ".join(classes)}, found {count}')
+
+
+@HOOKS.register_module()
 class XRayCheckpointHook(Hook):
     """Makes checkpoints plain data that resume exactly.
 
@@ -551,8 +596,8 @@ class XRayCheckpointHook(Hook):
     refuses; here they become numbers on saving and objects again on loading.
     mmengine feeds a resumed training by iterations the data it would have
     seen, with the same augmentation; one by epochs goes on with the same
-    order of scans and other augmentation. Torch's generators, from which samplers and dropout in
-    the model draw, are stored and put back, too.
+    order of scans and other augmentation. Torch's generators, from which
+    samplers and dropout in the model draw, are stored and put back, too.
     """
 
     def __init__(self) -> None:

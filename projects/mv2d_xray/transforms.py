@@ -155,9 +155,10 @@ class ResizeXRay(BaseTransform):
 class XRayPhotometric(BaseTransform):
     """The papers' seven augmentations, each with its own probability.
 
-    papers/000 §3.1, in its order. Amounts are fractions of each image's own
-    range (minimum to maximum), so they mean the same for any window. One draw
-    holds for all views, as one exposure would; noise differs in every pixel.
+    Betancur et al. §3.1, in their order. Amounts are fractions of each image's
+    own range (minimum to maximum), so they mean the same for any window. One
+    draw holds for all views, as one exposure would; noise differs in every
+    pixel.
 
     Args:
         prob (float): Of each. Defaults to 0.5.

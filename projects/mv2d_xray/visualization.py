@@ -348,7 +348,7 @@ def draw_features(image: np.ndarray, levels: Sequence[np.ndarray],
                   heatmap_level: int = 0) -> None:
     """Draw the feature maps of one view: a row for each level, with the mean
     over the channels and those that reach the highest values, each on a
-    colour scale of its own (papers/000 §5.2).
+    colour scale of its own (Betancur et al. §5.2).
 
     Args:
         image (np.ndarray): (H, W).
