@@ -536,6 +536,8 @@ class XRayLiftingHead(BaseModule):
             boxes = queries.all_boxes[:, -1]
             logits = queries.all_logits[:, -1]
         scores = logits.sigmoid()
+        if self.decoder is None:  # a source means its strongest class
+            scores = scores * (scores == scores.amax(1, keepdim=True))
         row, label = (scores > cfg['score_thr']).nonzero(as_tuple=True)
         boxes, score, label = fuse_boxes(
             boxes[row], scores[row, label], label,

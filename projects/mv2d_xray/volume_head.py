@@ -321,21 +321,21 @@ class XRayVolumeHead(BaseModule):
 
     def queries(self, heatmap: Tensor, code: Tensor,
                 hidden: Tensor) -> InstanceData:
-        """Peaks as queries, each of the class whose peak it is.
+        """Peaks as queries; a voxel that peaks in several classes is one.
 
         Returns:
             InstanceData: ``centres`` and ``sizes`` (N, 3) (mm), ``logits``
             (N, classes) and ``content`` (N, C'), all detached from the
             heatmap's own training.
         """
-        index, label = self.peaks(heatmap)
-        own = F.one_hot(label, self.num_classes).bool()
+        index, _ = self.peaks(heatmap)
+        again = (index[:, None] == index).triu(1).any(0)
+        index = index[~again]
         points = self.grid_points(heatmap.device).reshape(-1, 3)[index]
         centres, sizes = self.decode(code.flatten(1).T[index], points)
         return InstanceData(
             centres=centres.detach(), sizes=sizes.detach(),
-            logits=heatmap.flatten(1).T[index].detach().where(
-                own, heatmap.new_tensor(1e-4).logit()),
+            logits=heatmap.flatten(1).T[index].detach(),
             content=hidden.flatten(1).T[index])
 
     # ------------------------------------------------------------------ loss
