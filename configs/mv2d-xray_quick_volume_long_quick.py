@@ -1,6 +1,7 @@
 _base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
 
-# `volume` alone: its peaks are the result, all time goes into them. An hour and a half on one core.
+# `volume` alone: its peaks are the result, all time goes into them. An hour
+# and a half on one core.
 model = dict(lifting_head=None, loss_weight_2d=0.)
 
 max_iters = 3900

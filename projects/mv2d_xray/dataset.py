@@ -137,7 +137,7 @@ class XRayDataset(Det3DDataset):
     def _check_there(self) -> None:
         path = Path(self.source)
         others = sorted(p.name for p in path.parent.glob('*_infos_*')
-                        if p.suffix == path.suffix)
+                        if p.suffix == path.suffix and 'coco' not in p.name)
         if not path.is_file() and others:
             raise InfosError(f'{path}: expected infos of this split, found '
                              f'{", ".join(others)} in the set')
