@@ -245,8 +245,7 @@ def test_curves_are_those_of_the_figures(tested):
     assert rate == [0.] * 3
 
 
-def test_distances_of_the_config_and_hits_at_the_end(
-        tested, tmp_path):
+def test_distances_of_the_config_and_hits_at_the_end(tested, tmp_path):
     full = load_json(tested / 'results.json')
     full['distances_mm'] = [1., 3.]
     scan = full['scans'][0]

@@ -23,7 +23,6 @@ from projects.mv2d_xray import runtime
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import (build_coco, dump_infos, dump_json,
                                       load_infos)
-
 from tools.infer import find_images
 
 from .spheres import make_sphere_set

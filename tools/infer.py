@@ -42,8 +42,7 @@ def parse_args() -> argparse.Namespace:
         '--offset', type=float, help='line integral of grey level 0')
     parser.add_argument(
         '--device', type=torch_device,
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='default: %(default)s')
+        help='torch device; defaults to the GPU where there is one')
     return parser.parse_args()
 
 

@@ -8,8 +8,9 @@ from projects.mv2d_xray.infos import dump_json, load_json
 from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         build_runner, check_checkpoint,
                                         config_of, evaluators_of,
-                                        load_checkpoint, one_sentence,
-                                        select_split, use_half_precision,
+                                        inner_model, load_checkpoint,
+                                        one_sentence, select_split,
+                                        use_half_precision,
                                         warn_of_other_views)
 
 
@@ -70,9 +71,7 @@ def main() -> None:
     # What a training started from would be loaded over what is tested.
     cfg.load_from, cfg.resume = None, False
     runner = build_runner(cfg)
-    model = runner.model
-    while hasattr(model, 'module'):  # of augmentation or processes
-        model = model.module
+    model = inner_model(runner.model)
     checkpoint = check_checkpoint(args.checkpoint, model)
     model.load_state_dict(checkpoint['state_dict'])
     warn_of_other_views(

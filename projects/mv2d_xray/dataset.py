@@ -136,9 +136,11 @@ class XRayDataset(Det3DDataset):
 
     def _check_there(self) -> None:
         path = Path(self.source)
+        if path.is_file():
+            return
         others = sorted(p.name for p in path.parent.glob('*_infos_*')
                         if p.suffix == path.suffix and 'coco' not in p.name)
-        if not path.is_file() and others:
+        if others:
             raise InfosError(f'{path}: expected infos of this split, found '
                              f'{", ".join(others)} in the set')
 

@@ -35,10 +35,10 @@ __all__ = [
     'UserError', 'XRayBFloat16OptimWrapper', 'XRayCheckpointHook',
     'XRayClassCheckHook', 'XRayProgressHook', 'allow_checkpoint_types',
     'argument_parser', 'build_runner', 'check_checkpoint', 'config_errors',
-    'config_of', 'evaluators_of', 'keep_freed_memory', 'load_checkpoint',
-    'load_config', 'load_for_split', 'load_model', 'match_distance_of',
-    'one_sentence', 'select_split', 'torch_device', 'use_half_precision',
-    'warn_of_other_views'
+    'config_of', 'evaluators_of', 'inner_model', 'keep_freed_memory',
+    'load_checkpoint', 'load_config', 'load_for_split', 'load_model',
+    'match_distance_of', 'one_sentence', 'select_split', 'torch_device',
+    'use_half_precision', 'warn_of_other_views'
 ]
 
 # Names that Runner.from_cfg reads from a config.
@@ -310,6 +310,14 @@ def build_runner(cfg: Config) -> Runner:
         return Runner.from_cfg(cfg)
 
 
+def inner_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The detector in what test-time augmentation or several processes wrap
+    round it."""
+    while hasattr(model, 'module'):
+        model = model.module
+    return model
+
+
 def _distribute_on_cpu(cfg: Config) -> None:
     """Do what mmengine does for GPUs alone."""
     if cfg.launcher != 'pytorch' or 'RANK' not in os.environ:
@@ -573,8 +581,7 @@ class XRayClassCheckHook(Hook):
 
     @staticmethod
     def _check(model: torch.nn.Module, dataset) -> None:
-        while hasattr(model, 'module'):  # of augmentation or processes
-            model = model.module
+        model = inner_model(model)
         classes = dataset.metainfo['classes']
         for name, part in model.named_modules():
             count = getattr(part, 'num_classes', None)
