@@ -26,6 +26,7 @@ from data_converters.convert import Options, convert_scan
 from data_converters.drr import RENDERERS
 from projects.mv2d_xray.geometry import Rig
 from projects.mv2d_xray.infos import dump_json
+from projects.mv2d_xray.runtime import torch_device
 
 BASE = dict(image_size=1024, num_views=10, slices=133, renderer='joseph')
 FACTORS = dict(image_size=(256, 512), num_views=(5, 20), slices=(65, 260),
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out-dir', type=Path,
                         default=Path('work_dirs/conversion'))
-    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--device', type=torch_device, default='cpu')
     parser.add_argument('--only', nargs='*', choices=list(FACTORS),
                         default=list(FACTORS), help='factors to change')
     parser.add_argument('--scans', type=int, default=4,

@@ -37,7 +37,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from projects.mv2d_xray import geometry, matching, volume_head
 from projects.mv2d_xray.decoder import XRayDecoder
 from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.runtime import load_config, use_half_precision
+from projects.mv2d_xray.runtime import (load_config, torch_device,
+                                        use_half_precision)
 from projects.mv2d_xray.transforms import PackXRayInputs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -352,7 +353,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest='command', required=True)
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument('--device', default='cpu')
+    shared.add_argument('--device', type=torch_device, default='cpu')
     shared.add_argument('--threads', type=int, default=os.cpu_count())
     shared.add_argument('--repeats', type=int, default=5)
     shared.add_argument('--image-size', type=int, default=1024)

@@ -10,13 +10,12 @@ from projects.mv2d_xray.runtime import (UserError, argument_parser,
                                         config_of, evaluators_of,
                                         inner_model, load_checkpoint,
                                         one_sentence, select_split,
-                                        use_half_precision,
                                         warn_of_other_views)
 
 
 def parse_args() -> argparse.Namespace:
     """mmdet3d's own arguments, and ours."""
-    parser = argument_parser('Test a 3D detector')
+    parser = argument_parser('Test a 3D detector', amp=True)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='metrics and boxes as JSON')
     parser.add_argument(
@@ -33,10 +32,6 @@ def parse_args() -> argparse.Namespace:
         '--tta', action='store_true', help='fuse what is found by the '
         'config\'s tta_pipeline, as in each scan and its mirror image')
     parser.add_argument(
-        '--amp', action='store_true',
-        help='half precision where it does no harm: float16 on CUDA, '
-        'else bfloat16, which is faster on CPUs that compute in it')
-    parser.add_argument(
         '--calibration', metavar='RESULTS', help='--out of a test on the '
         'validation split: what its thresholds give on this one')
     return parser.parse_args()
@@ -47,8 +42,6 @@ def main() -> None:
     """Build the runner, load the checkpoint strictly, test."""
     args = parse_args()
     cfg = config_of(args)
-    if args.amp:
-        use_half_precision(cfg)
     dataset = cfg.test_dataloader.dataset
     if args.split:
         select_split(dataset, args.split)

@@ -8,20 +8,15 @@ from mmengine.runner import find_latest_checkpoint
 from projects.mv2d_xray.runtime import (UserError, allow_checkpoint_types,
                                         argument_parser, build_runner,
                                         config_errors, config_of,
-                                        keep_freed_memory, one_sentence,
-                                        use_half_precision)
+                                        keep_freed_memory, one_sentence)
 
 
 def parse_args() -> argparse.Namespace:
     """mmdet3d's own arguments."""
-    parser = argument_parser('Train a 3D detector')
+    parser = argument_parser('Train a 3D detector', amp=True)
     parser.add_argument(
         '--resume', nargs='?', const='auto',
         help='go on from a checkpoint, or from the latest of the work dir')
-    parser.add_argument(
-        '--amp', action='store_true',
-        help='half precision where it does no harm: float16 on CUDA, '
-        'else bfloat16, which is faster on CPUs that compute in it')
     parser.add_argument(
         '--seed', type=int, help='seed of weights, order and augmentation')
     return parser.parse_args()
@@ -36,8 +31,6 @@ def main() -> None:
     cfg = config_of(args)
     if args.seed is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=args.seed)
-    if args.amp:
-        use_half_precision(cfg)
     if args.resume == 'auto':
         # Where there is nothing yet to go on from, as without --resume.
         args.resume = find_latest_checkpoint(cfg.work_dir)

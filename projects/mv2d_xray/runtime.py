@@ -199,8 +199,8 @@ class _Options(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def argument_parser(description: str, split: Optional[str] = None
-                    ) -> argparse.ArgumentParser:
+def argument_parser(description: str, split: Optional[str] = None,
+                    amp: bool = False) -> argparse.ArgumentParser:
     """Arguments that training and testing share, named as mmdet3d's own.
 
     Args:
@@ -208,6 +208,7 @@ def argument_parser(description: str, split: Optional[str] = None
         split (str, optional): For tools that look at what a checkpoint makes
             of a split: its default. Their arguments go to
             :func:`load_for_split`.
+        amp (bool): Whether the tool can compute in half precision.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file (a trusted program)')
@@ -223,6 +224,11 @@ def argument_parser(description: str, split: Optional[str] = None
     parser.add_argument(
         '--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
         help='override parts of the config, as a.b=1')
+    if amp:
+        parser.add_argument(
+            '--amp', action='store_true',
+            help='half precision where it does no harm: float16 on CUDA, '
+            'else bfloat16, which is faster on CPUs that compute in it')
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none', help='job launcher')
@@ -255,6 +261,8 @@ def config_of(args: argparse.Namespace) -> Config:
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if args.data_root and cfg.get(loader):
             cfg[loader].dataset.data_root = args.data_root
+    if 'amp' in args and args.amp:
+        use_half_precision(cfg)
     return cfg
 
 
