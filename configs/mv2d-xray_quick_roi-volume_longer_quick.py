@@ -1,0 +1,10 @@
+_base_ = ['./mv2d-xray_quick_roi-volume_long_quick.py']
+
+# Both sources, half an hour more on one core, at half of the learning rate.
+load_from = 'checkpoints/mv2d-xray_quick_roi-volume_long_quick.pth'
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
+
+max_iters = 1700
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_iters
