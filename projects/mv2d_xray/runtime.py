@@ -261,7 +261,7 @@ def config_of(args: argparse.Namespace) -> Config:
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if args.data_root and cfg.get(loader):
             cfg[loader].dataset.data_root = args.data_root
-    if 'amp' in args and args.amp:
+    if getattr(args, 'amp', False):
         use_half_precision(cfg)
     return cfg
 
