@@ -308,6 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run_phantom(args: argparse.Namespace) -> None:
     """Write DICOM series."""
     from joblib import Parallel, delayed
+    phantom.expect_phantoms(args.out_dir)
     # Found one after the other, written side by side.
     found = phantom.find_phantoms(args.num_scans, args.seed)
     with Parallel(n_jobs=args.jobs, return_as='generator_unordered',

@@ -14,6 +14,7 @@ the span, origin at the centre of the grid.
 
 import csv
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Tuple
@@ -24,6 +25,9 @@ from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
 from projects.mv2d_xray.infos import atomic_write
+
+from .convert import expect_own_folder
+from .scan import ConversionError
 
 SHAPE = (160, 96, 224)  # voxels: 80 x 48 x 112 mm
 SPACING = .5  # mm
@@ -186,13 +190,42 @@ def make_blade(seed: int,
     return mu, defects
 
 
+def _expect_blades(out_dir: Path) -> None:
+    """Refuse a folder in which other volumes, or their boxes, would be
+    overwritten."""
+    expect_own_folder(
+        out_dir, r'\.?blade_\d{3,}\.nii\.gz|rig\.json|boxes\.csv'
+        r'|\.boxes\.csv\..+\.tmp', 'one with blades')
+    volumes = sorted(out_dir.glob('blade_*.nii.gz'))
+    table = out_dir / 'boxes.csv'
+    if table.exists() and not volumes:  # it is written last
+        raise ConversionError(f'{table}: expected the boxes of blades, found '
+                              'no blades beside it: choose another --out-dir')
+    for path in volumes:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+            size = reader.GetSize()
+        except RuntimeError:
+            size = ()
+        if size != SHAPE:
+            raise ConversionError(
+                f'{path}: expected a blade of {SHAPE} voxels, found '
+                f'{size or "none"}: choose another --out-dir')
+
+
 def write_blades(out_dir: Path, num_parts: int, seed: int = 0):
     """Write blades as NIfTI (grey value = attenuation / ``MU_PER_VALUE``) and
     ``boxes.csv`` (mm, world), last.
 
     Yields:
         Path: Each volume when it is written.
+
+    Raises:
+        ConversionError: The folder holds something else than blades.
     """
+    _expect_blades(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator='\n')
@@ -208,7 +241,9 @@ def write_blades(out_dir: Path, num_parts: int, seed: int = 0):
         first = (np.array(SHAPE) - 1) / 2 * SPACING * [1, 1, -1]
         image.SetOrigin(first.tolist())
         path = out_dir / f'{name}.nii.gz'
-        sitk.WriteImage(image, str(path))
+        half = out_dir / f'.{path.name}'
+        sitk.WriteImage(image, str(half))
+        os.replace(half, path)
         for d in defects:
             numbers = [*d.centre, *d.size, d.diameter]
             rows.writerow([name, d.label, *(f'{v:.4f}' for v in numbers)])

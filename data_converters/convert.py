@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from concurrent.futures.process import BrokenProcessPool
@@ -40,10 +41,16 @@ from .scan import ConversionError, Scan
 INTEGRAL_MAX = 16.
 _LEVELS = 65535
 SPLITS = ('train', 'val', 'test')
+_TEMPORARY = r'\.[a-z0-9_]{8}\.tmp'  # ends what atomic_write has not finished
+# What a folder may hold before it has options.json: what a run leaves that
+# was killed before, and the geometry.
+_EARLY = (r'rig\.json|\.lock(-\d+-of-\d+)?|\.(options|rig)\.json'
+          + _TEMPORARY)
 
 __all__ = [
     'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
-    'finish_set', 'finish_shard', 'merge_set', 'open_set', 'split_patients'
+    'expect_own_folder', 'finish_set', 'finish_shard', 'merge_set',
+    'open_set', 'split_patients'
 ]
 
 Shard = Tuple[int, int]  # (i, n): the i-th of n, from 1
@@ -99,6 +106,9 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             f'line integrals up to {brightest:.1f} exceed the images\' '
             f'{INTEGRAL_MAX:g}: what lies on those rays is lost')
     folder = out_dir / 'images' / scan.key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _mark(out_dir, scan.key).touch()
+    _discard(out_dir, scan.key, options, rendered=False)
     views = {}
     for view, image in zip(rig.views, images):
         path = folder / f'{view.name}.png'
@@ -154,6 +164,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         repairs=scan.repairs, images=views, instances=instances,
         cam_instances=cam_instances)
     dump_json(sample, _record(out_dir, scan.key))
+    _mark(out_dir, scan.key).unlink()
     return sample
 
 
@@ -171,19 +182,55 @@ def _record(out_dir: Path, key: str) -> Path:
     return out_dir / 'scans' / f'{key}.json'
 
 
+def _mark(out_dir: Path, key: str) -> Path:
+    """A file that is there while a scan's images are ours, but no record
+    vouches for them yet."""
+    return out_dir / 'images' / f'.{key}.begun'
+
+
+def _discard(out_dir: Path, key: str, options: Options,
+             rendered: bool = True) -> None:
+    """Remove a scan's half-written images, and the whole ones if wanted."""
+    views = '|'.join(re.escape(v['name']) for v in options.rig['views'])
+    folder = out_dir / 'images' / key
+    _remove(folder, rf'\.({views})\.png{_TEMPORARY}')
+    if rendered and folder.is_dir():
+        _remove(folder, rf'({views})\.png')
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _remove(folder: Path, names: str) -> None:
+    """Remove a folder's files of these names (a regular expression); it
+    need not be there."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(names, path.name) and not path.is_dir():
+            path.unlink()
+
+
 # ------------------------------------------------------------------ many scans
 @contextmanager
 def open_set(out_dir: Path, options: Options,
              shard: Optional[Shard] = None) -> Iterator[None]:
     """Hold a folder alone while a set is made in it.
 
-    What a killed run has left half done is removed first. Runs of different
-    shards of the same set share the folder.
+    What a killed run has left half done is removed first, and nothing that
+    the set has not written. Runs of different shards of the same set share
+    the folder.
 
     Raises:
         ConversionError: Another run holds the folder, or it holds a set made
-            with other options.
+            with other options, or something else than a set.
     """
+    path = out_dir / 'options.json'
+    if path.exists():
+        _read_options(path)
+    else:
+        try:
+            expect_own_folder(out_dir, _EARLY, 'a converted set')
+        except ConversionError:
+            if not path.exists():  # a shard beside us may be the first
+                raise
     out_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         locks.enter_context(
@@ -193,8 +240,27 @@ def open_set(out_dir: Path, options: Options,
                 *shard)))
         _claim(out_dir, options)
         if shard is None:
-            _sweep(out_dir)
+            _sweep(out_dir, options)
         yield
+
+
+def expect_own_folder(out_dir: Path, own: str, what: str) -> None:
+    """Refuse to write among a user's files.
+
+    Args:
+        out_dir: Folder to write to; absent or empty is fine.
+        own: Regular expression of all names that may be in it.
+        what: What else than empty it may be, for the sentence.
+
+    Raises:
+        ConversionError: Something else is in it.
+    """
+    found = sorted(os.listdir(out_dir)) if out_dir.exists() else []
+    found = [name for name in found if not re.fullmatch(own, name)]
+    if found:
+        raise ConversionError(
+            f'{out_dir}: --out-dir: expected a new or empty folder, or '
+            f'{what}, found other files ("{found[0]}"): choose another')
 
 
 @contextmanager
@@ -230,7 +296,7 @@ def _claim(out_dir: Path, options: Options) -> None:
         dump_json(current, path)
         return
     # An option that the set is older than has its default.
-    found = {**asdict(Options(options.rig)), **load_json(path)}
+    found = {**asdict(Options(options.rig)), **_read_options(path)}
     for name, value in current.items():
         if found.get(name) != value:
             short = 'another rig' if name == 'rig' else repr(found.get(name))
@@ -241,12 +307,31 @@ def _claim(out_dir: Path, options: Options) -> None:
                 'options; choose another --out-dir or remove it')
 
 
-def _sweep(out_dir: Path) -> None:
-    """Remove what no record vouches for."""
-    for path in out_dir.rglob('.*.tmp'):
-        path.unlink()
-    for folder in [*out_dir.glob('.dicom-*'), *out_dir.glob('images/*')]:
-        if not _record(out_dir, folder.name).exists():
+def _read_options(path: Path) -> dict:
+    """Fields of :class:`Options` as a set's folder has them."""
+    found = load_json(path)
+    if not (isinstance(found, dict) and isinstance(found.get('rig'), dict)):
+        raise ConversionError(
+            f'{path}: expected the options of a converted set, found none: '
+            'choose another --out-dir')
+    return found
+
+
+def _sweep(out_dir: Path, options: Options) -> None:
+    """Remove what a killed run of this set has left half done."""
+    _remove(out_dir, r'\.((options|errors|rig|lidc_infos_\w+(\.coco)?)\.json'
+            rf'|lidc_infos_\w+\.pkl|check\.png){_TEMPORARY}')
+    _remove(out_dir / 'scans', rf'\..+\.json{_TEMPORARY}')
+    _remove(out_dir / 'shards', rf'\.\d+-of-\d+\.json{_TEMPORARY}')
+    for mark in out_dir.glob('images/.*.begun'):
+        key = mark.name[1:-len('.begun')]
+        _discard(out_dir, key, options,
+                 rendered=not _record(out_dir, key).exists())
+        mark.unlink()
+    for folder in out_dir.glob('.dicom-*'):
+        own = re.fullmatch(r'\.dicom-[a-z0-9_]{8}', folder.name)
+        if own and folder.is_dir() and all(
+                p.name.startswith('LIDC-IDRI-') for p in folder.iterdir()):
             shutil.rmtree(folder)
 
 
@@ -340,6 +425,8 @@ def _convert_one(name, source, load, options, out_dir, device
         except OSError:  # the disk's fault, not the scan's
             raise
         except Exception as error:
+            _discard(out_dir, scan.key, options)
+            _mark(out_dir, scan.key).unlink(missing_ok=True)
             return name, f'cannot be rendered: {type(error).__name__}: {error}'
     return name, None
 
@@ -360,7 +447,7 @@ def merge_set(out_dir: Path, **kwargs) -> Dict[str, int]:
     if not (out_dir / 'options.json').exists():
         raise ConversionError(f'{out_dir}: expected a set made with --shard, '
                               'found none')
-    options = Options(**load_json(out_dir / 'options.json'))
+    options = Options(**_read_options(out_dir / 'options.json'))
     with open_set(out_dir, options):
         done = {p.stem: load_json(p)['skipped']
                 for p in sorted((out_dir / 'shards').glob('*-of-*.json'))}
@@ -378,9 +465,10 @@ def merge_set(out_dir: Path, **kwargs) -> Dict[str, int]:
                 f'{len(done)}: run --shard {", ".join(missing)} first')
         skipped = {k: v for part in done.values() for k, v in part.items()}
         counts = finish_set(out_dir, options, skipped=skipped, **kwargs)
-        shutil.rmtree(out_dir / 'shards')
-        for lock in out_dir.glob('.lock-*'):
-            lock.unlink()
+        _remove(out_dir / 'shards', r'\d+-of-\d+\.json')
+        if not any((out_dir / 'shards').iterdir()):
+            (out_dir / 'shards').rmdir()
+        _remove(out_dir, r'\.lock-\d+-of-\d+')
     return counts
 
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, zoom
 
+from .convert import expect_own_folder
 from .lidc import (UNEVEN_SCANS, Nodule, consensus_nodules, load_pylidc,
                    query_scan)
 from .scan import ConversionError
@@ -32,10 +33,11 @@ _TEXTURE_HU = ((1, -600.), (2, -450.), (3, -250.), (4, -80.), (5, 40.))
 _CALCIUM_HU = {1: 250., 2: 250., 3: 400., 4: 150., 5: 250.}
 _TRIES = 60
 _CONTROL = 24  # nodes per axis of the sampled deformation
+_MAKER = 'MV2D-Xray phantom'
 
 __all__ = [
-    'PhantomScan', 'find_phantoms', 'make_scan', 'phantom_order',
-    'restore_scan', 'write_scan'
+    'PhantomScan', 'expect_phantoms', 'find_phantoms', 'make_scan',
+    'phantom_order', 'restore_scan', 'write_scan'
 ]
 
 
@@ -253,6 +255,27 @@ def _paint_masks(phantom: PhantomScan) -> dict:
     return painted
 
 
+def expect_phantoms(out_dir: Path) -> None:
+    """Refuse a folder in which a real patient's files, which have the names
+    of a phantom's, would be overwritten.
+
+    Raises:
+        ConversionError: The folder holds something else than phantoms.
+    """
+    expect_own_folder(out_dir, r'LIDC-IDRI-\d{4}|rig\.json',
+                      'one with phantoms')
+    for patient in sorted(out_dir.glob('LIDC-IDRI-*')):
+        for path in patient.rglob('*'):
+            if not path.is_file():
+                continue
+            with open(path, 'rb') as stream:
+                head = stream.read(4096)
+            if head and _MAKER.encode() not in head:
+                raise ConversionError(
+                    f'{path}: expected a phantom\'s file, found another: '
+                    'choose another --out-dir')
+
+
 def write_scan(phantom: PhantomScan, out_dir: Union[str, Path]) -> Path:
     """Write a DICOM series in TCIA's layout.
 
@@ -281,7 +304,7 @@ def write_scan(phantom: PhantomScan, out_dir: Union[str, Path]) -> Path:
     data.file_meta = meta
     data.SOPClassUID = pydicom.uid.CTImageStorage
     data.Modality = 'CT'
-    data.Manufacturer = 'MV2D-Xray phantom'
+    data.Manufacturer = _MAKER
     data.PatientID = data.PatientName = scan.patient_id
     data.StudyInstanceUID = scan.study_instance_uid
     data.SeriesInstanceUID = scan.series_instance_uid

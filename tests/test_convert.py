@@ -115,14 +115,89 @@ def test_what_a_killed_run_left_is_removed(whole, tmp_path):
     shutil.copytree(whole, out_dir)
     (out_dir / 'scans' / 'part-2.json').unlink()
     (out_dir / 'images' / 'part-2' / 'CAM_00.png').write_bytes(b'half')
-    (out_dir / 'images' / 'part-2' / '.CAM_01.png.abc.tmp').touch()
+    (out_dir / 'images' / 'part-2' / '.CAM_01.png.abcd_123.tmp').touch()
+    (out_dir / 'images' / '.part-3.begun').touch()  # its record is there
+    (out_dir / 'images' / '.part-8.begun').touch()
+    (out_dir / 'images' / '.part-9.begun').touch()
     (out_dir / 'images' / 'part-9').mkdir()
-    (out_dir / '.lidc_infos_val.pkl.x.tmp').touch()
-    (out_dir / '.dicom-x' / 'y').mkdir(parents=True)
+    (out_dir / 'images' / 'part-9' / 'CAM_00.png').touch()
+    (out_dir / 'scans' / '.part-2.json.abcd_123.tmp').touch()
+    (out_dir / '.lidc_infos_val.pkl.abcd_123.tmp').touch()
+    (out_dir / '.dicom-abcd_123' / 'LIDC-IDRI-0001').mkdir(parents=True)
     make(out_dir)
     assert content(out_dir) == content(whole)
     assert not (out_dir / 'images' / 'part-9').exists()
-    assert not (out_dir / '.dicom-x').exists()
+    assert not (out_dir / '.dicom-abcd_123').exists()
+
+
+def user_files(folder):
+    """What a person may keep in a set's folder, some by the set's names."""
+    for name in ('images/raw/scan.tif', 'images/real-1/CAM_00.png',
+                 'images/real-1/.CAM_00.png.abcd_123.tmp',
+                 'images/part-9/CAM_00.png', 'images/part-9/notes.txt',
+                 'images/views.png', 'notes/.draft.abcd_123.tmp',
+                 '.notes.tmp', '.dicom-1/scan.dcm', '.dicom-original/1.dcm',
+                 'shards/plan.txt'):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return content(folder)
+
+
+def test_a_users_files_in_a_set_stay(whole, tmp_path):
+    out_dir = tmp_path / 'set'
+    kept = user_files(out_dir)
+    (out_dir / 'images' / 'empty').mkdir()
+    shutil.copytree(whole, out_dir, dirs_exist_ok=True)
+    make(out_dir)
+    assert content(out_dir) == {**content(whole), **kept}
+    # Even beside the images of a scan that a killed run had begun.
+    (out_dir / 'images' / '.part-9.begun').touch()
+    make(out_dir)
+    del kept['images/part-9/CAM_00.png']
+    assert content(out_dir) == {**content(whole), **kept}
+    _make_shard(out_dir, 1, 1)
+    merge_set(out_dir)
+    assert content(out_dir) == {**content(whole), **kept}
+    assert (out_dir / 'images' / 'empty').is_dir()
+
+
+@pytest.mark.parametrize('shard', [None, (1, 2)])
+@pytest.mark.parametrize('name', ['images/raw/scan.tif', '.a.tmp',
+                                  'options.json'])
+def test_a_users_folder_is_refused_untouched(tmp_path, name, shard):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('{"window": [1, 2]}')
+    (tmp_path / 'rig.json').write_text('{}')
+    before = content(tmp_path)
+    with pytest.raises(ConversionError, match='choose another'):
+        with open_set(tmp_path, OPTIONS, shard):
+            pass
+    with pytest.raises(ConversionError, match='expected'):
+        merge_set(tmp_path)
+    assert content(tmp_path) == before
+
+
+def test_a_folder_with_just_the_rig_is_a_start(whole, tmp_path):
+    """And so is what a run leaves that is killed before options.json."""
+    shutil.copy(whole / 'rig.json', tmp_path)
+    (tmp_path / '.lock').touch()
+    (tmp_path / '.lock-1-of-2').touch()
+    (tmp_path / '.options.json.abcd_123.tmp').touch()
+    make(tmp_path)
+    (tmp_path / '.lock-1-of-2').unlink()
+    assert content(tmp_path) == content(whole)
+
+
+def test_a_scan_that_cannot_be_rendered_leaves_nothing(tmp_path, monkeypatch):
+    from data_converters import convert
+
+    def fail(*_):
+        raise KeyError('surprise')
+    monkeypatch.setattr(convert, '_rect', fail)
+    with pytest.raises(ConversionError, match='found none and 1 skipped'):
+        make(tmp_path, [1])
+    assert not any((tmp_path / 'images').iterdir())
 
 
 def test_two_runs_exclude_each_other(whole, processes, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import cv2
@@ -581,6 +582,29 @@ def blades(tmp_path_factory):
     main(['blade', '--out-dir', str(folder), '--num-parts', '2', '--seed',
           '3'])
     return folder
+
+
+@pytest.mark.parametrize('name', ['boxes.csv', 'blade_000.nii.gz',
+                                  'blade_of_mine.nii.gz', 'notes.txt'])
+def test_blades_overwrite_nothing_else(tmp_path, name):
+    (tmp_path / name).write_text('mine')
+    assert 'expected' in refusal('blade', '--out-dir', tmp_path,
+                                 '--num-parts', '1')
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == 'mine'
+
+
+def test_blades_are_made_again_in_their_folder(blades, tmp_path):
+    shutil.copytree(blades, tmp_path, dirs_exist_ok=True)
+    (tmp_path / 'rig.json').touch()
+    (tmp_path / 'boxes.csv').unlink()
+    (tmp_path / '.blade_001.nii.gz').write_bytes(b'half')
+    main(['blade', '--out-dir', str(tmp_path), '--num-parts', '2', '--seed',
+          '3'])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'blade_000.nii.gz', 'blade_001.nii.gz', 'boxes.csv', 'rig.json']
+    assert (tmp_path / 'boxes.csv').read_bytes() == (
+        blades / 'boxes.csv').read_bytes()
 
 
 def test_blades_are_reproducible(blades, tmp_path):

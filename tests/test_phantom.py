@@ -173,6 +173,17 @@ def test_command_writes_scans(tmp_path, capsys):
     files = list(tmp_path.rglob('*.dcm'))
     assert len(files) == len(scan.slice_zvals)
     assert '1 scans' in capsys.readouterr().out
+    # A real scan has these names, too.
+    call = ['phantom', '--out-dir', str(tmp_path), '--num-scans', '1']
+    phantom.expect_phantoms(tmp_path)
+    files[0].write_bytes(b'a real slice')
+    with pytest.raises(SystemExit, match='expected a phantom.s file, found'):
+        main(call)
+    files[0].write_bytes(b'')
+    (tmp_path / 'notes.txt').touch()
+    with pytest.raises(SystemExit, match='other files ..notes.txt'):
+        main(call)
+    assert files[0].read_bytes() == b''
 
 
 @pytest.mark.parametrize('count', ['0', '-1', 'many'])
