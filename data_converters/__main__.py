@@ -348,7 +348,7 @@ def run_lidc(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace, scans: list, load, options: Options,
-             skipped: Optional[dict] = None) -> None:
+             skipped: Optional[dict] = None, digest=None) -> None:
     """Convert named scans, or a shard of them; finish the set."""
     skipped = dict(skipped or {})
     for name, reason in skipped.items():
@@ -359,7 +359,7 @@ def _convert(args: argparse.Namespace, scans: list, load, options: Options,
     with open_set(args.out_dir, options, args.shard):
         skipped.update(convert_scans(
             scans, load, options, args.out_dir, args.jobs, args.device,
-            len(scans), args.dask_scheduler))
+            len(scans), args.dask_scheduler, digest))
         if args.shard:
             finish_shard(args.out_dir, args.shard, skipped)
             print(f'{args.out_dir}: shard {first}/{step} is done; when all '
@@ -413,7 +413,8 @@ def run_volume(args: argparse.Namespace) -> None:
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, dataset='CT volumes', classes=reader.classes,
         inputs=reader.inputs)
-    _convert(args, [(p.key, p) for p in parts], reader.load, options)
+    _convert(args, [(p.key, p) for p in parts], reader.load, options,
+             digest=part.source_digest)
 
 
 def run_rig(args: argparse.Namespace) -> None:

@@ -163,6 +163,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
                     spacing=scan.hu.spacing.tolist()),
         repairs=scan.repairs, images=views, instances=instances,
         cam_instances=cam_instances)
+    if scan.source is not None:
+        sample['source_digest'] = scan.source
     dump_json(sample, _record(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
     return sample
@@ -339,7 +341,9 @@ def convert_scans(scans: Iterable[Tuple[str, object]],
                   load: Callable[[object], ContextManager[Scan]],
                   options: Options, out_dir: Path, jobs: int = 1,
                   device: str = 'cpu', total: Optional[int] = None,
-                  dask_scheduler: Optional[str] = None) -> Dict[str, str]:
+                  dask_scheduler: Optional[str] = None,
+                  digest: Optional[Callable[[object], str]] = None
+                  ) -> Dict[str, str]:
     """Convert scans that are not there yet.
 
     Call within :func:`open_set`.
@@ -355,16 +359,23 @@ def convert_scans(scans: Iterable[Tuple[str, object]],
         total (int, optional): Number of scans, for the progress bar.
         dask_scheduler (str, optional): Address of a Dask scheduler whose
             workers, which must see the same files, take the processes' place.
+        digest (callable, optional): ``Scan.source`` from what ``load`` takes:
+            scans that are there must not have changed since.
 
     Returns:
         dict: Names of the scans that cannot be converted, with the reason.
 
     Raises:
-        ConversionError: There is no such scheduler, or a worker was killed.
+        ConversionError: There is no such scheduler, a worker was killed, or
+            a converted scan has changed.
         OSError: The files cannot be written.
     """
     skipped = {}
     out_dir = out_dir.resolve()
+    if digest is not None:
+        scans = list(scans)
+        for name, source in scans:
+            _expect_same(_record(out_dir, name), source, digest)
     with _workers(jobs, dask_scheduler) as pool:
         results = pool(
             delayed(_convert_one)(name, source, load, options, out_dir,
@@ -376,6 +387,21 @@ def convert_scans(scans: Iterable[Tuple[str, object]],
                 skipped[name] = reason
                 bar.write(f'{name}: skipped: {reason}')
     return skipped
+
+
+def _expect_same(record: Path, source: object,
+                 digest: Callable[[object], str]) -> None:
+    """Refuse a scan that is no longer what its record was made from."""
+    if not record.exists():
+        return
+    # Records of older sets do not say it.
+    found = load_json(record).get('source_digest')
+    if found is not None and found != (now := digest(source)):
+        raise ConversionError(
+            f'{record}: field "source_digest": expected {now}, that of scan '
+            f'"{record.stem}" as it is now, found {found}: its volume has '
+            'been replaced; remove this file to convert it anew, or choose '
+            'another --out-dir')
 
 
 @contextmanager

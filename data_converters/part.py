@@ -12,6 +12,7 @@ into just that; without these two they are Hounsfield units already.
 """
 
 import hashlib
+import os
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ _AIR = -1000.  # HU
 
 __all__ = [
     'BOX_FRAMES', 'BOX_UNITS', 'LABEL_VALUES', 'Part', 'PartReader',
-    'find_parts', 'plan', 'read_boxes', 'read_image'
+    'find_parts', 'plan', 'read_boxes', 'read_image', 'source_digest'
 ]
 
 
@@ -239,6 +240,23 @@ def digest(paths: Sequence[Path]) -> str:
     return total.hexdigest()[:16]
 
 
+def source_digest(part: Part) -> str:
+    """Of the files that a part's volume is read from: tells a replaced volume
+    from the one that was converted."""
+    path, beside = part.path, []
+    if path.is_dir():
+        beside = _tiffs(path) or [
+            name for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(
+                str(path)) for name in
+            sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series)]
+        return digest(beside)
+    if path.suffix.lower() in ('.mhd', '.nhdr'):  # the voxels lie beside it
+        for line in path.read_text('utf-8', errors='replace').splitlines():
+            name = path.parent / re.split('[=:]', line)[-1].strip()
+            beside += [name] if os.path.isfile(name) else []
+    return digest([path, *beside])
+
+
 # -------------------------------------------------------------------- volumes
 def _sentence(error: Exception) -> str:
     """What SimpleITK says, without the places in its own source."""
@@ -285,6 +303,14 @@ def _dicom_files(folder: Path) -> List[str]:
     return list(names)
 
 
+def _tiffs(folder: Path) -> List[str]:
+    """TIFF files of a folder in the order of their names, numbers by value."""
+    files = [str(p) for p in folder.iterdir()
+             if p.suffix.lower() in ('.tif', '.tiff')]
+    return sorted(files, key=lambda name: [
+        int(t) if t.isdecimal() else t for t in re.split(r'(\d+)', name)])
+
+
 def read_image(path: Path, spacing: Optional[Sequence[float]] = None
                ) -> sitk.Image:
     """Any volume that SimpleITK reads.
@@ -302,10 +328,7 @@ def read_image(path: Path, spacing: Optional[Sequence[float]] = None
     """
     path = Path(path)
     if path.is_dir():
-        files = [str(p) for p in path.iterdir()
-                 if p.suffix.lower() in ('.tif', '.tiff')]
-        files.sort(key=lambda name: [
-            int(t) if t.isdecimal() else t for t in re.split(r'(\d+)', name)])
+        files = _tiffs(path)
         tiff = bool(files)
         files = files or _dicom_files(path)
     elif not path.is_file():
@@ -452,7 +475,7 @@ class PartReader:
             findings = [self._boxed(row, number, part, image, ct2patient)
                         for number, row in enumerate(part.boxes)]
         return Scan(part.key, part.key, '', '', volume, ct2patient, findings,
-                    repairs)
+                    repairs, source_digest(part))
 
     def _boxed(self, row: Row, number: int, part: Part, image: sitk.Image,
                ct2patient: np.ndarray) -> Finding:

@@ -50,6 +50,8 @@ class Scan:
         findings: What is to be found.
         repairs: What was wrong with the files and has been mended, one
             sentence each.
+        source: Digest of the files that it was read from; None where its
+            name tells it from others, as a DICOM series' does.
     """
     key: str
     patient_id: str
@@ -59,6 +61,7 @@ class Scan:
     ct2patient: np.ndarray
     findings: List[Finding]
     repairs: List[str] = field(default_factory=list)
+    source: Optional[str] = None
 
     def voxels(self, finding: Finding) -> np.ndarray:
         """Centres of a finding's voxels in the world, (N, 3) (mm)."""

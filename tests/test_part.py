@@ -23,7 +23,7 @@ from data_converters.scan import ConversionError
 from projects.mv2d_xray import geometry
 from projects.mv2d_xray.dataset import XRayDataset
 from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import load_infos, load_json
+from projects.mv2d_xray.infos import dump_json, load_infos, load_json
 
 SPACING = (1., 1.5, 2.)
 SHAPE = (40, 32, 28)
@@ -548,6 +548,57 @@ def test_volume_makes_a_set(tmp_path, capsys):
     with open(table, 'a') as stream:
         stream.write('1,1,1,2,2,2,pore,p0\n')
     assert 'field "inputs"' in refusal(*call)
+
+
+@pytest.mark.parametrize('kind', ['nii.gz', 'mhd', 'dicom'])
+def test_a_replaced_volume_is_refused(kind, tmp_path):
+    """Another volume of the same name, also where its header is the same."""
+    path = tmp_path / 'p' / f'ball.{kind}'
+    path.parent.mkdir()
+
+    def write(values):
+        if kind == 'dicom':
+            write_dicom(path, values)
+        else:
+            sitk.WriteImage(sphere_image(values=values), str(path))
+
+    def convert(folder):
+        main(['volume', '--volume', str(path), '--boxes', str(table),
+              '--box-frame', 'world', '--image-size', '32', '--num-views',
+              '2', '--out-dir', str(tmp_path / folder)])
+
+    table = write_table(tmp_path / 'b.csv', [])
+    values = sphere_values()
+    write(values)
+    convert('set')
+    record = next((tmp_path / 'set' / 'scans').iterdir())
+    before = record.read_bytes()
+    # The same files moved are the same, whatever lies beside them.
+    shutil.copytree(path.parent, tmp_path / 'q')
+    path = tmp_path / 'q' / path.name
+    (path if kind == 'dicom' else path.parent).joinpath('a.txt').touch()
+    convert('set')
+    assert record.read_bytes() == before
+    values[5:9, 5:9, 5:9] = 500
+    write(values)
+    with pytest.raises(SystemExit, match='volume has been replaced; remove'):
+        convert('set')
+    assert record.read_bytes() == before
+    record.unlink()
+    convert('set')
+    convert('anew')
+    for twin in (tmp_path / 'anew').rglob('*'):
+        if twin.is_file():
+            name = twin.relative_to(tmp_path / 'anew')
+            assert (tmp_path / 'set' / name).read_bytes() == twin.read_bytes()
+    # Sets that were made before records said what they are of.
+    content = load_json(record)
+    del content['source_digest']
+    dump_json(content, record)
+    write(sphere_values())
+    convert('set')
+    assert 'source_digest' not in load_json(record)
+    main(['check', str(tmp_path / 'set')])
 
 
 def test_one_part_trains(ball, tmp_path, capsys):
