@@ -222,7 +222,7 @@ def open_set(out_dir: Path, options: Options,
 
     Raises:
         ConversionError: Another run holds the folder, or it holds a set made
-            with other options, or something else than a set.
+            with other options, another rig, or something else than a set.
     """
     path = out_dir / 'options.json'
     if path.exists():
@@ -233,6 +233,7 @@ def open_set(out_dir: Path, options: Options,
         except ConversionError:
             if not path.exists():  # a shard beside us may be the first
                 raise
+        _expect_rig(out_dir / 'rig.json', options)
     out_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         locks.enter_context(
@@ -244,6 +245,16 @@ def open_set(out_dir: Path, options: Options,
         if shard is None:
             _sweep(out_dir, options)
         yield
+
+
+def _expect_rig(path: Path, options: Options) -> None:
+    """Refuse a ``rig.json`` that would lie beside images of another rig."""
+    if path.exists() and (Rig.load(path).to_dict()
+                          != Rig.from_dict(options.rig).to_dict()):
+        raise ConversionError(
+            f'{path}: expected the rig of this call, with its --image-size, '
+            'found another: choose another --out-dir, or move the file and '
+            'name it with --rig')
 
 
 def expect_own_folder(out_dir: Path, own: str, what: str) -> None:
@@ -307,6 +318,7 @@ def _claim(out_dir: Path, options: Options) -> None:
                 + ('' if name == 'rig' else f', {value!r}')
                 + f', found {short}: the folder holds a set made with other '
                 'options; choose another --out-dir or remove it')
+    _expect_rig(out_dir / 'rig.json', options)
 
 
 def _read_options(path: Path) -> dict:

@@ -189,6 +189,23 @@ def test_a_folder_with_just_the_rig_is_a_start(whole, tmp_path):
     assert content(tmp_path) == content(whole)
 
 
+def test_a_rig_beside_images_is_theirs(whole, tmp_path):
+    """--rig OUT/rig.json --image-size 32 --out-dir OUT."""
+    rig = tmp_path / 'rig.json'
+    Rig.circle(3, image_size=64).save(rig)
+    before = content(tmp_path)
+    options = Options(Rig.load(rig).resized(32, 32).to_dict())
+    with pytest.raises(ConversionError, match='rig.json: expected the rig'):
+        with open_set(tmp_path, options):
+            pass
+    assert content(tmp_path) == before
+    # Nor is that of a set exchanged and kept.
+    shutil.copytree(whole, tmp_path / 'set')
+    shutil.copy(rig, tmp_path / 'set')
+    with pytest.raises(ConversionError, match='rig.json: expected the rig'):
+        make(tmp_path / 'set')
+
+
 def test_a_scan_that_cannot_be_rendered_leaves_nothing(tmp_path, monkeypatch):
     from data_converters import convert
 
