@@ -9,7 +9,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.12',
     packages=find_namespace_packages(
-        include=['projects.mv2d_xray*', 'data_converters*']),
+        include=['projects.*', 'data_converters*']),
     package_data={
-        'projects.mv2d_xray': ['report.html', 'rig.schema.json']},
+        'projects.core': ['rig.schema.json'],
+        'projects.core.report': ['report.html']},
 )

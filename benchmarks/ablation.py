@@ -18,7 +18,7 @@ from pathlib import Path
 
 from terminaltables import GithubFlavoredMarkdownTable
 
-from projects.mv2d_xray.metrics import difference
+from projects.core.evaluation.ranking import difference
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'

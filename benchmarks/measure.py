@@ -10,7 +10,7 @@ from typing import Callable, Dict, List, Optional, Sequence
 import torch
 from terminaltables import GithubFlavoredMarkdownTable
 
-from projects.mv2d_xray.infos import dump_json
+from projects.core.files import dump_json
 
 __all__ = ['in_process', 'median_seconds', 'peak_mb', 'show']
 

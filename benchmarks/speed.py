@@ -34,12 +34,15 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmdet.structures.bbox import bbox_overlaps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from projects.mv2d_xray import geometry, matching, volume_head
-from projects.mv2d_xray.decoder import XRayDecoder
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.runtime import (load_config, torch_device,
-                                        use_half_precision)
-from projects.mv2d_xray.transforms import PackXRayInputs
+from projects.core import geometry
+from projects.mv2d_xray.queries import (box_correlation as matching, volume as
+                                        volume_head)
+from projects.mv2d_xray.lifting.decoder import XRayDecoder
+from projects.core.rig import Rig
+from projects.core.engine.command_line import torch_device
+from projects.core.engine.configs import load_config
+from projects.core.engine.precision import use_half_precision
+from projects.mv2d_xray.transforms.packing import PackXRayInputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SCENE = [-200., -200., -200., 200., 200., 200.]

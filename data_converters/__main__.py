@@ -13,9 +13,9 @@ import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import InfosError, load_json
-from projects.mv2d_xray.runtime import torch_device
+from projects.core.rig import Rig
+from projects.core.files import InfosError, load_json
+from projects.core.engine.command_line import torch_device
 
 from . import blade, lidc, part, phantom, rigs
 from .check import check_set, draw_sheet

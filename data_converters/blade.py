@@ -8,7 +8,7 @@ at an effective 300 keV (a tube of 450 kV behind a filter), one energy, no
 scatter, no noise.
 
 Millimetres in the part's own frame, which is the world of
-:mod:`projects.mv2d_xray.geometry`: x along the chord, y across it, z along
+:mod:`projects.core.geometry`: x along the chord, y across it, z along
 the span, origin at the centre of the grid.
 """
 
@@ -24,7 +24,7 @@ import SimpleITK as sitk
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial.transform import Rotation
 
-from projects.mv2d_xray.infos import atomic_write
+from projects.core.files import atomic_write
 
 from .convert import expect_own_folder
 from .scan import ConversionError

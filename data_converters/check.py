@@ -8,11 +8,11 @@ from typing import Dict, Iterator, List, Union
 import cv2
 import numpy as np
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import (InfosError, check_coco, load_infos,
-                                      load_json)
-from projects.mv2d_xray.visualization import draw_scans
+from projects.core import geometry
+from projects.core.rig import Rig
+from projects.core.files import InfosError, load_json
+from projects.core.infos import check_coco, load_infos
+from projects.core.drawing import draw_scans
 
 from .convert import SPLITS
 

@@ -26,11 +26,11 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import (SCHEMA_VERSION, as_arrays, atomic_write,
-                                      build_coco, dump_infos, dump_json,
-                                      load_json, pack_shape)
+from projects.core import geometry
+from projects.core.rig import Rig
+from projects.core.files import atomic_write, dump_json, load_json
+from projects.core.infos import (SCHEMA_VERSION, as_arrays, build_coco,
+                                 dump_infos, pack_shape)
 
 from . import __version__
 from .drr import MU_WATER, render

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig, View
+from projects.core import geometry
+from projects.core.rig import Rig, View
 
 MU_WATER = .02  # 1/mm, at about 70 keV
 # Less than this is air (HU < -900): the box round the body leaves it out.

@@ -15,7 +15,7 @@ from typing import Callable, Dict, List, Optional, Set, Tuple, Union
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from projects.mv2d_xray.infos import CHARACTERISTICS
+from projects.core.infos import CHARACTERISTICS
 
 from .dicom import list_series, plain, read_series
 from .drr import Volume

@@ -1,7 +1,7 @@
 """The user's own CT of a part: any volume that SimpleITK reads, with boxes.
 
 Frames (mm): SimpleITK's and DICOM's patient frame is LPS; the world is that
-of :mod:`projects.mv2d_xray.geometry`, RAS+ with its origin at the centre of
+of :mod:`projects.core.geometry`, RAS+ with its origin at the centre of
 the voxel grid. For a part they are just names of axes: where a file says
 nothing of directions (TIFF, most MetaImages), world x, y, z are -column,
 -row and +slice.
@@ -23,7 +23,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from projects.mv2d_xray import geometry
+from projects.core import geometry
 
 from .drr import MU_WATER, Volume
 from .scan import ConversionError, Finding, Scan

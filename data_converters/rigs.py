@@ -1,7 +1,7 @@
 """Acquisition geometries as people have them, to ``rig.json``.
 
 Two kinds of table, one row for each view, in the world of
-:mod:`projects.mv2d_xray.geometry` (mm, origin at the isocentre):
+:mod:`projects.core.geometry` (mm, origin at the isocentre):
 
 - cameras: ``width, height`` (px), ``fx, fy, cx, cy`` and perhaps ``skew``
   (px), ``r11`` ... ``r33`` (rotation of world to camera, row by row) and
@@ -20,8 +20,8 @@ from typing import List, Optional
 
 import numpy as np
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig, View
+from projects.core import geometry
+from projects.core.rig import Rig, View
 
 from .scan import ConversionError
 from .tables import Row, read_table

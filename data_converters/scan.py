@@ -6,7 +6,7 @@ from typing import List, Optional
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from projects.mv2d_xray import geometry
+from projects.core import geometry
 
 from .drr import Volume, hu_to_mu
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import (SCHEMA_VERSION, build_coco, dump_infos,
-                                      dump_json)
+from projects.core import geometry
+from projects.core.rig import Rig
+from projects.core.files import dump_json
+from projects.core.infos import SCHEMA_VERSION, build_coco, dump_infos
 
 SCALE = 16 / 65535
 

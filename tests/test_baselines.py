@@ -2,7 +2,7 @@
 
 import torch
 
-from projects.mv2d_xray import geometry
+from projects.core import geometry
 from projects.mv2d_xray.baselines import XRayScoreGrid
 
 from .test_volume_head import ct2img, head

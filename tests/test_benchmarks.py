@@ -13,7 +13,8 @@ from mmengine.dataset import pseudo_collate
 import ablation
 import speed
 from ablation import OURS, ROOT, VARIANTS, slug, table
-from projects.mv2d_xray.runtime import argument_parser, config_of
+from projects.core.engine.command_line import argument_parser
+from projects.core.engine.configs import config_of
 
 from .spheres import make_sphere_set
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from projects.mv2d_xray.boxes import fuse_boxes
+from projects.core.boxes import fuse_boxes
 
 
 def fuse(rows, sources=(0, 1), iou_thr=.1, absent=.01):

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmdet3d.registry import MODELS
 
-from projects.mv2d_xray.runtime import check_checkpoint
+from projects.core.engine.checkpoints import check_checkpoint
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/*.py'))

@@ -18,8 +18,9 @@ from data_converters.convert import (Options, convert_scans, finish_set,
                                      finish_shard, merge_set, open_set)
 from data_converters.drr import Volume
 from data_converters.scan import ConversionError, Finding, Scan
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import dump_json, load_infos, load_json
+from projects.core.rig import Rig
+from projects.core.files import dump_json, load_json
+from projects.core.infos import load_infos
 
 NAMES = [f'part-{i}' for i in range(6)]
 OPTIONS = Options(Rig.circle(3, image_size=48).to_dict(),
@@ -480,7 +481,7 @@ FAULTS = {
 
 
 def edit_infos(path, change):
-    from projects.mv2d_xray.infos import dump_infos
+    from projects.core.infos import dump_infos
     infos = load_infos(path)
     change(infos)
     dump_infos(infos, path)

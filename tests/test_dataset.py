@@ -12,8 +12,9 @@ from mmengine.dataset import (DefaultSampler, pseudo_collate,
                               worker_init_fn)
 from torch.utils.data import DataLoader
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.infos import InfosError, dump_infos, load_infos
+from projects.core import geometry
+from projects.core.files import InfosError
+from projects.core.infos import dump_infos, load_infos
 
 from .spheres import SCALE, make_sphere_set
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from projects.mv2d_xray.decoder import SparseCrossAttention, XRayDecoder
+from projects.mv2d_xray.lifting.decoder import (SparseCrossAttention,
+                                                XRayDecoder)
 
 
 def inputs(queries=5, rois=4, tokens=6, channels=16):

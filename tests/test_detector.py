@@ -14,11 +14,11 @@ from scipy.ndimage import gaussian_filter
 
 from data_converters.__main__ import BENCHMARKS
 from data_converters.__main__ import main as convert
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.lifting_head import DENOISING, ROI, VOLUME
+from projects.core import geometry
+from projects.mv2d_xray.lifting.head import DENOISING, ROI, VOLUME
 from projects.mv2d_xray.preprocessing import gaussian_blur
-from projects.mv2d_xray.runtime import build_runner, load_config
-from projects.mv2d_xray.transforms import keep_views
+from projects.core.engine.configs import build_runner, load_config
+from projects.mv2d_xray.transforms.geometric import keep_views
 
 from .spheres import make_sphere_set
 

@@ -13,9 +13,9 @@ from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
 from data_converters.drr import Volume, render
-from projects.mv2d_xray.boxes import fuse_boxes
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.volume_head import _PoolViews
+from projects.core.boxes import fuse_boxes
+from projects.core.rig import Rig
+from projects.mv2d_xray.queries.volume import _PoolViews
 
 from .spheres import make_sphere_set
 from .test_detector import PIPELINE, REPORT_ALL, quick

@@ -9,12 +9,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.boxes import fuse_boxes
-from projects.mv2d_xray.diagnosis import (diagnose, report_scan, trace,
-                                          verdict)
-from projects.mv2d_xray.lifting_head import ROI, VOLUME
-from projects.mv2d_xray.visualization import draw_findings
+from projects.core import geometry
+from projects.core.boxes import fuse_boxes
+from projects.mv2d_xray.diagnosis.scan import report_scan
+from projects.mv2d_xray.diagnosis.trace import trace
+from projects.mv2d_xray.diagnosis.verdicts import diagnose, verdict
+from projects.mv2d_xray.lifting.head import ROI, VOLUME
+from projects.mv2d_xray.diagnosis.pictures import draw_findings
 
 from .spheres import make_sphere_set
 from .test_detector import (CONFIGS, PIPELINE, REPORT_ALL, VARIANTS, quick,

@@ -16,7 +16,7 @@ from data_converters.drr import Volume, render
 from data_converters.lidc import (consensus_nodules, find_scans, load_pylidc,
                                   read_scan)
 from data_converters.scan import ConversionError
-from projects.mv2d_xray.geometry import Rig
+from projects.core.rig import Rig
 
 from .series import (UID, chest, edit, link_tree, replace, save,
                      write_series)

@@ -18,7 +18,7 @@ from mmengine.runner import set_random_seed
 from torch import distributed
 from torch.multiprocessing import spawn
 
-from projects.mv2d_xray.runtime import load_config
+from projects.core.engine.configs import load_config
 
 from .spheres import make_sphere_set
 from .test_detector import PIPELINE, quick

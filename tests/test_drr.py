@@ -5,8 +5,8 @@ import pytest
 
 from data_converters import drr
 from data_converters.drr import RENDERERS, Volume, hu_to_mu, render
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig, View
+from projects.core import geometry
+from projects.core.rig import Rig, View
 
 AIR = -1000.
 # Columns, rows and slices of a supine series: LPS steps seen in RAS+.

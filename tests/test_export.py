@@ -16,9 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pydicom.sr.codedict import codes
 
-from projects.mv2d_xray.export import export
-from projects.mv2d_xray.infos import (InfosError, build_coco, dump_infos,
-                                      dump_json, load_infos, load_json)
+from projects.core.export import export
+from projects.core.files import InfosError, dump_json, load_json
+from projects.core.infos import build_coco, dump_infos, load_infos
 
 from .series import UID, chest, edit, write_series
 from .spheres import make_sphere_set

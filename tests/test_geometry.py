@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig
+from projects.core import geometry
+from projects.core.rig import Rig
 
 PAPER = Rig.circle()  # 10 views, 300 mm, 600 mm, 1024 px of 0.78125 mm
 

@@ -8,10 +8,10 @@ import pickle
 import numpy as np
 import pytest
 
-from projects.mv2d_xray.infos import (InfosError, atomic_write, build_coco,
-                                      check_coco, dump_infos, load_infos,
-                                      load_json, pack_shape, unpack_shape,
-                                      validate_infos)
+from projects.core.files import InfosError, atomic_write, load_json
+from projects.core.infos import (build_coco, check_coco, dump_infos,
+                                 load_infos, pack_shape, unpack_shape,
+                                 validate_infos)
 
 from .spheres import make_sphere_set
 
@@ -213,7 +213,7 @@ def test_coco_of_the_infos(infos, tmp_path):
 def test_coco_loads_in_pycocotools(infos, tmp_path):
     from pycocotools.coco import COCO
 
-    from projects.mv2d_xray.infos import dump_json
+    from projects.core.files import dump_json
     dump_json(build_coco(infos), tmp_path / 'c.json')
     coco = COCO(str(tmp_path / 'c.json'))
     assert len(coco.getImgIds()) == 20

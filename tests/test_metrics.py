@@ -8,10 +8,12 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from projects.mv2d_xray.infos import InfosError
-from projects.mv2d_xray.metrics import (ScanResult, XRay2DMetric,
-                                        XRay3DMetric, _Ranked, difference,
-                                        evaluate, match, table_of)
+from projects.core.files import InfosError
+from projects.core.evaluation.matching import ScanResult, match
+from projects.core.evaluation.metric_2d import XRay2DMetric
+from projects.core.evaluation.metric_3d import XRay3DMetric
+from projects.core.evaluation.ranking import Ranked, difference, evaluate
+from projects.core.results import table_of
 
 
 def box(x, size=10., y=0., z=0.):
@@ -190,7 +192,7 @@ def test_matching_agrees_with_the_nuscenes_devkit(distance):
     theirs = accumulate(
         true, found, 'car', lambda a, b: np.linalg.norm(
             np.subtract(a.translation, b.translation)), distance)
-    ours = _Ranked.of(scans, distance, True)
+    ours = Ranked.of(scans, distance, True)
     hits = np.cumsum(ours.hit)
     precision = hits / np.arange(1, len(hits) + 1)
     np.testing.assert_allclose(
@@ -356,8 +358,8 @@ def test_bootstrap_agrees_with_doing_it_again():
     rng = np.random.default_rng(1)
     scans = [scan([box(rng.choice([0., 60.])), box(80)], rng.random(2),
                   truth=[box(0), box(-40)]) for _ in range(2)]
-    weighted = _Ranked.of(scans, 10., True).ap(np.array([[2., 0.]]))
-    doubled = _Ranked.of([scans[0], scans[0]], 10., True).ap(np.ones((1, 2)))
+    weighted = Ranked.of(scans, 10., True).ap(np.array([[2., 0.]]))
+    doubled = Ranked.of([scans[0], scans[0]], 10., True).ap(np.ones((1, 2)))
     assert weighted[0] == pytest.approx(doubled[0])
 
 

@@ -20,10 +20,11 @@ from data_converters.__main__ import main
 from data_converters.drr import MU_WATER, Volume, hu_to_mu, render
 from data_converters.part import PartReader, find_parts, plan, read_image
 from data_converters.scan import ConversionError
-from projects.mv2d_xray import geometry
+from projects.core import geometry
 from projects.mv2d_xray.dataset import XRayDataset
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import dump_json, load_infos, load_json
+from projects.core.rig import Rig
+from projects.core.files import dump_json, load_json
+from projects.core.infos import load_infos
 
 SPACING = (1., 1.5, 2.)
 SHAPE = (40, 32, 28)

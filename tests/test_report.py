@@ -11,11 +11,12 @@ import pytest
 import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from projects.mv2d_xray.infos import (InfosError, build_coco, dump_infos,
-                                      dump_json, load_json)
-from projects.mv2d_xray.metrics import (XRay3DMetric, curves_of, evaluate,
-                                        results_of)
-from projects.mv2d_xray.report import write_report
+from projects.core.files import InfosError, dump_json, load_json
+from projects.core.infos import build_coco, dump_infos
+from projects.core.evaluation.metric_3d import XRay3DMetric
+from projects.core.evaluation.ranking import curves_of, evaluate
+from projects.core.results import results_of
+from projects.core.report.page import write_report
 
 from .spheres import make_sphere_set
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_converters.__main__ import main
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig, View
+from projects.core import geometry
+from projects.core.rig import Rig, View
 
 SCHEMA = json.loads((Path(geometry.__file__).parent
                      / 'rig.schema.json').read_text())

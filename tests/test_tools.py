@@ -19,10 +19,16 @@ from mmengine.registry import init_default_scope
 from tensorboard.backend.event_processing.event_accumulator import \
     EventAccumulator
 
-from projects.mv2d_xray import runtime
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import (build_coco, dump_infos, dump_json,
-                                      load_infos)
+from projects.core.engine.checkpoints import (allow_checkpoint_types,
+                                              check_checkpoint,
+                                              load_checkpoint)
+from projects.core.engine.command_line import UserError
+from projects.core.engine.configs import load_config
+from projects.core.engine.hooks import XRayClassCheckHook
+from projects.core.engine.precision import use_half_precision
+from projects.core.rig import Rig
+from projects.core.files import dump_json
+from projects.core.infos import build_coco, dump_infos, load_infos
 from tools.infer import find_images
 
 from .spheres import make_sphere_set
@@ -102,7 +108,7 @@ def test_training_is_shown_in_tensorboard(trained, tmp_path):
 
 
 def test_checkpoint_loads_as_data_only(trained):
-    runtime.allow_checkpoint_types()
+    allow_checkpoint_types()
     checkpoint = torch.load(trained / 'work' / 'iter_4.pth',
                             weights_only=True)
     assert checkpoint['meta']['iter'] == 4
@@ -157,7 +163,7 @@ def test_infer_on_one_object_from_any_folder(trained, tmp_path):
 @pytest.mark.parametrize('name', ['test.py', 'infer.py'])
 def test_views_coarser_than_the_training_had_are_told(
         trained, tmp_path, name):
-    checkpoint = runtime.load_checkpoint(str(trained / 'work' / 'iter_4.pth'))
+    checkpoint = load_checkpoint(str(trained / 'work' / 'iter_4.pth'))
     meta = checkpoint['meta']['dataset_meta']
     rig = Rig.from_dict(meta['rig'])
     finer = rig.resized(128, 128)
@@ -269,7 +275,7 @@ def test_explain_judges_what_was_found(trained, tmp_path):
 
 def test_explain_needs_2d_heads_for_the_2d_stage(trained, tmp_path):
     options = {'model.lifting_head': None, 'model.loss_weight_2d': 0.}
-    model = MODELS.build(runtime.load_config(str(ROOT / CONFIG),
+    model = MODELS.build(load_config(str(ROOT / CONFIG),
                                              options).model)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'peaks.pth')
     done = tool(
@@ -430,17 +436,17 @@ def test_misspelt_key_in_a_config(trained, tmp_path):
 def test_misspelt_names_are_found(tmp_path):
     path = tmp_path / 'c.py'
     path.write_text('train_dataloder = dict()\n')
-    with pytest.raises(runtime.UserError, match='expected "train_dataloader"'):
-        runtime.load_config(str(path))
-    with pytest.raises(runtime.UserError, match='expected "max_iters"'):
-        runtime.load_config(str(ROOT / CONFIG), {'max_itres': 3})
+    with pytest.raises(UserError, match='expected "train_dataloader"'):
+        load_config(str(path))
+    with pytest.raises(UserError, match='expected "max_iters"'):
+        load_config(str(ROOT / CONFIG), {'max_itres': 3})
     # What has been used up when the config was read would do nothing.
-    with pytest.raises(runtime.UserError, match='expected train_cfg.max_it'):
-        runtime.load_config(str(ROOT / CONFIG), {'max_iters': 3})
-    with pytest.raises(runtime.UserError, match='val_dataloader.dataset.data'):
-        runtime.load_config(str(ROOT / CONFIG), {'data_root': 'elsewhere'})
-    with pytest.raises(runtime.UserError, match='expected a file'):
-        runtime.load_config(str(tmp_path / 'none.py'))
+    with pytest.raises(UserError, match='expected train_cfg.max_it'):
+        load_config(str(ROOT / CONFIG), {'max_iters': 3})
+    with pytest.raises(UserError, match='val_dataloader.dataset.data'):
+        load_config(str(ROOT / CONFIG), {'data_root': 'elsewhere'})
+    with pytest.raises(UserError, match='expected a file'):
+        load_config(str(tmp_path / 'none.py'))
 
 
 def test_key_that_is_only_used_when_training_starts(trained, tmp_path):
@@ -452,16 +458,16 @@ def test_key_that_is_only_used_when_training_starts(trained, tmp_path):
 
 
 def test_checkpoint_of_another_model(trained, tmp_path):
-    cfg = runtime.load_config(str(ROOT / CONFIG),
+    cfg = load_config(str(ROOT / CONFIG),
                               {'model.lifting_head.embed_dims': 32})
     model = MODELS.build(cfg.model)
-    with pytest.raises(runtime.UserError, match='another model.*expected '
+    with pytest.raises(UserError, match='another model.*expected '
                        'shape'):
-        runtime.check_checkpoint(str(trained / 'work' / 'iter_4.pth'), model)
+        check_checkpoint(str(trained / 'work' / 'iter_4.pth'), model)
     torch.save(dict(state_dict=dict(weight=torch.zeros(1))),
                tmp_path / 'x.pth')
-    with pytest.raises(runtime.UserError, match='1 unknown'):
-        runtime.check_checkpoint(str(tmp_path / 'x.pth'), model)
+    with pytest.raises(UserError, match='1 unknown'):
+        check_checkpoint(str(tmp_path / 'x.pth'), model)
 
 
 class _Evil:
@@ -477,11 +483,11 @@ def test_hostile_or_damaged_checkpoint(tmp_path, monkeypatch):
     Path('half.pth').write_bytes(Path('evil.pth').read_bytes()[:100])
     Path('other.pth').write_bytes(b'')
     for name in ('evil.pth', 'raw.pth', 'half.pth', 'other.pth'):
-        with pytest.raises(runtime.UserError, match=f'{name}: checkpoint'):
-            runtime.load_checkpoint(name)
+        with pytest.raises(UserError, match=f'{name}: checkpoint'):
+            load_checkpoint(name)
     assert not Path('hostile.txt').exists()
-    with pytest.raises(runtime.UserError, match='expected a file'):
-        runtime.load_checkpoint('none.pth')
+    with pytest.raises(UserError, match='expected a file'):
+        load_checkpoint('none.pth')
 
 
 def test_wrong_number_of_images(trained, tmp_path):
@@ -518,18 +524,18 @@ def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
                  options=['model.lifting_head.num_classes=2'])
     assert ('"model.lifting_head.num_classes": expected 1, as the set has '
             'classes nodule, found 2') in error_of(done)
-    cfg = runtime.load_config(str(ROOT / CONFIG), {
+    cfg = load_config(str(ROOT / CONFIG), {
         'model.detector_2d.bbox_head.num_classes': 3,
         'model.lifting_head': None, 'model.loss_weight_2d': 0.})
     init_default_scope('mmdet3d')
     model = MODELS.build(cfg.model)
-    check = runtime.XRayClassCheckHook().before_test
+    check = XRayClassCheckHook().before_test
     data = SimpleNamespace(metainfo=dict(classes=('nodule', )))
     runner = SimpleNamespace(
         model=model, test_dataloader=SimpleNamespace(dataset=data))
     check(runner)  # heads that do not run
     data.metainfo['classes'] = ('pore', 'inclusion')
-    with pytest.raises(runtime.UserError, match='expected 2, as the set has '
+    with pytest.raises(UserError, match='expected 2, as the set has '
                        'classes pore, inclusion, found 1'):
         check(runner)
 
@@ -565,14 +571,14 @@ def test_half_precision_on_a_cpu(trained, tmp_path):
 
 
 def test_half_precision_is_that_of_the_device(monkeypatch):
-    cfg = runtime.load_config(str(ROOT / CONFIG))
+    cfg = load_config(str(ROOT / CONFIG))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    runtime.use_half_precision(cfg)
+    use_half_precision(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert cfg.test_cfg.fp16
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    cfg = runtime.load_config(str(ROOT / CONFIG))
-    runtime.use_half_precision(cfg)
+    cfg = load_config(str(ROOT / CONFIG))
+    use_half_precision(cfg)
     assert cfg.val_cfg.fp16 and cfg.test_cfg.fp16
     # Nothing of CUDA's loss scale, which the CPU's wrapper does not know.
     model = torch.nn.Linear(2, 1)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from mmdet3d.registry import DATASETS, TRANSFORMS
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.infos import InfosError
-from projects.mv2d_xray.geometry import View
-from projects.mv2d_xray.transforms import (XRayInsertNodules, XRayPhotometric,
-                                           _Finding)
+from projects.core import geometry
+from projects.core.files import InfosError
+from projects.core.rig import View
+from projects.mv2d_xray.transforms.insertion import XRayInsertNodules, _Finding
+from projects.mv2d_xray.transforms.photometric import XRayPhotometric
 
 from .spheres import chord_lengths, make_sphere_set
 
@@ -412,7 +412,7 @@ def test_packed_sample(loaded):
 
 def test_sphere_images_are_what_they_say():
     # The oracle of this file: a central ray crosses the whole diameter.
-    from projects.mv2d_xray.geometry import Rig
+    from projects.core.rig import Rig
     view = Rig.circle(1, image_size=65).views[0]
     image = chord_lengths([0, 0, 0], 20, view)
     assert image[32, 32] == pytest.approx(40)

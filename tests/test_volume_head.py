@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from projects.mv2d_xray import geometry
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.volume_head import (XRayVolumeHead, _PoolViews,
-                                            draw_gaussians)
+from projects.core import geometry
+from projects.core.rig import Rig
+from projects.mv2d_xray.queries.volume import (XRayVolumeHead, _PoolViews,
+                                               draw_gaussians)
 
 RANGE = [-60., -60, -60, 60, 60, 60]
 

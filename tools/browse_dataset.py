@@ -10,10 +10,10 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from tqdm import trange
 
-from projects.mv2d_xray.boxes import gravity_boxes
-from projects.mv2d_xray.runtime import (argument_parser, config_errors,
-                                        config_of, one_sentence, select_split)
-from projects.mv2d_xray.visualization import draw_scans
+from projects.core.boxes import gravity_boxes
+from projects.core.engine.command_line import argument_parser, one_sentence
+from projects.core.engine.configs import config_errors, config_of, select_split
+from projects.core.drawing import draw_scans
 
 
 def parse_args() -> argparse.Namespace:

@@ -91,7 +91,7 @@ def main() -> None:
             '--show-dir', str(pictures))
     else:
         print(f'\n== 3 of 3: the test is done, see {results}')
-        from projects.mv2d_xray.metrics import table_of
+        from projects.core.results import table_of
         print(table_of(json.loads(done.read_text())))
     spent = int(time.monotonic() - start)
     print(f'\nThe demo took {spent // 60} min {spent % 60} s.\n'

@@ -9,12 +9,14 @@ from mmdet3d.registry import DATASETS
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.mv2d_xray.diagnosis import VISIBLE, diagnose, report_scan
-from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        load_for_split, match_distance_of,
-                                        one_sentence)
-from projects.mv2d_xray.visualization import draw_findings
+from projects.mv2d_xray.diagnosis.scan import report_scan
+from projects.mv2d_xray.diagnosis.verdicts import VISIBLE, diagnose
+from projects.core.files import dump_json
+from projects.core.engine.checkpoints import load_for_split
+from projects.core.engine.command_line import (UserError, argument_parser,
+                                               one_sentence)
+from projects.core.engine.configs import match_distance_of
+from projects.mv2d_xray.diagnosis.pictures import draw_findings
 
 
 def parse_args() -> argparse.Namespace:

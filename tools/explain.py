@@ -13,18 +13,21 @@ from mmengine.structures import InstanceData
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.mv2d_xray.boxes import corners_of
+from projects.core.boxes import corners_of
 from projects.mv2d_xray.explain import (FRACTIONS, METHODS, Target,
                                         faithfulness, segmentation_game,
                                         summarise)
-from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.metrics import (XRay2DMetric, XRay3DMetric, match,
-                                        scans_of, threshold_at, views_of)
-from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        load_for_split, match_distance_of,
-                                        one_sentence)
-from projects.mv2d_xray.transforms import silhouettes
-from projects.mv2d_xray.visualization import draw_scans
+from projects.core.files import dump_json
+from projects.core.evaluation.matching import match
+from projects.core.evaluation.metric_2d import XRay2DMetric, views_of
+from projects.core.evaluation.metric_3d import XRay3DMetric, scans_of
+from projects.core.evaluation.ranking import threshold_at
+from projects.core.engine.checkpoints import load_for_split
+from projects.core.engine.command_line import (UserError, argument_parser,
+                                               one_sentence)
+from projects.core.engine.configs import match_distance_of
+from projects.mv2d_xray.transforms.insertion import silhouettes
+from projects.core.drawing import draw_scans
 
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}

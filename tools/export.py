@@ -2,8 +2,8 @@
 
 import argparse
 
-from projects.mv2d_xray.export import FORMATS, export
-from projects.mv2d_xray.runtime import one_sentence
+from projects.core.export import FORMATS, export
+from projects.core.engine.command_line import one_sentence
 
 
 def parse_args() -> argparse.Namespace:

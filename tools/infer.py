@@ -11,13 +11,14 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.dataset import Compose, pseudo_collate
 
-from projects.mv2d_xray.boxes import gravity_boxes
-from projects.mv2d_xray.geometry import Rig
-from projects.mv2d_xray.infos import dump_json
-from projects.mv2d_xray.runtime import (UserError, load_config, load_model,
-                                        one_sentence, torch_device,
-                                        warn_of_other_views)
-from projects.mv2d_xray.visualization import draw_views
+from projects.core.boxes import gravity_boxes
+from projects.core.rig import Rig
+from projects.core.files import dump_json
+from projects.core.engine.checkpoints import load_model, warn_of_other_views
+from projects.core.engine.command_line import (UserError, one_sentence,
+                                               torch_device)
+from projects.core.engine.configs import load_config
+from projects.core.drawing import draw_views
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from projects.mv2d_xray.report import write_report
-from projects.mv2d_xray.runtime import one_sentence
+from projects.core.report.page import write_report
+from projects.core.engine.command_line import one_sentence
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,13 +4,14 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from projects.mv2d_xray.infos import dump_json, load_json
-from projects.mv2d_xray.runtime import (UserError, argument_parser,
-                                        build_runner, check_checkpoint,
-                                        config_of, evaluators_of,
-                                        inner_model, load_checkpoint,
-                                        one_sentence, select_split,
-                                        warn_of_other_views)
+from projects.core.files import dump_json, load_json
+from projects.core.engine.checkpoints import (check_checkpoint, inner_model,
+                                              load_checkpoint,
+                                              warn_of_other_views)
+from projects.core.engine.command_line import (UserError, argument_parser,
+                                               one_sentence)
+from projects.core.engine.configs import (build_runner, config_of,
+                                          evaluators_of, select_split)
 
 
 def parse_args() -> argparse.Namespace:

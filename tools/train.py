@@ -5,10 +5,11 @@ from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
 
-from projects.mv2d_xray.runtime import (UserError, allow_checkpoint_types,
-                                        argument_parser, build_runner,
-                                        config_errors, config_of,
-                                        keep_freed_memory, one_sentence)
+from projects.core.engine.checkpoints import allow_checkpoint_types
+from projects.core.engine.command_line import (UserError, argument_parser,
+                                               one_sentence)
+from projects.core.engine.configs import build_runner, config_errors, config_of
+from projects.core.engine.precision import keep_freed_memory
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,28 +4,31 @@ Importing the package registers everything with mmdet3d, so a config needs
 only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
-from .backbone import XRayDilatedNet
-from .baselines import XRayScoreGrid
-from .boxes import XRayBoxL1Cost
-from .centernet import XRayCenterNetHead
-from .dataset import XRayDataset
-from .decoder import XRayDecoder
-from .detector import MV2DXRay
-from .lifting_head import XRayLiftingHead
-from .metrics import XRay2DMetric, XRay3DMetric
-from .position_encoding import XRayPositionEncoding
-from .preprocessing import XRayDataPreprocessor
-from .roi_queries import (XRayRoIQueryGenerator,
-                          XRayTriangulatedQueryGenerator)
-from .runtime import (XRayBFloat16OptimWrapper, XRayCheckpointHook,
-                      XRayClassCheckHook, XRayProgressHook)
-from .transforms import (LoadXRayViews, PackXRayInputs, ResizeXRay,
-                         XRayGridMask, XRayInsertNodules, XRayPhotometric,
-                         XRayPhotonNoise, XRayPoseError, XRayRandomFlip,
-                         XRayRandomRotate, XRayViewDropout)
-from .tta import XRayTTAModel
-from .visualization import XRayDrawHook
-from .volume_head import XRayVolumeHead
+from projects.core.engine.hooks import (XRayCheckpointHook, XRayClassCheckHook,
+                                        XRayDrawHook, XRayProgressHook)
+from projects.core.engine.precision import XRayBFloat16OptimWrapper
+from projects.core.evaluation.metric_2d import XRay2DMetric
+from projects.core.evaluation.metric_3d import XRay3DMetric
+from projects.mv2d_xray.backbone import XRayDilatedNet
+from projects.mv2d_xray.baselines import XRayScoreGrid
+from projects.mv2d_xray.centernet import XRayCenterNetHead
+from projects.mv2d_xray.dataset import XRayDataset
+from projects.mv2d_xray.detector import MV2DXRay
+from projects.mv2d_xray.lifting.box_coder import XRayBoxL1Cost
+from projects.mv2d_xray.lifting.decoder import XRayDecoder
+from projects.mv2d_xray.lifting.head import XRayLiftingHead
+from projects.mv2d_xray.lifting.position_encoding import XRayPositionEncoding
+from projects.mv2d_xray.preprocessing import XRayDataPreprocessor
+from projects.mv2d_xray.queries.roi import (XRayRoIQueryGenerator,
+                                            XRayTriangulatedQueryGenerator)
+from projects.mv2d_xray.queries.volume import XRayVolumeHead
+from projects.mv2d_xray.transforms import (LoadXRayViews, PackXRayInputs,
+                                           ResizeXRay, XRayGridMask,
+                                           XRayInsertNodules, XRayPhotometric,
+                                           XRayPhotonNoise, XRayPoseError,
+                                           XRayRandomFlip, XRayRandomRotate,
+                                           XRayViewDropout)
+from projects.mv2d_xray.tta import XRayTTAModel
 
 __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',

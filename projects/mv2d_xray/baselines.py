@@ -6,7 +6,7 @@ import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
-from .volume_head import XRayVolumeHead
+from projects.mv2d_xray.queries.volume import XRayVolumeHead
 
 __all__ = ['XRayScoreGrid']
 

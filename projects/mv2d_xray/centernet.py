@@ -3,12 +3,12 @@
 from typing import List, Optional
 
 import torch
-from mmdet3d.registry import MODELS
 from mmdet.models.dense_heads import CenterNetHead
+from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from .volume_head import cells_in_boxes
+from projects.mv2d_xray.queries.volume import cells_in_boxes
 
 __all__ = ['XRayCenterNetHead']
 

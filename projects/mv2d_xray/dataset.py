@@ -9,8 +9,8 @@ from mmdet3d.datasets import Det3DDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from .infos import (InfosError, check_coco, load_infos, load_json,
-                    unpack_shape)
+from projects.core.files import InfosError, load_json
+from projects.core.infos import check_coco, load_infos, unpack_shape
 
 __all__ = ['XRayDataset']
 
@@ -20,7 +20,7 @@ class XRayDataset(Det3DDataset):
     """X-ray views of one object per sample, with 3D and 2D boxes.
 
     ``lidar`` in mmdet3d's names is the CT world of
-    :mod:`projects.mv2d_xray.geometry`. Findings marked ``ignore`` or not
+    :mod:`projects.core.geometry`. Findings marked ``ignore`` or not
     ``valid_flag`` are kept apart: neither object nor background. So are those
     of classes that ``metainfo`` leaves out; by default the classes are the
     file's.

@@ -6,20 +6,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d, RoIAlign
-from mmdet3d.models.detectors import Base3DDetector
-from mmdet3d.registry import MODELS
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmdet.structures import DetDataSample
+from mmdet3d.models.detectors import Base3DDetector
+from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from .boxes import fuse_boxes, gravity_boxes
-from .lifting_head import build_box3d_instances
+from projects.core.boxes import (build_box3d_instances, fuse_boxes,
+                                 gravity_boxes)
 
 __all__ = ['MV2DXRay']
 

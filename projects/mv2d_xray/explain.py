@@ -29,10 +29,10 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from . import geometry
-from .boxes import corners_of, gravity_boxes
-from .metrics import bootstrap_weights
-from .preprocessing import gaussian_blur
+from projects.core import geometry
+from projects.core.boxes import corners_of, gravity_boxes
+from projects.core.evaluation.ranking import bootstrap_weights
+from projects.mv2d_xray.preprocessing import gaussian_blur
 
 __all__ = [
     'FRACTIONS', 'METHODS', 'Target', 'eigen_cam', 'faithfulness',
@@ -58,7 +58,8 @@ def similarity(found: InstanceData, target: InstanceData) -> float:
 
     Args:
         found (InstanceData): ``bboxes`` (N, 4) xyxy (px) or (N, 6)
-            :func:`~.boxes.corners_of` (mm), ``scores`` and ``labels`` (N,).
+            :func:`~projects.core.boxes.corners_of` (mm), ``scores`` and
+            ``labels`` (N,).
         target (InstanceData): The same of length 1.
     """
     overlaps = (bbox_overlaps if target.bboxes.shape[1] == 4 else

@@ -6,9 +6,9 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseTTAModel
 
-from .boxes import fuse_boxes, gravity_boxes
-from .geometry import transform_boxes
-from .lifting_head import build_box3d_instances
+from projects.core.boxes import (build_box3d_instances, fuse_boxes,
+                                 gravity_boxes)
+from projects.core.geometry import transform_boxes
 
 __all__ = ['XRayTTAModel']
 

@@ -1,39 +1,25 @@
-"""Pictures of what was found, for people; drawn without a screen."""
+"""Pictures of what the stages of a model made of a scan."""
 
 import textwrap
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Circle, Rectangle
+from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
-from mmdet3d.registry import HOOKS
-from mmengine.hooks import Hook
 
-from . import geometry
-from .boxes import gravity_boxes
-from .infos import atomic_write
+from projects.core.drawing import (STYLES, STYLE_2D, draw_image,
+                                   draw_rect, draw_view, line_of, save,
+                                   subplots)
 
 __all__ = [
-    'XRayDrawHook', 'draw_attention', 'draw_boxes_2d', 'draw_features',
-    'draw_findings', 'draw_queries', 'draw_scans', 'draw_views',
-    'draw_volume'
+    'draw_attention', 'draw_boxes_2d', 'draw_features', 'draw_findings',
+    'draw_queries', 'draw_volume'
 ]
 
-# Colour and line style both tell the kinds apart.
-_STYLES = {
-    'ground truth': dict(edgecolor='#35d461', linestyle='-'),
-    'ignored': dict(edgecolor='#9aa0a6', linestyle=':'),
-    'prediction': dict(edgecolor='#ff5a4f', linestyle='--'),
-}
-_STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
-_SILHOUETTE = '#4cc9f0'
 _STYLE_PROPOSAL = dict(edgecolor='#5ec8ff', linestyle=(0, (1, 1)))
 _STYLE_ROI = dict(edgecolor='#ffd166', linestyle='-')
 _STYLE_PEAK = dict(color='#c9a0ff', marker='+', linestyle='none')
@@ -45,159 +31,10 @@ _MOST_FINDINGS = 5  # that are enlarged
 _MOST_QUERIES = 12  # whose RoIs are drawn
 
 
-def _subplots(rows: int, columns: int, width: float,
-              height: float) -> Tuple[Figure, np.ndarray]:
-    """A figure (inches) that needs no screen, and its axes (rows,
-    columns)."""
-    figure = Figure(figsize=(width, height), layout='constrained')
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def _wrapped(title: str, width: float) -> str:
     """A title in lines that fit a figure's width (inches)."""
     return '\n'.join(part for line in title.split('\n')
                      for part in textwrap.wrap(line, int(11 * width)))
-
-
-def _save(figure: Figure, out_file: Union[str, Path]) -> None:
-    with atomic_write(out_file) as stream:
-        figure.savefig(stream, format='png', dpi=100)
-
-
-def draw_views(images: np.ndarray,
-               ct2img: np.ndarray,
-               out_file: Optional[Union[str, Path]] = None,
-               title: str = '',
-               names: Optional[Sequence[str]] = None,
-               scores: Optional[np.ndarray] = None,
-               **boxes: np.ndarray) -> Figure:
-    """Draw 3D boxes over every view of a scan.
-
-    Args:
-        images (np.ndarray): (V, H, W), any grey values.
-        ct2img (np.ndarray): (V, 4, 4).
-        out_file (str | Path, optional): PNG to write.
-        title (str): Above the views.
-        names (Sequence[str], optional): V names of the views.
-        scores (np.ndarray, optional): (N,) of ``prediction``.
-        **boxes: ``ground_truth``, ``ignored`` and ``prediction``, each (N, 7)
-            (mm).
-
-    Returns:
-        Figure: What was drawn.
-    """
-    count = len(images)
-    columns = min(count, 5)
-    rows = -(-count // columns)
-    figure, axes = _subplots(rows, columns, 3.2 * columns, 3.2 * rows + .8)
-    axes = axes.ravel()
-    for axis in axes:
-        axis.axis('off')
-    for view, (axis, image) in enumerate(zip(axes, images)):
-        _draw_view(axis, image, ct2img[view],
-                   names[view] if names else f'view {view}', boxes, scores)
-    handles = [
-        _handle(s, f'{kind} ({len(boxes.get(kind.replace(" ", "_"), ()))})')
-        for kind, s in _STYLES.items()
-    ]
-    figure.legend(handles=handles, loc='outside lower center', ncols=3,
-                  frameon=False)
-    figure.suptitle(title)
-    if out_file:
-        _save(figure, out_file)
-    return figure
-
-
-def _draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
-               boxes: Dict[str, np.ndarray],
-               scores: Optional[np.ndarray] = None) -> None:
-    """One view and the rectangles round its projected boxes."""
-    _draw_image(axis, image, title)
-    for kind, style in _STYLES.items():
-        these = boxes.get(kind.replace(' ', '_'))
-        if these is None or len(these) == 0:
-            continue
-        rects, depth = geometry.project_boxes(
-            np.asarray(these, dtype=np.float64), ct2img[None])
-        for i, rect in enumerate(rects[0]):
-            if depth[0, i] <= 0:
-                continue
-            _draw_rect(axis, rect, style)
-            if kind == 'prediction' and scores is not None:
-                axis.text(rect[2], rect[1], f'{scores[i]:.2f}', fontsize=7,
-                          color=style['edgecolor'], va='bottom',
-                          clip_on=True)
-
-
-def _draw_image(axis, image: np.ndarray, title: str) -> None:
-    """One view, in px."""
-    axis.axis('off')
-    low, high = np.percentile(image, [1, 99.8])
-    axis.imshow(image, cmap='gray', vmin=low, vmax=max(high, low + 1e-6),
-                extent=(0, image.shape[1], image.shape[0], 0))
-    axis.set_title(title, fontsize=9)
-    axis.set_xlim(0, image.shape[1])
-    axis.set_ylim(image.shape[0], 0)
-
-
-def _draw_rect(axis, rect: np.ndarray, style: dict,
-               linewidth: float = 1.2) -> None:
-    x1, y1, x2, y2 = rect
-    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
-                             linewidth=linewidth, **style))
-
-
-def _handle(style: dict, label: str) -> Line2D:
-    """A line of a legend."""
-    style = dict(style)
-    style['color'] = style.pop('edgecolor', style.get('color'))
-    return Line2D([], [], label=label, **style)
-
-
-def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
-    """Draw a sheet: a row of views for each scan, with 3D and 2D boxes.
-
-    Args:
-        scans (list[dict]): Each with ``title``, ``names``, ``images`` and
-            ``ct2img`` as for :func:`draw_views`, and what there is of
-            ``ground_truth``, ``ignored`` and ``prediction`` (N, 7) (mm),
-            ``boxes_2d`` (per view (N, 4) xyxy, px), ``heat`` (V, H, W, not
-            negative) and ``masks`` (V, H, W, outlined).
-        out_file (str | Path): PNG to write.
-    """
-    columns = max(len(scan['images']) for scan in scans)
-    figure, axes = _subplots(len(scans), columns, 2.4 * columns,
-                             2.7 * len(scans) + .5)
-    for row, scan in zip(axes, scans):
-        for axis in row:
-            axis.axis('off')
-        for view, (axis, image) in enumerate(zip(row, scan['images'])):
-            name = scan['names'][view]
-            _draw_view(axis, image, scan['ct2img'][view],
-                       f'{scan["title"]}, {name}' if view == 0 else name,
-                       scan)
-            for rect in scan['boxes_2d'][view] if 'boxes_2d' in scan else ():
-                _draw_rect(axis, rect, _STYLE_2D)
-            size = (0, image.shape[1], image.shape[0], 0)
-            if 'heat' in scan:
-                strength = scan['heat'][view] / max(scan['heat'].max(), 1e-12)
-                axis.imshow(strength, cmap='inferno', extent=size, vmin=0,
-                            vmax=1, alpha=.8 * strength**.5)
-            if 'masks' in scan and scan['masks'][view].any():
-                axis.contour(scan['masks'][view], [.5], extent=size,
-                             origin='upper', colors=_SILHOUETTE, linewidths=.9)
-    styles = {'ground_truth': ('3D box, projected', _STYLES['ground truth']),
-              'ignored': ('3D box that does not count', _STYLES['ignored']),
-              'prediction': ('box that was found', _STYLES['prediction']),
-              'boxes_2d': ('2D box', _STYLE_2D),
-              'masks': ('outline', dict(edgecolor=_SILHOUETTE, linestyle='-'))}
-    styles = [style for key, style in styles.items()
-              if any(key in scan for scan in scans)]
-    figure.legend(
-        handles=[_handle(style, label) for label, style in styles],
-        loc='outside lower center', ncols=max(len(styles), 1), frameon=False)
-    _save(figure, out_file)
 
 
 # ---------------------------------------------------- what each stage makes
@@ -206,12 +43,12 @@ def draw_findings(findings: List[dict], limits: dict, few: float,
     """What is missed in a set: by size, by place, by what the stages say.
 
     Args:
-        findings (list[dict]): From :func:`~.diagnosis.diagnose`.
+        findings (list[dict]): From :func:`~.verdicts.diagnose`.
         limits (dict): From there, too.
         few (float): Stronger places of a view up to which it shows a finding.
         out_file (str | Path): PNG to write.
     """
-    figure, ((left, middle, right), ) = _subplots(1, 3, 13, 4)
+    figure, ((left, middle, right), ) = subplots(1, 3, 13, 4)
     hit = np.array([f['verdict'] == 'found' for f in findings], dtype=bool)
     diameter = np.array([f['diameter'] for f in findings])
     centre = np.array([f['bbox_3d'][:3] for f in findings]).reshape(-1, 3)
@@ -242,7 +79,7 @@ def draw_findings(findings: List[dict], limits: dict, few: float,
               ylabel=label, title='By what the stages say')
     right.set_xticks(bins, [str(b) for b in bins])
     right.set_xticks([], minor=True)
-    _save(figure, out_file)
+    save(figure, out_file)
 
 
 def _what_stages_say(findings: List[dict], limits: dict,
@@ -287,7 +124,7 @@ def draw_boxes_2d(views: List[dict], out_file: Union[str, Path], title: str,
     rows = -(-len(views) // columns)
     side = 4. if columns > 2 else 7.
     title = _wrapped(title, side * columns)
-    figure, axes = _subplots(rows, columns, side * columns, (side + .3) *
+    figure, axes = subplots(rows, columns, side * columns, (side + .3) *
                              rows + .25 * title.count('\n') + 1.2)
     for axis in axes.ravel():
         axis.axis('off')
@@ -299,44 +136,44 @@ def draw_boxes_2d(views: List[dict], out_file: Union[str, Path], title: str,
                     for key, value in view['recall'].items()
                     if key.endswith(iou)]
             name += f': proposed of {count}: {", ".join(told)}'
-        _draw_view(axis, view['image'], view['ct2img'], name,
+        draw_view(axis, view['image'], view['ct2img'], name,
                    dict(prediction=prediction), scores)
         for rect in view.get('proposals', ()):
-            _draw_rect(axis, rect, _STYLE_PROPOSAL, .9)
+            draw_rect(axis, rect, _STYLE_PROPOSAL, .9)
         for rect, score in zip(view.get('detections', ()),
                                view.get('scores', ())):
-            _draw_rect(axis, rect, _STYLE_2D)
+            draw_rect(axis, rect, STYLE_2D)
             axis.text(rect[0], rect[3], f'{score:.2f}', fontsize=7,
-                      color=_STYLE_2D['edgecolor'], va='top', ha='right',
+                      color=STYLE_2D['edgecolor'], va='top', ha='right',
                       clip_on=True)
         if len(view.get('peaks', ())):
             axis.plot(*view['peaks'].T, markersize=6, **_STYLE_PEAK)
         _draw_true_rects(axis, view)
-    kinds = [('finding', _STYLES['ground truth']),
-             ('does not count', _STYLES['ignored']),
-             ('found in 3D, projected', _STYLES['prediction'])]
+    kinds = [('finding', STYLES['ground truth']),
+             ('does not count', STYLES['ignored']),
+             ('found in 3D, projected', STYLES['prediction'])]
     for key, label, style in (
             ('proposals', 'first 10 proposals (title: findings that the '
              'first 10, 50, all\noverlap by IoU 0.5)', _STYLE_PROPOSAL),
-            ('detections', '2D detection', _STYLE_2D),
+            ('detections', '2D detection', STYLE_2D),
             ('peaks', 'strongest places of the 2D heatmap', _STYLE_PEAK)):
         if key in views[0]:
             kinds.append((label, style))
-    figure.legend(handles=[_handle(style, label) for label, style in kinds],
+    figure.legend(handles=[line_of(style, label) for label, style in kinds],
                   loc='outside lower center', ncols=int(side * columns / 3),
                   frameon=False)
     figure.suptitle(title)
-    _save(figure, out_file)
+    save(figure, out_file)
 
 
 def _draw_true_rects(axis, view: dict) -> None:
     """Findings with their numbers, and those that do not count."""
     for rect in view['ignored']:
-        _draw_rect(axis, rect, _STYLES['ignored'])
+        draw_rect(axis, rect, STYLES['ignored'])
     for rect, number in zip(view['truth'], view['numbers']):
-        _draw_rect(axis, rect, _STYLES['ground truth'], 1.5)
+        draw_rect(axis, rect, STYLES['ground truth'], 1.5)
         axis.text(rect[0], rect[1], str(number), fontsize=10, ha='right',
-                  color=_STYLES['ground truth']['edgecolor'], va='bottom',
+                  color=STYLES['ground truth']['edgecolor'], va='bottom',
                   clip_on=True, path_effects=_OUTLINE)
 
 
@@ -363,13 +200,13 @@ def draw_features(image: np.ndarray, levels: Sequence[np.ndarray],
     """
     most = max(len(c) for c in channels)
     columns = 2 + most + (heatmap is not None)
-    figure, axes = _subplots(len(levels), columns, 2.2 * columns,
+    figure, axes = subplots(len(levels), columns, 2.2 * columns,
                              2.5 * len(levels) + .5)
     for axis in axes.ravel():
         axis.axis('off')
     for row, (line, level) in enumerate(zip(axes, levels)):
         stride, shape = strides[row], level.shape
-        _draw_image(line[0], image, f'level {row}: 1/{stride}, {shape[0]} '
+        draw_image(line[0], image, f'level {row}: 1/{stride}, {shape[0]} '
                     f'channels\n{shape[1]} x {shape[2]} cells')
         maps = [(level.mean(0), 'mean of all channels')]
         for rank, channel in enumerate(channels[row]):
@@ -385,10 +222,10 @@ def draw_features(image: np.ndarray, levels: Sequence[np.ndarray],
                            f'{values.max():.2g}', fontsize=9)
         for axis in line[:1 + len(maps)]:
             for rect in truth:
-                _draw_rect(axis, rect, _STYLES['ground truth'])
+                draw_rect(axis, rect, STYLES['ground truth'])
     figure.suptitle(f'{title}: feature maps (dark to bright: smallest to '
                     'largest value of the map); findings outlined')
-    _save(figure, out_file)
+    save(figure, out_file)
 
 
 def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
@@ -406,7 +243,7 @@ def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
         diameters (np.ndarray): (N,) (mm).
     """
     title = _wrapped(title, 19)
-    figure, (line, ) = _subplots(1, 3, 19, 6.8 + .25 * title.count('\n'))
+    figure, (line, ) = subplots(1, 3, 19, 6.8 + .25 * title.count('\n'))
     norm = PowerNorm(.5, 0, max(float(heatmap.max()), 1e-6))
     edges = []
     for places in axes_mm:
@@ -430,18 +267,18 @@ def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
                  xlim=edges[i], ylim=edges[j], facecolor='black')
     figure.colorbar(shown, ax=list(line), label='score', fraction=.02)
     figure.legend(handles=[
-        _handle(_STYLES['ground truth'], 'finding, to scale'),
-        _handle(dict(_STYLE_PEAK, color='#5ec8ff'),
+        line_of(STYLES['ground truth'], 'finding, to scale'),
+        line_of(dict(_STYLE_PEAK, color='#5ec8ff'),
                 f'the {len(peaks)} peaks that are kept, score of the first '
                 'ten')], loc='outside lower center', ncols=2, frameon=False)
     figure.suptitle(title)
-    _save(figure, out_file)
+    save(figure, out_file)
 
 
 def _draw_circles(axis, truth: np.ndarray, diameters: np.ndarray, i: int,
                   j: int) -> None:
     """Findings (mm) in one plane, with their numbers."""
-    colour = _STYLES['ground truth']['edgecolor']
+    colour = STYLES['ground truth']['edgecolor']
     for number, (box, size) in enumerate(zip(truth, diameters)):
         axis.add_patch(Circle((box[i], box[j]), size / 2, fill=False,
                               edgecolor=colour, linewidth=1.5))
@@ -468,7 +305,7 @@ def draw_queries(points: np.ndarray, scores: np.ndarray,
     enlarged = range(min(len(truth), _MOST_FINDINGS))
     columns = 1 + len(enlarged) + 1
     title = _wrapped(title, 4.2 * columns)
-    figure, axes = _subplots(2, columns, 4.2 * columns,
+    figure, axes = subplots(2, columns, 4.2 * columns,
                              8.6 + .25 * title.count('\n'))
     named = np.isin(np.arange(points.shape[1]), chosen)
     colour = colormaps['viridis'](scores[-1], alpha=np.where(named, 1., .5))
@@ -498,15 +335,15 @@ def draw_queries(points: np.ndarray, scores: np.ndarray,
                          ylim=truth[at, j] + np.array([-_NEAR, _NEAR]))
     _draw_distances(axes[0, -1], axes[1, -1], points, scores, truth)
     figure.legend(handles=[
-        _handle(dict(_STYLES['ground truth'], marker='o', linestyle='none',
+        line_of(dict(STYLES['ground truth'], marker='o', linestyle='none',
                      fillstyle='none', markersize=10), 'finding, to scale'),
-        _handle(dict(color='k', marker='o', fillstyle='none'),
+        line_of(dict(color='k', marker='o', fillstyle='none'),
                 'query before the decoder'),
-        _handle(dict(color='k', marker='x'), 'after the last layer (score); '
+        line_of(dict(color='k', marker='x'), 'after the last layer (score); '
                 'its colour is the score, yellow is high')],
         loc='outside lower center', ncols=3, frameon=False)
     figure.suptitle(title)
-    _save(figure, out_file)
+    save(figure, out_file)
 
 
 def _draw_distances(above, below, points: np.ndarray, scores: np.ndarray,
@@ -545,7 +382,7 @@ def draw_attention(views: List[dict], queries: List[dict],
         title (str): Above.
     """
     queries = queries[:_MOST_QUERIES]
-    figure, axes = _subplots(len(queries), len(views),
+    figure, axes = subplots(len(queries), len(views),
                              max(1.9 * len(views), 7.6),
                              max(1.9, 7.6 / len(views)) * len(queries) +
                              .5 * len(queries) + 1)
@@ -562,10 +399,10 @@ def draw_attention(views: List[dict], queries: List[dict],
             rois = [r for r in layer['rois'] if r['view'] == view['name']]
             weight = sum(r['weight'] for r in rois)
             # The empty line leaves room for what is said of the query.
-            _draw_image(axis, view['image'], f'\n{view["name"]}: ' + (
+            draw_image(axis, view['image'], f'\n{view["name"]}: ' + (
                 f'{weight:.2f}' if rois else 'none'))
             for roi in rois:
-                _draw_rect(axis, roi['bbox'], _STYLE_ROI,
+                draw_rect(axis, roi['bbox'], _STYLE_ROI,
                            .8 + 2.2 * roi['weight'] / largest)
             _draw_true_rects(axis, view)
             if rois:
@@ -573,12 +410,12 @@ def draw_attention(views: List[dict], queries: List[dict],
         line[0].text(0, 1.17, about, transform=line[0].transAxes, fontsize=10,
                      weight='bold').set_in_layout(False)
     figure.legend(handles=[
-        _handle(_STYLE_ROI, 'RoI (thick: large weight); number: weight of '
+        line_of(_STYLE_ROI, 'RoI (thick: large weight); number: weight of '
                 'the view'),
-        _handle(_STYLES['ground truth'], 'finding')],
+        line_of(STYLES['ground truth'], 'finding')],
         loc='outside lower center', ncols=2, frameon=False)
     figure.suptitle(title)
-    _save(figure, out_file)
+    save(figure, out_file)
 
 
 def _cut_out(axis, shape: Sequence[int], rect: Sequence[float]) -> None:
@@ -591,61 +428,3 @@ def _cut_out(axis, shape: Sequence[int], rect: Sequence[float]) -> None:
     top = min(max((rect[1] + rect[3] - side) / 2, 0), max(height - side, 0))
     axis.set_xlim(left, left + side)
     axis.set_ylim(top + side, top)
-
-
-@HOOKS.register_module()
-class XRayDrawHook(Hook):
-    """Draws what is found: one picture per tested scan as a file, and the
-    first validation scans for the visualizer's backends.
-
-    Args:
-        out_dir (str, optional): Folder of a test's PNGs. Without it a test is
-            not drawn.
-        score_thr (float): Predictions below are not drawn.
-        max_scans (int, optional): Scans of a validation that are drawn.
-            Defaults to 4.
-    """
-
-    def __init__(self, out_dir: Optional[str] = None, score_thr: float = .3,
-                 max_scans: int = 4) -> None:
-        self.out_dir = Path(out_dir) if out_dir else None
-        self.score_thr = score_thr
-        self.max_scans = max_scans
-
-    def _draw(self, images, sample, out_file: Optional[Path] = None
-              ) -> Figure:
-        meta, truth = sample.metainfo, sample.eval_ann_info
-        found = sample.pred_instances_3d
-        found = found[found.scores_3d >= self.score_thr]
-        return draw_views(
-            images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']), out_file,
-            title=meta['token'], scores=found.scores_3d.cpu().numpy(),
-            ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
-            ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
-            prediction=gravity_boxes(found.bboxes_3d).cpu().numpy())
-
-    def after_test_iter(self, runner, batch_idx, data_batch=None,
-                        outputs=None) -> None:
-        """Write the pictures of one batch."""
-        if self.out_dir is None:
-            return
-        inputs = data_batch['inputs']
-        if isinstance(inputs, list):  # of augmentation: boxes are the first's
-            inputs = inputs[0]
-        for images, sample in zip(inputs['img'], outputs):
-            self._draw(images, sample,
-                       self.out_dir / f'{sample.metainfo["token"]}.png')
-
-    def after_val_iter(self, runner, batch_idx, data_batch=None,
-                       outputs=None) -> None:
-        """Show the first scans."""
-        batch = zip(data_batch['inputs']['img'], outputs)
-        for index, (images, sample) in enumerate(
-                batch, batch_idx * len(outputs)):
-            if index < self.max_scans and runner.rank == 0:
-                figure = self._draw(images, sample)
-                figure.canvas.draw()
-                runner.visualizer.add_image(
-                    f'val_{sample.metainfo["token"]}',
-                    np.asarray(figure.canvas.buffer_rgba())[..., :3],
-                    step=runner.iter)

@@ -4,36 +4,33 @@ This module owns their schema (README, "File formats"): it loads them without
 trusting them, verifies them, derives the COCO file from the infos, and writes
 both so that nothing half-written looks whole.
 
-Frames and units are those of :mod:`projects.mv2d_xray.geometry`.
+Frames and units are those of :mod:`projects.core.geometry`.
 """
 
 import base64
 import binascii
 import io
-import json
 import math
-import os
 import pickle
 import sys
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Union
+from typing import Iterable, Union
 
 import numpy as np
+
+from projects.core.files import (InfosError, atomic_write, dump_json,
+                                 load_json, read_bytes)
+
+__all__ = [
+    'CHARACTERISTICS', 'SCHEMA_VERSION', 'as_arrays', 'build_coco',
+    'check_coco', 'dump_infos', 'load_infos', 'load_tested', 'validate_infos'
+]
 
 SCHEMA_VERSION = 1
 SHAPE_CELLS = 16  # per axis of a finding's box
 CHARACTERISTICS = ('subtlety', 'internalStructure', 'calcification',
                    'sphericity', 'margin', 'lobulation', 'spiculation',
                    'texture', 'malignancy')
-
-__all__ = [
-    'CHARACTERISTICS', 'SCHEMA_VERSION', 'InfosError', 'as_arrays',
-    'atomic_write', 'build_coco', 'check_coco', 'dump_infos', 'dump_json',
-    'load_infos', 'load_json', 'load_tested', 'validate_infos'
-]
-
 # What NumPy's own reduce functions name in a pickle of arrays and scalars.
 _ALLOWED_GLOBALS = {
     (f'numpy.{core}.{module}', name)
@@ -44,10 +41,6 @@ _ALLOWED_GLOBALS = {
 } | {('numpy', 'ndarray'), ('numpy', 'dtype')}
 
 
-class InfosError(ValueError):
-    """A file of a converted set is missing, damaged or contradicts itself."""
-
-
 class _RestrictedUnpickler(pickle.Unpickler):
     """Loads plain containers, str, numbers and NumPy arrays; nothing else."""
 
@@ -56,66 +49,6 @@ class _RestrictedUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(
                 f'"{module}.{name}" is not allowed in an info file')
         return super().find_class(module, name)
-
-
-@contextmanager
-def atomic_write(path: Union[str, Path], mode: str = 'wb') -> Iterator:
-    """Open a temporary file beside ``path`` and move it there on success.
-
-    Raises:
-        OSError: With the path, as where the disk is full.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoding = None if 'b' in mode else 'utf-8'
-    handle, temporary = tempfile.mkstemp(
-        prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
-    try:
-        with os.fdopen(handle, mode, encoding=encoding) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; a data set is shared like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:  # writing into a stream does not name it
-        Path(temporary).unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def dump_json(content, path: Union[str, Path]) -> None:
-    """Write JSON atomically (no NaN, sorted as given)."""
-    with atomic_write(path, 'w') as stream:
-        json.dump(content, stream, indent=1, allow_nan=False)
-        stream.write('\n')
-
-
-def load_json(path: Union[str, Path]):
-    """Read JSON.
-
-    Raises:
-        InfosError: The file is missing or not JSON.
-    """
-    content = _read(path)
-    try:
-        return json.loads(content.decode('utf-8'))
-    except (ValueError, RecursionError) as error:
-        raise InfosError(f'{path}: is not JSON: {error}') from None
-
-
-def _read(path: Union[str, Path]) -> bytes:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InfosError(f'{path}: cannot be read: {error.strerror}') from None
-    if not content:
-        raise InfosError(f'{path}: is empty')
-    return content
 
 
 def dump_infos(infos: dict, path: Union[str, Path]) -> None:
@@ -144,7 +77,7 @@ def load_infos(path: Union[str, Path]) -> dict:
         infos['data_list'] = [as_arrays(s) for s in infos['data_list']]
         return infos
     try:
-        infos = _RestrictedUnpickler(io.BytesIO(_read(path))).load()
+        infos = _RestrictedUnpickler(io.BytesIO(read_bytes(path))).load()
     except InfosError:
         raise
     except Exception as error:  # a damaged pickle can raise anything

@@ -6,36 +6,23 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from mmdet3d.registry import MODELS, TASK_UTILS
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.model import BaseModule, ModuleList, bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from . import geometry
-from .boxes import decode_boxes, encode_boxes, fuse_boxes
-from .matching import relevant_rois, sweep_overlaps
-from .position_encoding import sine_embedding
-from .roi_queries import inside
+from projects.core import geometry
+from projects.core.boxes import build_box3d_instances, fuse_boxes
+from projects.mv2d_xray.lifting.box_coder import decode_boxes, encode_boxes
+from projects.mv2d_xray.lifting.position_encoding import sine_embedding
+from projects.mv2d_xray.queries.box_correlation import (relevant_rois,
+                                                        sweep_overlaps)
+from projects.mv2d_xray.queries.roi import inside
 
-__all__ = ['SOURCES', 'XRayLiftingHead', 'build_box3d_instances']
+__all__ = ['SOURCES', 'XRayLiftingHead']
 
 # What a query comes from, as its ``source`` counts.
 SOURCES = ('roi', 'volume', 'denoising', 'free')
 ROI, VOLUME, DENOISING, FREE = range(len(SOURCES))
-
-
-def build_box3d_instances(boxes: Tensor, scores: Tensor,
-                          labels: Tensor) -> InstanceData:
-    """Predictions as mmdet3d keeps them.
-
-    Args:
-        boxes (Tensor): (N, 6) gravity centre and size (mm).
-        scores, labels (Tensor): (N,).
-    """
-    boxes = torch.cat([boxes, boxes.new_zeros(len(boxes), 1)], 1)
-    return InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(boxes, origin=(.5, .5, .5)),
-        scores_3d=scores, labels_3d=labels)
 
 
 @MODELS.register_module()

@@ -9,8 +9,9 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from . import geometry
-from .matching import agreeing_rois, cubes_at_depth
+from projects.core import geometry
+from projects.mv2d_xray.queries.box_correlation import (agreeing_rois,
+                                                        cubes_at_depth)
 
 __all__ = ['XRayRoIQueryGenerator', 'XRayTriangulatedQueryGenerator']
 

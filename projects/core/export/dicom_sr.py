@@ -1,35 +1,11 @@
-"""Found boxes for other programs.
+"""Boxes as DICOM structured reports."""
 
-===========  ==================  ===========================================
-format       file                frame and order
-===========  ==================  ===========================================
-``csv``      ``boxes.csv``       named columns, mm: centre in the world (RAS+,
-                                 isocentre) and, where it is known, in the
-                                 patient's LPS; edges along the box's own
-                                 axes, the world's turned by the yaw (rad)
-                                 about z
-``slicer``   ``<scan>.mrk.json`` 3D Slicer's ROI markups, mm: patient LPS, or
-                                 world RAS where the patient's is unknown, as
-                                 ``coordinateSystem`` says; the columns of
-                                 ``orientation`` (row by row) are the axes
-``coco``     ``coco.json``       COCO results: projected boxes, xywh (px,
-                                 pixel i spans [i, i + 1)), with the image ids
-                                 of the set's COCO file
-``sr``       ``<scan>.dcm``      DICOM SR (TID 1500): patient LPS, mm, in the
-                                 CT series' own frame of reference, see
-                                 :func:`_sr`
-===========  ==================  ===========================================
-"""
-
-import csv
 import json
 import re
 import warnings
-from dataclasses import dataclass
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional
 
 import highdicom
 import numpy as np
@@ -38,12 +14,9 @@ from highdicom import sr
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 
-from . import geometry
-from .infos import (InfosError, atomic_write, build_coco, dump_json,
-                    load_json, load_tested)
+from projects.core.export.found import Found, file_name_of, place_box
+from projects.core.files import InfosError, atomic_write
 
-_MARKUPS = ('https://raw.githubusercontent.com/slicer/slicer/master/Modules/'
-            'Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#')
 # Classes that have a code of their own; others get one of ours.
 _FINDINGS = dict(nodule=codes.SCT.Nodule)
 _SCHEME = '99MV2DXRAY'
@@ -57,188 +30,9 @@ _PATIENT_AND_STUDY = (
 _IMAGE = ('Rows', 'Columns', 'PixelSpacing', 'SliceThickness',
           'ImagePositionPatient', 'ImageOrientationPatient')
 
-__all__ = ['FORMATS', 'export']
-
-
-@dataclass
-class _Found:
-    """What is written.
-
-    Attributes:
-        scans: ``token``, ``boxes`` (each ``bbox_3d``, ``score`` and
-            ``class_name``), and of the infos, or None: ``sample`` and
-            ``ct2patient`` (4x4).
-        infos: What was tested on, or None.
-        out_dir: Folder to write to.
-        date: When the boxes were found.
-        checkpoint: What found them: its file's name and SHA-256, '' where
-            the results do not say.
-        score_thr: Boxes below have been left out.
-        dicom_root: Folder of the CT series, or None.
-    """
-    scans: List[dict]
-    infos: Optional[dict]
-    out_dir: Path
-    date: datetime
-    checkpoint: Tuple[str, str]
-    score_thr: float
-    dicom_root: Optional[Path]
-
-
-def export(results: Union[str, Path], out_dir: Union[str, Path],
-           formats: Optional[List[str]] = None, score_thr: float = 0.,
-           ann_file: Optional[str] = None,
-           dicom_root: Union[str, Path, None] = None) -> List[Path]:
-    """Write the boxes of a test or an inference for other programs.
-
-    Args:
-        results: ``--out`` of ``tools/test.py`` or ``tools/infer.py``.
-        out_dir: Folder to write to.
-        formats: Names in :data:`FORMATS`. Defaults to all that the results
-            allow: ``coco`` needs infos, ``sr`` infos and ``dicom_root``.
-        score_thr (float): Boxes below are left out.
-        ann_file: Infos that were tested on. Defaults to what the results
-            say.
-        dicom_root: Folder under which the scans' CT series are.
-
-    Returns:
-        list[Path]: Files written.
-
-    Raises:
-        InfosError: The results are not such a file, or do not fit the infos
-            or the CT series.
-    """
-    full = load_json(results)
-    infos, scans, source = None, [], {}
-    if isinstance(full, dict) and isinstance(full.get('scans'), list):
-        source = full.get('source', {})
-        ann_file = ann_file or source.get('ann_file')
-        infos = (load_tested(ann_file, full['scans'], results) if ann_file
-                 else None)
-        by_token: Dict[str, dict] = {}
-        for scan in full['scans']:
-            boxes = [dict(p, class_name=scan['class_name'])
-                     for p in scan['predictions']]
-            by_token.setdefault(scan['token'], dict(
-                token=scan['token'], boxes=[]))['boxes'] += boxes
-        scans = list(by_token.values())
-    elif isinstance(full, dict) and isinstance(full.get('boxes'), list):
-        scans = [dict(token=Path(results).stem, boxes=full['boxes'])]
-    else:
-        raise InfosError(f'{results}: fields "scans" or "boxes": expected '
-                         'results of tools/test.py or tools/infer.py, found '
-                         'neither')
-    samples = {s['token']: s for s in infos['data_list']} if infos else {}
-    for scan in scans:
-        scan['boxes'] = [b for b in scan['boxes'] if b['score'] >= score_thr]
-        scan['sample'] = samples.get(scan['token'])
-        matrix = (scan['sample'] or {}).get('ct2patient')
-        scan['ct2patient'] = (None if matrix is None
-                              else np.asarray(matrix, float))
-    found = _Found(
-        scans, infos, Path(out_dir),
-        datetime.fromtimestamp(int(Path(results).stat().st_mtime)),
-        (Path(source.get('checkpoint', '')).name, source.get('sha256', '')),
-        score_thr, None if dicom_root is None else Path(dicom_root))
-    needs = dict(coco=infos, sr=dicom_root)
-    written = []
-    for name in formats or [f for f in FORMATS if needs.get(f, True)]:
-        written += FORMATS[name](found)
-    return written
-
-
-def _place(box: List[float], frame: np.ndarray
-           ) -> Tuple[np.ndarray, np.ndarray]:
-    """A world box in another frame (4x4, from the world).
-
-    Returns:
-        tuple: Centre (3,) in mm, and the box's axes as columns (3, 3).
-    """
-    axes = frame[:3, :3] @ geometry.rotation_z(box[6])[:3, :3]
-    return (frame @ [*box[:3], 1.])[:3], axes
-
-
-def _file_name(scan: dict) -> str:
-    """A token of a stranger's file is no path."""
-    return re.sub(r'[^\w+-]', '_', scan['token'])
-
-
-def _csv(found: _Found) -> List[Path]:
-    path = found.out_dir / 'boxes.csv'
-    with atomic_write(path, 'w') as stream:
-        writer = csv.writer(stream)
-        writer.writerow(
-            ['scan', 'class', 'score',
-             *(f'world_ras_{a}_mm' for a in 'xyz'),
-             *(f'size_{a}_mm' for a in 'xyz'), 'yaw_rad',
-             *(f'patient_lps_{a}_mm' for a in 'xyz')])
-        for scan in found.scans:
-            for box in scan['boxes']:
-                patient = ('', ) * 3
-                if scan['ct2patient'] is not None:
-                    centre, _ = _place(box['bbox_3d'], scan['ct2patient'])
-                    patient = [f'{v:.9g}' for v in centre]
-                writer.writerow(
-                    [scan['token'], box['class_name'], f'{box["score"]:.6g}',
-                     *(f'{v:.9g}' for v in box['bbox_3d']), *patient])
-    return [path]
-
-
-def _slicer(found: _Found) -> List[Path]:
-    paths = []
-    for scan in found.scans:
-        matrix = scan['ct2patient']
-        markups = []
-        for number, box in enumerate(scan['boxes'], 1):
-            centre, axes = _place(box['bbox_3d'],
-                                  np.eye(4) if matrix is None else matrix)
-            label = f'{box["class_name"]} {number} ({box["score"]:.2f})'
-            markups.append(dict(
-                type='ROI', name=label,
-                coordinateSystem='RAS' if matrix is None else 'LPS',
-                coordinateUnits='mm', roiType='Box', center=centre.tolist(),
-                orientation=axes.ravel().tolist(),
-                size=[float(v) for v in box['bbox_3d'][3:6]],
-                controlPoints=[dict(
-                    id='1', label=label, position=centre.tolist(),
-                    positionStatus='defined')]))
-        path = found.out_dir / f'{_file_name(scan)}.mrk.json'
-        dump_json({'@schema': _MARKUPS, 'markups': markups}, path)
-        paths.append(path)
-    return paths
-
-
-def _coco(found: _Found) -> List[Path]:
-    if found.infos is None:
-        raise InfosError('coco: expected infos, whose image ids its boxes '
-                         'have, found none')
-    coco = build_coco(found.infos)
-    ids = {image['token']: image['id'] for image in coco['images']}
-    labels = {c['name']: c['id'] for c in coco['categories']}
-    rows = []
-    for scan in found.scans:
-        boxes = np.array([b['bbox_3d'] for b in scan['boxes']],
-                         float).reshape(-1, 7)
-        for view in scan['sample']['images'].values():
-            rects, depth = geometry.project_boxes(
-                boxes, np.asarray(view['lidar2img'], float)[None])
-            size = np.array([view['width'], view['height']])
-            for box, rect, near in zip(scan['boxes'], rects[0], depth[0]):
-                low, high = rect[:2].clip(0, size), rect[2:].clip(0, size)
-                if near <= 0 or (high <= low).any():
-                    continue
-                rows.append(dict(
-                    image_id=ids[view['sample_data_token']],
-                    category_id=labels[box['class_name']],
-                    bbox=[*low.tolist(), *(high - low).tolist()],
-                    score=box['score']))
-    path = found.out_dir / 'coco.json'
-    dump_json(rows, path)
-    return [path]
-
 
 # ------------------------------------------------------------------ DICOM SR
-def _sr(found: _Found) -> List[Path]:
+def write_sr(found: Found) -> List[Path]:
     """A Comprehensive 3D SR with a measurement report (DICOM PS3.16, TID
     1500) for each scan, in the study of its CT series.
 
@@ -275,7 +69,7 @@ def _sr(found: _Found) -> List[Path]:
         for scan, slices in zip(found.scans, files):
             try:
                 report = _report(scan, slices, found)
-                path = found.out_dir / f'{_file_name(scan)}.dcm'
+                path = found.out_dir / f'{file_name_of(scan)}.dcm'
                 with atomic_write(path) as stream:
                     report.save_as(stream, enforce_file_format=True)
             except (InfosError, OSError):
@@ -338,7 +132,7 @@ def _uid(*content) -> str:
     return pydicom.uid.generate_uid(entropy_srcs=[json.dumps(content)])
 
 
-def _report(scan: dict, files: List[Path], found: _Found
+def _report(scan: dict, files: List[Path], found: Found
             ) -> sr.Comprehensive3DSR:
     """The SR of one scan.
 
@@ -422,7 +216,7 @@ def _key_images(scan: dict, slices: List[pydicom.Dataset]
         np.array(known[0].ImageOrientationPatient, float), (2, 3)))
     nearest = set()
     for box in scan['boxes']:
-        centre, _ = _place(box['bbox_3d'], scan['ct2patient'])
+        centre, _ = place_box(box['bbox_3d'], scan['ct2patient'])
         nearest.add(int(np.abs((places - centre) @ normal).argmin()))
     return [known[k] for k in sorted(nearest or {0})]
 
@@ -430,9 +224,9 @@ def _key_images(scan: dict, slices: List[pydicom.Dataset]
 def _group(box: dict, number: int, scan: dict,
            algorithm: sr.AlgorithmIdentification, finder: tuple
            ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """A box's measurement group, see :func:`_sr`."""
+    """A box's measurement group, see :func:`write_sr`."""
     values, sample = box['bbox_3d'], scan['sample']
-    centre, axes = _place(values, scan['ct2patient'])
+    centre, axes = place_box(values, scan['ct2patient'])
     half = (axes * values[3:6]).T / 2
     ends = np.stack([centre - half, centre + half], 1).reshape(6, 3)
     # As a code's meaning may be written; some readers count bytes.
@@ -450,7 +244,3 @@ def _group(box: dict, number: int, scan: dict,
                            codes.UCUM.Percent),
             *(sr.Measurement(code, float(edge), codes.UCUM.Millimeter)
               for code, edge in zip(_EDGES, values[3:6]))])
-
-
-FORMATS: Dict[str, Callable] = dict(csv=_csv, slicer=_slicer, coco=_coco,
-                                    sr=_sr)

@@ -1,7 +1,7 @@
 """One HTML file that shows what a test found; needs no network.
 
 Everything is in the file: figures, curves, every view as a small JPEG, boxes
-projected by :mod:`~projects.mv2d_xray.geometry`, and Plotly, which draws it.
+projected by :mod:`~projects.core.geometry`, and Plotly, which draws it.
 """
 
 import base64
@@ -16,15 +16,18 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from . import geometry
-from .infos import InfosError, load_json, load_tested
-from .metrics import DISTANCES, curves_of, results_of
+from projects.core import geometry
+from projects.core.evaluation.matching import DISTANCES
+from projects.core.evaluation.ranking import curves_of
+from projects.core.files import InfosError, load_json
+from projects.core.infos import load_tested
+from projects.core.results import results_of
+
+__all__ = ['write_report']
 
 MAX_PREDICTIONS = 30  # of a scan; what is below them is no more looked at
 MAX_SIDE, QUALITY = 320, 75  # of a view's JPEG (px)
 _TEMPLATE = Path(__file__).with_name('report.html')
-
-__all__ = ['write_report']
 
 
 def write_report(results: Union[str, Path], out_file: Union[str, Path],

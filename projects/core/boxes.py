@@ -1,21 +1,16 @@
-"""3D boxes as numbers to regress, the cost of matching them, their fusion."""
+"""3D boxes: two conventions of the centre, corners, fusion."""
 
 from typing import Sequence
 
 import torch
-from mmdet3d.registry import TASK_UTILS
-from mmdet3d.structures import axis_aligned_bbox_overlaps_3d
+from mmdet3d.structures import (LiDARInstance3DBoxes,
+                                axis_aligned_bbox_overlaps_3d)
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from . import geometry
-
 __all__ = [
-    'XRayBoxL1Cost', 'corners_of', 'decode_boxes', 'encode_boxes',
-    'fuse_boxes', 'gravity_boxes'
+    'build_box3d_instances', 'corners_of', 'fuse_boxes', 'gravity_boxes'
 ]
-
-_EPS = 1e-5
 
 
 def gravity_boxes(boxes) -> Tensor:
@@ -29,43 +24,6 @@ def corners_of(boxes: Tensor) -> Tensor:
     corner (mm)."""
     half = boxes[:, 3:6] / 2
     return torch.cat([boxes[:, :3] - half, boxes[:, :3] + half], 1)
-
-
-def encode_boxes(boxes: Tensor, scene_range: Sequence[float]) -> Tensor:
-    """Boxes to the code that losses and costs compare.
-
-    Args:
-        boxes (Tensor): (N, 6 or more), centre and size (mm).
-        scene_range (Sequence[float]): ``[x0, y0, z0, x1, y1, z1]`` (mm).
-
-    Returns:
-        Tensor: (N, 6): centre as a fraction of the scene box, log of the
-        size (mm).
-    """
-    return torch.cat([
-        geometry.normalise_points(boxes[..., :3], scene_range),
-        boxes[..., 3:6].log()
-    ], -1)
-
-
-def decode_boxes(centres: Tensor, sizes: Tensor, deltas: Tensor,
-                 scene_range: Sequence[float]) -> Tensor:
-    """Refine reference boxes as PETR does (arXiv 2203.05625) §3.3.
-
-    Args:
-        centres, sizes (Tensor): (*, 3) references (mm).
-        deltas (Tensor): (*, 6): added to the centre in inverse-sigmoid space
-            of the scene box and to the log of the size. 0 changes nothing.
-
-    Returns:
-        Tensor: (*, 6) centre, within the scene box, and size (mm).
-    """
-    unit = geometry.normalise_points(centres, scene_range)
-    unit = torch.sigmoid(torch.logit(unit, eps=_EPS) + deltas[..., :3])
-    return torch.cat([
-        geometry.denormalise_points(unit, scene_range),
-        sizes * deltas[..., 3:].clamp(-4, 4).exp()
-    ], -1)
 
 
 def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
@@ -119,32 +77,15 @@ def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
     return fused[best_first], score[best_first], kinds[best_first]
 
 
-@TASK_UTILS.register_module()
-class XRayBoxL1Cost:
-    """L1 distance between box codes, as a Hungarian matching cost.
-
-    Pairs that the predictions' ``allowed`` (N, M) rules out, where they have
-    it, cost more than any other.
+def build_box3d_instances(boxes: Tensor, scores: Tensor,
+                          labels: Tensor) -> InstanceData:
+    """Predictions as mmdet3d keeps them.
 
     Args:
-        weight (float): Of the centre (1 is the whole scene box).
-        size_weight (float): Of the log size. Defaults to 0.
+        boxes (Tensor): (N, 6) gravity centre and size (mm).
+        scores, labels (Tensor): (N,).
     """
-
-    def __init__(self, weight: float = 1., size_weight: float = 0.) -> None:
-        self.weight = weight
-        self.size_weight = size_weight
-
-    def __call__(self,
-                 pred_instances: InstanceData,
-                 gt_instances: InstanceData,
-                 img_meta=None,
-                 **kwargs) -> Tensor:
-        """Cost (predictions, ground truths) of ``codes`` (N, 6)."""
-        pred, target = pred_instances.codes, gt_instances.codes
-        cost = (self.weight * torch.cdist(pred[:, :3], target[:, :3], p=1) +
-                self.size_weight *
-                torch.cdist(pred[:, 3:], target[:, 3:], p=1))
-        if 'allowed' in pred_instances:
-            cost = cost.masked_fill(~pred_instances.allowed, 1e4)
-        return cost
+    boxes = torch.cat([boxes, boxes.new_zeros(len(boxes), 1)], 1)
+    return InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes, origin=(.5, .5, .5)),
+        scores_3d=scores, labels_3d=labels)

@@ -5,8 +5,8 @@ from typing import Callable, List, Optional
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from mmdet3d.registry import MODELS
 from mmdet.models.layers import DetrTransformerDecoderLayer
+from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint

@@ -11,7 +11,7 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor
 
-from . import geometry
+from projects.core import geometry
 
 __all__ = [
     'agreeing_rois', 'cubes_at_depth', 'relevant_rois', 'sweep_overlaps'

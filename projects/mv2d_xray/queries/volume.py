@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from . import geometry
+from projects.core import geometry
 
 __all__ = ['XRayVolumeHead', 'cells_in_boxes', 'draw_gaussians']
 

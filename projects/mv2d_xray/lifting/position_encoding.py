@@ -8,7 +8,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from . import geometry
+from projects.core import geometry
 
 __all__ = ['XRayPositionEncoding', 'sine_embedding']
 

@@ -1,0 +1,5 @@
+"""What all projects share: geometry, files, evaluation, tools' common parts.
+
+The core builds no network and imports no project. Frames and units are those
+of :mod:`projects.core.geometry`.
+"""

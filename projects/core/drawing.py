@@ -1,0 +1,173 @@
+"""Pictures of what was found, for people; drawn without a screen."""
+
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from projects.core import geometry
+from projects.core.files import atomic_write
+
+__all__ = ['draw_scans', 'draw_views']
+
+# Colour and line style both tell the kinds apart.
+STYLES = {
+    'ground truth': dict(edgecolor='#35d461', linestyle='-'),
+    'ignored': dict(edgecolor='#9aa0a6', linestyle=':'),
+    'prediction': dict(edgecolor='#ff5a4f', linestyle='--'),
+}
+STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
+_SILHOUETTE = '#4cc9f0'
+
+
+def subplots(rows: int, columns: int, width: float,
+              height: float) -> Tuple[Figure, np.ndarray]:
+    """A figure (inches) that needs no screen, and its axes (rows,
+    columns)."""
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def save(figure: Figure, out_file: Union[str, Path]) -> None:
+    with atomic_write(out_file) as stream:
+        figure.savefig(stream, format='png', dpi=100)
+
+
+def draw_views(images: np.ndarray,
+               ct2img: np.ndarray,
+               out_file: Optional[Union[str, Path]] = None,
+               title: str = '',
+               names: Optional[Sequence[str]] = None,
+               scores: Optional[np.ndarray] = None,
+               **boxes: np.ndarray) -> Figure:
+    """Draw 3D boxes over every view of a scan.
+
+    Args:
+        images (np.ndarray): (V, H, W), any grey values.
+        ct2img (np.ndarray): (V, 4, 4).
+        out_file (str | Path, optional): PNG to write.
+        title (str): Above the views.
+        names (Sequence[str], optional): V names of the views.
+        scores (np.ndarray, optional): (N,) of ``prediction``.
+        **boxes: ``ground_truth``, ``ignored`` and ``prediction``, each (N, 7)
+            (mm).
+
+    Returns:
+        Figure: What was drawn.
+    """
+    count = len(images)
+    columns = min(count, 5)
+    rows = -(-count // columns)
+    figure, axes = subplots(rows, columns, 3.2 * columns, 3.2 * rows + .8)
+    axes = axes.ravel()
+    for axis in axes:
+        axis.axis('off')
+    for view, (axis, image) in enumerate(zip(axes, images)):
+        draw_view(axis, image, ct2img[view],
+                   names[view] if names else f'view {view}', boxes, scores)
+    handles = [
+        line_of(s, f'{kind} ({len(boxes.get(kind.replace(" ", "_"), ()))})')
+        for kind, s in STYLES.items()
+    ]
+    figure.legend(handles=handles, loc='outside lower center', ncols=3,
+                  frameon=False)
+    figure.suptitle(title)
+    if out_file:
+        save(figure, out_file)
+    return figure
+
+
+def draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
+               boxes: Dict[str, np.ndarray],
+               scores: Optional[np.ndarray] = None) -> None:
+    """One view and the rectangles round its projected boxes."""
+    draw_image(axis, image, title)
+    for kind, style in STYLES.items():
+        these = boxes.get(kind.replace(' ', '_'))
+        if these is None or len(these) == 0:
+            continue
+        rects, depth = geometry.project_boxes(
+            np.asarray(these, dtype=np.float64), ct2img[None])
+        for i, rect in enumerate(rects[0]):
+            if depth[0, i] <= 0:
+                continue
+            draw_rect(axis, rect, style)
+            if kind == 'prediction' and scores is not None:
+                axis.text(rect[2], rect[1], f'{scores[i]:.2f}', fontsize=7,
+                          color=style['edgecolor'], va='bottom',
+                          clip_on=True)
+
+
+def draw_image(axis, image: np.ndarray, title: str) -> None:
+    """One view, in px."""
+    axis.axis('off')
+    low, high = np.percentile(image, [1, 99.8])
+    axis.imshow(image, cmap='gray', vmin=low, vmax=max(high, low + 1e-6),
+                extent=(0, image.shape[1], image.shape[0], 0))
+    axis.set_title(title, fontsize=9)
+    axis.set_xlim(0, image.shape[1])
+    axis.set_ylim(image.shape[0], 0)
+
+
+def draw_rect(axis, rect: np.ndarray, style: dict,
+               linewidth: float = 1.2) -> None:
+    x1, y1, x2, y2 = rect
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
+                             linewidth=linewidth, **style))
+
+
+def line_of(style: dict, label: str) -> Line2D:
+    """A line of a legend."""
+    style = dict(style)
+    style['color'] = style.pop('edgecolor', style.get('color'))
+    return Line2D([], [], label=label, **style)
+
+
+def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
+    """Draw a sheet: a row of views for each scan, with 3D and 2D boxes.
+
+    Args:
+        scans (list[dict]): Each with ``title``, ``names``, ``images`` and
+            ``ct2img`` as for :func:`draw_views`, and what there is of
+            ``ground_truth``, ``ignored`` and ``prediction`` (N, 7) (mm),
+            ``boxes_2d`` (per view (N, 4) xyxy, px), ``heat`` (V, H, W, not
+            negative) and ``masks`` (V, H, W, outlined).
+        out_file (str | Path): PNG to write.
+    """
+    columns = max(len(scan['images']) for scan in scans)
+    figure, axes = subplots(len(scans), columns, 2.4 * columns,
+                             2.7 * len(scans) + .5)
+    for row, scan in zip(axes, scans):
+        for axis in row:
+            axis.axis('off')
+        for view, (axis, image) in enumerate(zip(row, scan['images'])):
+            name = scan['names'][view]
+            draw_view(axis, image, scan['ct2img'][view],
+                       f'{scan["title"]}, {name}' if view == 0 else name,
+                       scan)
+            for rect in scan['boxes_2d'][view] if 'boxes_2d' in scan else ():
+                draw_rect(axis, rect, STYLE_2D)
+            size = (0, image.shape[1], image.shape[0], 0)
+            if 'heat' in scan:
+                strength = scan['heat'][view] / max(scan['heat'].max(), 1e-12)
+                axis.imshow(strength, cmap='inferno', extent=size, vmin=0,
+                            vmax=1, alpha=.8 * strength**.5)
+            if 'masks' in scan and scan['masks'][view].any():
+                axis.contour(scan['masks'][view], [.5], extent=size,
+                             origin='upper', colors=_SILHOUETTE, linewidths=.9)
+    styles = {'ground_truth': ('3D box, projected', STYLES['ground truth']),
+              'ignored': ('3D box that does not count', STYLES['ignored']),
+              'prediction': ('box that was found', STYLES['prediction']),
+              'boxes_2d': ('2D box', STYLE_2D),
+              'masks': ('outline', dict(edgecolor=_SILHOUETTE, linestyle='-'))}
+    styles = [style for key, style in styles.items()
+              if any(key in scan for scan in scans)]
+    figure.legend(
+        handles=[line_of(style, label) for label, style in styles],
+        loc='outside lower center', ncols=max(len(styles), 1), frameon=False)
+    save(figure, out_file)

@@ -1,0 +1,1 @@
+"""Command line, configs, checkpoints, precision and hooks of all projects."""

@@ -1,0 +1,171 @@
+"""Checkpoints: reading them as data, checking them against a model."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Optional, Tuple
+
+import numpy as np
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import init_default_scope
+
+from projects.core.engine.command_line import UserError
+from projects.core.engine.configs import config_errors, config_of, select_split
+from projects.core.rig import Rig
+
+__all__ = [
+    'allow_checkpoint_types', 'check_checkpoint', 'inner_model',
+    'load_checkpoint', 'load_for_split', 'load_model', 'warn_of_other_views'
+]
+
+
+def allow_checkpoint_types() -> None:
+    """Let ``torch.load`` read NumPy numbers beside weights, nothing more.
+
+    Checkpoints of other mmengine projects may hold them; ours are plain, see
+    :class:`XRayCheckpointHook`.
+    """
+    torch.serialization.add_safe_globals([
+        np.ndarray, np.dtype,
+        np.core.multiarray._reconstruct, np.core.multiarray.scalar,
+        *(type(np.dtype(name)) for name in (
+            'bool', 'int32', 'int64', 'uint8', 'float32', 'float64', 'U1'))
+    ])
+
+
+def inner_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The detector in what test-time augmentation or several processes wrap
+    round it."""
+    while hasattr(model, 'module'):
+        model = model.module
+    return model
+
+
+# --------------------------------------------------------------- checkpoints
+def load_checkpoint(path: str) -> dict:
+    """Read a checkpoint without trusting it (``weights_only``).
+
+    Raises:
+        UserError: It is missing, damaged, or holds more than data.
+    """
+    allow_checkpoint_types()
+    if not Path(path).is_file():
+        raise UserError(f'{path}: checkpoint: expected a file, found none')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f'{path}: checkpoint: expected weights and plain '
+                        'data, found a damaged file or one that holds more'
+                        ) from error
+    if not isinstance(checkpoint, dict) or 'state_dict' not in checkpoint:
+        raise UserError(f'{path}: checkpoint: expected a dict with '
+                        '"state_dict", found none')
+    return checkpoint
+
+
+def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
+    """Read a checkpoint that must be of this very model.
+
+    Raises:
+        UserError: A parameter is missing, unknown or of another shape.
+    """
+    checkpoint = load_checkpoint(path)
+    found, expected = checkpoint['state_dict'], model.state_dict()
+    missing = sorted(set(expected) - set(found))
+    unknown = sorted(set(found) - set(expected))
+    if missing or unknown:
+        raise UserError(
+            f'{path}: checkpoint of another model: expected the '
+            f'{len(expected)} tensors of the config\'s model, found '
+            f'{len(missing)} missing'
+            + (f' (first "{missing[0]}")' if missing else '')
+            + f' and {len(unknown)} unknown'
+            + (f' (first "{unknown[0]}")' if unknown else ''))
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            raise UserError(
+                f'{path}: checkpoint of another model: field "{name}": '
+                f'expected shape {tuple(tensor.shape)}, found '
+                f'{tuple(found[name].shape)}')
+    return checkpoint
+
+
+def _pixel_size(rig: dict, source: str) -> float:
+    """Of the views of a ``rig.json``, in the middle (mm)."""
+    try:
+        views = Rig.from_dict(rig, source).views
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return float(np.median([view.pixel_size for view in views]))
+
+
+def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
+    """Log a warning where a model meets views that it cannot know.
+
+    A network goes by what a finding looks like in pixels: one for 512 px on a
+    detector finds little on 256 px, without an error. A quarter more or less
+    at the isocentre is taken for the same.
+
+    Args:
+        path (str): Checkpoint, for the message.
+        meta (dict): What it says of itself; that of a training holds the rig.
+        rig (dict, optional): Content of ``rig.json`` of the views to come.
+
+    Raises:
+        UserError: One of the two is no rig.
+    """
+    trained = meta.get('dataset_meta', {}).get('rig')
+    if not trained or not rig:
+        return
+    expected = _pixel_size(trained, f'{path}: field "dataset_meta.rig"')
+    found = _pixel_size(rig, 'rig of the views')
+    if not .8 * expected <= found <= 1.25 * expected:
+        print_log(
+            f'{path}: expected views as it was trained on, with pixels of '
+            f'{expected:.2f} mm at the isocentre, found {found:.2f} mm: its '
+            'figures do not hold for these', logger='current',
+            level=logging.WARNING)
+
+
+def load_model(cfg: Config, path: str,
+               device: Optional[str] = None
+               ) -> Tuple[torch.nn.Module, dict]:
+    """The config's model with a checkpoint's weights, ready to predict.
+
+    Args:
+        cfg (Config): Whose ``model`` is built.
+        path (str): Checkpoint.
+        device (str, optional): Defaults to the GPU where there is one.
+
+    Returns:
+        tuple: The model, and what the checkpoint says of itself.
+
+    Raises:
+        UserError: As :func:`check_checkpoint`, or the config cannot be built.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmdet3d'))
+    with config_errors(cfg):
+        model = MODELS.build(cfg.model)
+    checkpoint = check_checkpoint(path, model)
+    model.load_state_dict(checkpoint['state_dict'])
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    return model.to(device).eval(), checkpoint.get('meta', {})
+
+
+def load_for_split(args: argparse.Namespace
+                   ) -> Tuple[Config, torch.nn.Module]:
+    """What a tool looks at: the config, whose test set is the split, and the
+    model that its arguments say.
+
+    Args:
+        args: Those of :func:`argument_parser` with a split.
+
+    Raises:
+        UserError: As :func:`load_config` and :func:`load_model`.
+    """
+    cfg = config_of(args)
+    select_split(cfg.test_dataloader.dataset, args.split)
+    return cfg, load_model(cfg, args.checkpoint)[0]

@@ -1,0 +1,214 @@
+"""Configs: reading, overriding, building what they say."""
+
+import argparse
+import atexit
+import contextlib
+import difflib
+import gc
+import os
+import traceback
+from pathlib import Path
+from typing import List, Optional
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import build_functions
+from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
+
+from projects.core.engine.command_line import UserError
+from projects.core.engine.precision import use_half_precision
+from projects.core.evaluation.matching import MATCH_DISTANCE
+from projects.core.files import InfosError
+
+__all__ = [
+    'build_runner', 'config_errors', 'config_of', 'evaluators_of',
+    'load_config', 'match_distance_of', 'select_split'
+]
+
+# Names that Runner.from_cfg reads from a config.
+_RUNNER_KEYS = (
+    'model', 'work_dir', 'train_dataloader', 'val_dataloader',
+    'test_dataloader', 'train_cfg', 'val_cfg', 'test_cfg', 'auto_scale_lr',
+    'optim_wrapper', 'param_scheduler', 'val_evaluator', 'test_evaluator',
+    'default_hooks', 'custom_hooks', 'data_preprocessor', 'load_from',
+    'resume', 'launcher', 'env_cfg', 'log_processor', 'log_level',
+    'visualizer', 'default_scope', 'randomness', 'experiment_name',
+    'custom_imports')
+
+
+# ------------------------------------------------------------------- configs
+def load_config(path: str, options: Optional[dict] = None) -> Config:
+    """Read a config and override parts of it.
+
+    Args:
+        path (str): Config file. Configs are programs: run only trusted ones.
+        options (dict, optional): Dotted keys and values, from
+            ``--cfg-options``.
+
+    Raises:
+        UserError: The file cannot be read, or a key is misspelt.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'{path}: config: expected a file, found none')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # whatever a config does wrong
+        raise UserError(f'{path}: config cannot be read: '
+                        f'{type(error).__name__}: {error}') from error
+    for key in cfg:
+        close = difflib.get_close_matches(key, _RUNNER_KEYS, 1, .85)
+        if key not in _RUNNER_KEYS and close and close[0] not in cfg:
+            raise UserError(f'{path}: config key "{key}": expected '
+                            f'"{close[0]}", found "{key}"')
+    for key in options or ():
+        _check_option(cfg, key)
+        _refuse_variable(cfg, key)
+    cfg.merge_from_dict(options or {})
+    if cfg.get('custom_imports'):  # an override may have added to them
+        import_modules_from_strings(**cfg.custom_imports)
+    return cfg
+
+
+def _check_option(cfg: Config, key: str) -> None:
+    """An override must name something that the config has.
+
+    Below a dict with ``type`` the class itself knows which keys it takes.
+    """
+    node, typed = cfg.to_dict(), False
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            known = [str(i) for i in range(len(node))]
+        elif isinstance(node, dict):
+            known = list(node)
+            typed = typed or 'type' in node
+        else:
+            known = []
+        if part not in known:
+            if typed:
+                return
+            close = difflib.get_close_matches(part, known, 1)
+            hint = f'"{close[0]}"' if close else 'one of ' + ', '.join(known)
+            raise UserError(f'--cfg-options {key}: expected {hint}, found '
+                            f'"{part}"')
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[
+            part]
+
+
+def _refuse_variable(cfg: Config, key: str) -> None:
+    """A config's helping variables are used up when it has been read: to
+    change one would do nothing."""
+    if key.split('.')[0] in _RUNNER_KEYS:
+        return
+    places = []
+
+    def search(node, path):
+        if isinstance(node, dict):
+            for name, value in node.items():
+                search(value, (*path, name))
+        elif isinstance(node, (list, tuple)):
+            for i, value in enumerate(node):
+                search(value, (*path, str(i)))
+        if path and path[-1] == key and path[0] in _RUNNER_KEYS:
+            places.append('.'.join(path))
+
+    search(cfg.to_dict(), ())
+    hint = ', '.join(places) if places else 'a part of what is built'
+    raise UserError(f'--cfg-options {key}: expected {hint}, found a variable '
+                    'that only helps to write the config')
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The config that :func:`argument_parser`'s arguments mean.
+
+    Raises:
+        UserError: See :func:`load_config`.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(
+        Path('work_dirs') / Path(args.config).stem)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if args.data_root and cfg.get(loader):
+            cfg[loader].dataset.data_root = args.data_root
+    if getattr(args, 'amp', False):
+        use_half_precision(cfg)
+    return cfg
+
+
+def select_split(dataset: Config, split: str) -> None:
+    """Point a data set's config to another split of the same set."""
+    dataset.ann_file = f'lidc_infos_{split}{Path(dataset.ann_file).suffix}'
+    if dataset.get('coco_file'):
+        dataset.coco_file = f'lidc_infos_{split}_2d_anno.coco.json'
+
+
+def evaluators_of(cfg: Config) -> List[Config]:
+    """Configs of the metrics of a test; a config may give one or a list."""
+    found = cfg.test_evaluator
+    return found if isinstance(found, list) else [found]
+
+
+@contextlib.contextmanager
+def config_errors(cfg: Config):
+    """Whatever a registry cannot build is the config's fault.
+
+    The runner builds some parts only when they are needed: a training belongs
+    inside, too.
+
+    Raises:
+        UserError: A class does not take what the config gives it.
+    """
+    try:
+        yield
+    except (UserError, InfosError):
+        raise
+    except (TypeError, KeyError, ValueError) as error:
+        frames = traceback.walk_tb(error.__traceback__)
+        if not any(f.f_code.co_filename == build_functions.__file__
+                   for f, _ in frames):
+            raise
+        text = str(error.args[0] if error.args else error).split('\n')[0]
+        raise UserError(
+            f'{cfg.filename}: config cannot be built: {text}') from error
+
+
+def build_runner(cfg: Config) -> Runner:
+    """mmengine's runner, with :func:`config_errors`; several processes work
+    on CPUs, too.
+
+    Raises:
+        UserError: As :func:`config_errors`, or the processes' launcher is
+            not what ``cfg.launcher`` says.
+    """
+    if cfg.get('launcher', 'none') != 'none' and not (
+            torch.cuda.is_available()):
+        _distribute_on_cpu(cfg)
+    with config_errors(cfg):
+        return Runner.from_cfg(cfg)
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Do what mmengine does for GPUs alone."""
+    if cfg.launcher != 'pytorch' or 'RANK' not in os.environ:
+        raise UserError(
+            f'--launcher {cfg.launcher}: without a GPU: expected pytorch, and '
+            'a start by python -m torch.distributed.run, found '
+            + ('no RANK' if cfg.launcher == 'pytorch' else cfg.launcher))
+    torch.distributed.init_process_group('gloo')
+    atexit.register(torch.distributed.destroy_process_group)
+    # Before that (the last is called first): a group that a model's cycles
+    # still hold would go down with the interpreter, under its own threads,
+    # which may abort (pytorch/pytorch#179291).
+    atexit.register(gc.collect)
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', device_ids=None,
+        broadcast_buffers=False)
+
+
+def match_distance_of(cfg: Config) -> float:
+    """Up to which a box hits a finding, as the config's metric says (mm)."""
+    return next((e.get('match_distance', MATCH_DISTANCE)
+                 for e in evaluators_of(cfg) if e.type == 'XRay3DMetric'),
+                MATCH_DISTANCE)

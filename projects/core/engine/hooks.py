@@ -1,0 +1,237 @@
+"""Hooks of trainings and tests: progress, checks, checkpoints, pictures."""
+
+import sys
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from mmdet3d.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from tqdm import tqdm
+
+from projects.core.boxes import gravity_boxes
+from projects.core.drawing import draw_views
+from projects.core.engine.checkpoints import inner_model
+from projects.core.engine.command_line import UserError
+
+__all__ = [
+    'XRayCheckpointHook', 'XRayClassCheckHook', 'XRayDrawHook',
+    'XRayProgressHook'
+]
+
+
+# ------------------------------------------------------------------ progress
+@HOOKS.register_module()
+class XRayProgressHook(Hook):
+    """A progress bar with an ETA over training, validation and test."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.bars = {}
+
+    def _start(self, runner, mode: str, total: int, done: int = 0) -> None:
+        if runner.rank == 0:
+            self.bars[mode] = tqdm(
+                total=total, initial=done, desc=mode, unit='it',
+                file=sys.stderr, dynamic_ncols=True, mininterval=1,
+                smoothing=.05)
+
+    def _step(self, mode: str) -> None:
+        if mode in self.bars:
+            self.bars[mode].update()
+
+    def _stop(self, mode: str) -> None:
+        if mode in self.bars:
+            self.bars.pop(mode).close()
+
+    def before_train(self, runner) -> None:
+        """Start the bar of the whole training."""
+        self._start(runner, 'train', runner.max_iters, runner.iter)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None) -> None:
+        """One iteration done."""
+        self._step('train')
+
+    def after_train(self, runner) -> None:
+        """Close the bar."""
+        self._stop('train')
+
+    def before_val_epoch(self, runner) -> None:
+        """Start the bar of one validation."""
+        self._start(runner, 'val', len(runner.val_dataloader))
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None,
+                       outputs=None) -> None:
+        """One sample done."""
+        self._step('val')
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        """Close the bar."""
+        self._stop('val')
+
+    def before_test_epoch(self, runner) -> None:
+        """Start the bar of the test."""
+        self._start(runner, 'test', len(runner.test_dataloader))
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None,
+                        outputs=None) -> None:
+        """One sample done."""
+        self._step('test')
+
+    def after_test_epoch(self, runner, metrics=None) -> None:
+        """Close the bar."""
+        self._stop('test')
+
+
+@HOOKS.register_module()
+class XRayClassCheckHook(Hook):
+    """Refuses a model of more or fewer classes than the set's.
+
+    mmdet's NumClassCheckHook does not look at tests. The 2D stage may have
+    any number where its heads do not run.
+    """
+
+    def before_train(self, runner) -> None:
+        """Look at the set to train on."""
+        self._check(runner.model, runner.train_dataloader.dataset)
+
+    def before_test(self, runner) -> None:
+        """Look at the set to test on."""
+        self._check(runner.model, runner.test_dataloader.dataset)
+
+    @staticmethod
+    def _check(model: torch.nn.Module, dataset) -> None:
+        model = inner_model(model)
+        classes = dataset.metainfo['classes']
+        for name, part in model.named_modules():
+            count = getattr(part, 'num_classes', None)
+            idle = name.startswith('detector_2d') and not model.with_2d
+            if count is None or idle or name.endswith('rpn_head'):
+                continue
+            if count != len(classes):
+                raise UserError(
+                    f'config key "model.{name}.num_classes": expected '
+                    f'{len(classes)}, as the set has classes '
+                    f'{", ".join(classes)}, found {count}')
+
+
+@HOOKS.register_module()
+class XRayCheckpointHook(Hook):
+    """Makes checkpoints plain data that resume exactly.
+
+    mmengine stores its running means as objects that torch's safe loading
+    refuses; here they become numbers on saving and objects again on loading.
+    mmengine feeds a resumed training by iterations the data it would have
+    seen, with the same augmentation; one by epochs goes on with the same
+    order of scans and other augmentation. Torch's generators, from which
+    samplers and dropout in the model draw, are stored and put back, too.
+    """
+
+    def __init__(self) -> None:
+        self.random_state = None
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Replace objects by numbers, add the generators' states."""
+        scalars = checkpoint['message_hub'].pop('log_scalars')
+        checkpoint['message_hub'] = _plain(checkpoint['message_hub'])
+        checkpoint['message_hub']['log_scalars'] = {
+            name: (buffer.data[0].tolist(), buffer.data[1].tolist(),
+                   buffer.max_length)
+            for name, buffer in scalars.items()
+        }
+        checkpoint['meta'] = _plain(checkpoint['meta'])
+        checkpoint['random_state'] = [
+            torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Rebuild the objects; keep the states until the data caught up."""
+        scalars = checkpoint.get('message_hub', {}).get('log_scalars', {})
+        for name, value in scalars.items():
+            if isinstance(value, tuple):
+                scalars[name] = HistoryBuffer(*value)
+        self.random_state = checkpoint.get(
+            'random_state') if runner._resume else None
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Put the generators back before the first iteration."""
+        state, self.random_state = self.random_state, None
+        if state is not None:
+            torch.set_rng_state(state[0].cpu())
+            if len(state) - 1 == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all([s.cpu() for s in state[1:]])
+
+
+def _plain(value):
+    """Containers of Python numbers, strings and tensors only."""
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(v) for v in value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+@HOOKS.register_module()
+class XRayDrawHook(Hook):
+    """Draws what is found: one picture per tested scan as a file, and the
+    first validation scans for the visualizer's backends.
+
+    Args:
+        out_dir (str, optional): Folder of a test's PNGs. Without it a test is
+            not drawn.
+        score_thr (float): Predictions below are not drawn.
+        max_scans (int, optional): Scans of a validation that are drawn.
+            Defaults to 4.
+    """
+
+    def __init__(self, out_dir: Optional[str] = None, score_thr: float = .3,
+                 max_scans: int = 4) -> None:
+        self.out_dir = Path(out_dir) if out_dir else None
+        self.score_thr = score_thr
+        self.max_scans = max_scans
+
+    def _draw(self, images, sample, out_file: Optional[Path] = None
+              ) -> Figure:
+        meta, truth = sample.metainfo, sample.eval_ann_info
+        found = sample.pred_instances_3d
+        found = found[found.scores_3d >= self.score_thr]
+        return draw_views(
+            images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']), out_file,
+            title=meta['token'], scores=found.scores_3d.cpu().numpy(),
+            ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
+            ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
+            prediction=gravity_boxes(found.bboxes_3d).cpu().numpy())
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None,
+                        outputs=None) -> None:
+        """Write the pictures of one batch."""
+        if self.out_dir is None:
+            return
+        inputs = data_batch['inputs']
+        if isinstance(inputs, list):  # of augmentation: boxes are the first's
+            inputs = inputs[0]
+        for images, sample in zip(inputs['img'], outputs):
+            self._draw(images, sample,
+                       self.out_dir / f'{sample.metainfo["token"]}.png')
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None,
+                       outputs=None) -> None:
+        """Show the first scans."""
+        batch = zip(data_batch['inputs']['img'], outputs)
+        for index, (images, sample) in enumerate(
+                batch, batch_idx * len(outputs)):
+            if index < self.max_scans and runner.rank == 0:
+                figure = self._draw(images, sample)
+                figure.canvas.draw()
+                runner.visualizer.add_image(
+                    f'val_{sample.metainfo["token"]}',
+                    np.asarray(figure.canvas.buffer_rgba())[..., :3],
+                    step=runner.iter)

@@ -1,0 +1,55 @@
+"""Half precision and memory of a training."""
+
+import contextlib
+import ctypes
+
+import torch
+from mmdet3d.registry import OPTIM_WRAPPERS
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+
+__all__ = [
+    'XRayBFloat16OptimWrapper', 'keep_freed_memory', 'use_half_precision'
+]
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep large blocks for the next step of a training.
+
+    By default glibc returns each to the system and gets it back page by
+    page, an eighth of a CPU training step.
+    """
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        pass  # another C library
+
+
+@OPTIM_WRAPPERS.register_module()
+class XRayBFloat16OptimWrapper(OptimWrapper):
+    """Autocast on a CPU, which mmengine's AmpOptimWrapper does not do.
+
+    bfloat16 has float32's range, so that no loss has to be scaled.
+    """
+
+    @contextlib.contextmanager
+    def optim_context(self, model):
+        """As in the base class, under autocast."""
+        with super().optim_context(model):
+            with torch.autocast('cpu', torch.bfloat16):
+                yield
+
+
+def use_half_precision(cfg: Config) -> None:
+    """Train and test under autocast, as ``--amp`` asks: in float16 on a CUDA
+    device, else in bfloat16."""
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'XRayBFloat16OptimWrapper'
+    for loop in (cfg.get('val_cfg'), cfg.get('test_cfg')):
+        if loop:
+            loop.fp16 = True

@@ -1,0 +1,195 @@
+"""The metric of 3D boxes, in the units of the people who look."""
+
+import contextlib
+import io
+from typing import Dict, List, Optional, Sequence
+
+import numpy as np
+import torch
+from mmdet3d.evaluation.functional.indoor_eval import indoor_eval
+from mmdet3d.registry import METRICS
+from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger, print_log
+
+from projects.core.boxes import gravity_boxes
+from projects.core.evaluation.matching import (DISTANCES, FALSE_POSITIVES,
+                                               IOUS, MATCH_DISTANCE,
+                                               SIZE_BINS, ScanResult,
+                                               on_ignored)
+from projects.core.evaluation.ranking import mean_over_classes, evaluate
+from projects.core.files import dump_json
+from projects.core.results import describe_scan, load_thresholds, table_of
+
+__all__ = ['XRay3DMetric', 'scans_of']
+
+
+@METRICS.register_module()
+class XRay3DMetric(BaseMetric):
+    """3D mAP, FROC and errors of 3D boxes (design: LUNA16 and nuScenes).
+
+    - ``mAP_3d``: mean of AP at centre distances, by default of 5, 10, 15 and
+      20 mm;
+    - ``AP_iou*``: AP at 3D IoU, by mmdet3d's ``indoor_eval``, without the
+      findings that do not count and the predictions that overlap one and are
+      nearer to it than to any that counts;
+    - ``froc``, ``CPM``: sensitivity at 1/8 to 8 false positives per scan with
+      LUNA16's hit criterion (centre within the finding's radius), and mean;
+    - errors of the matches at ``match_distance``, and all of it by diameter.
+
+    Args:
+        min_diameter (float): Findings below (mm) do not count, except in
+            ``size_bins``.
+        size_bins (dict): Name and range of diameters (mm) of each group that
+            gets figures of its own.
+        distances (Sequence[float]): Of centres (mm), for ``mAP_3d``: small
+            objects need smaller ones.
+        match_distance (float): Largest distance of a match whose errors are
+            told (mm).
+        bootstrap (int): Resamples of scans for the 95 % intervals.
+        seed (int): Of the resampling.
+        calibration (str, optional): ``out_file`` of a test on other scans:
+            what its ``froc.threshold`` gives on these is told, too.
+        out_file (str, optional): JSON with everything, scan by scan, too.
+
+    Raises:
+        InfosError: The ``calibration`` file has no thresholds.
+    """
+
+    default_prefix = ''
+
+    def __init__(self,
+                 min_diameter: float = 0.,
+                 size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
+                 distances: Sequence[float] = DISTANCES,
+                 match_distance: float = MATCH_DISTANCE,
+                 bootstrap: int = 1000,
+                 seed: int = 0,
+                 calibration: Optional[str] = None,
+                 out_file: Optional[str] = None,
+                 collect_device: str = 'cpu',
+                 prefix: Optional[str] = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.min_diameter = min_diameter
+        self.size_bins = size_bins
+        self.distances = tuple(distances)
+        self.match_distance = match_distance
+        self.bootstrap = bootstrap
+        self.seed = seed
+        self.thresholds = load_thresholds(calibration) if calibration else None
+        self.out_file = out_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep the boxes of a batch."""
+        for sample in data_samples:
+            found, truth = sample['pred_instances_3d'], sample['eval_ann_info']
+            order = found['scores_3d'].argsort(descending=True, stable=True)
+            self.results.append(
+                dict(
+                    token=str(sample.get('token', len(self.results))),
+                    boxes=_array(found['bboxes_3d'])[order.cpu().numpy()],
+                    scores=found['scores_3d'][order].cpu().numpy(),
+                    labels=found['labels_3d'][order].cpu().numpy(),
+                    truth=_array(truth['gt_bboxes_3d']),
+                    truth_labels=np.asarray(truth['gt_labels_3d']),
+                    diameters=diameters_of(truth, 'gt'),
+                    ignored=_array(truth['ignored_bboxes_3d']),
+                    ignored_diameters=diameters_of(truth, 'ignored')))
+
+    def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
+        """All figures; writes ``out_file`` and prints a table."""
+        classes = self.dataset_meta['classes']
+        every = [scans_of(results, c) for c in range(len(classes))]
+        per_class = [[s.restricted(self.min_diameter, np.inf) for s in scans]
+                     for scans in every]
+        full = mean_over_classes(
+            [evaluate(s, self.bootstrap, self.seed, self.thresholds,
+                      self.distances, self.match_distance)
+             for s in per_class])
+        full.update(self._iou(per_class))
+        full['by_size'] = {}
+        for name, limits in self.size_bins.items():
+            chosen = [[s.restricted(*limits) for s in scans]
+                      for scans in every]
+            full['by_size'][name] = dict(
+                mean_over_classes([
+                    evaluate(s, 0, distances=self.distances,
+                             match_distance=self.match_distance)
+                    for s in chosen]),
+                **self._iou(chosen))
+        full['min_diameter_mm'] = self.min_diameter
+        full['distances_mm'] = list(self.distances)
+        full['match_distance_mm'] = self.match_distance
+        full['scans'] = [
+            describe_scan(scan, classes[c], self.match_distance)
+            for c, scans in enumerate(per_class) for scan in scans
+        ]
+        self.full_results = full
+        if self.out_file:
+            dump_json(full, self.out_file)
+        print_log('\n' + table_of(full), MMLogger.get_current_instance())
+        flat = {k: v for k, v in full.items()
+                if isinstance(v, (int, float))}
+        for rate, value in zip(FALSE_POSITIVES, full['froc']['sensitivity']):
+            flat[f'froc_{rate:g}'] = value
+        return flat
+
+    def _iou(self, per_class: List[List[ScanResult]]) -> Dict[str, float]:
+        """mmdet3d's AP at 3D IoU, mean over classes with findings."""
+        values = {f'AP_iou{iou:g}': [] for iou in IOUS}
+        for scans in per_class:
+            if not any(len(s.truth) for s in scans):
+                continue
+            predicted, annotated = [], []
+            for scan in scans:
+                counts = ~on_ignored(scan)
+                predicted.append(
+                    dict(
+                        bboxes_3d=_boxes(scan.boxes[counts]),
+                        scores_3d=torch.as_tensor(scan.scores[counts]),
+                        labels_3d=torch.zeros(counts.sum(),
+                                              dtype=torch.long)))
+                annotated.append(
+                    dict(gt_bboxes_3d=_boxes(scan.truth),
+                         gt_labels_3d=np.zeros(len(scan.truth), dtype=int)))
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = indoor_eval(annotated, predicted, list(IOUS),
+                                     {0: 'class'}, 'silent',
+                                     Box3DMode.LIDAR)
+            for iou in IOUS:
+                values[f'AP_iou{iou:g}'].append(
+                    result[f'mAP_{iou:.2f}'])
+        return {k: float(np.mean(v)) if v else 0. for k, v in values.items()}
+
+
+def scans_of(results: List[dict], label: int) -> List[ScanResult]:
+    """What :class:`XRay3DMetric` kept, for one class."""
+    scans = []
+    for r in results:
+        mine, true = r['labels'] == label, r['truth_labels'] == label
+        scans.append(
+            ScanResult(r['boxes'][mine], r['scores'][mine], r['truth'][true],
+                       r['diameters'][true], r['ignored'],
+                       r['ignored_diameters'], r['token']))
+    return scans
+
+
+def _array(boxes) -> np.ndarray:
+    """mmdet3d boxes to (N, 7) with the gravity centre (mm)."""
+    return gravity_boxes(boxes).detach().cpu().numpy().astype(np.float64)
+
+
+def _boxes(array: np.ndarray) -> LiDARInstance3DBoxes:
+    return LiDARInstance3DBoxes(
+        torch.as_tensor(array, dtype=torch.float32).reshape(-1, 7),
+        origin=(.5, .5, .5))
+
+
+def diameters_of(truth: dict, kind: str) -> np.ndarray:
+    """Stored diameters (mm); the box's mean edge where there is none."""
+    edges = _array(truth[f'{kind}_bboxes_3d'])[:, 3:6].mean(1)
+    stored = truth.get(f'{kind}_diameters')
+    if stored is None:
+        return edges
+    stored = np.asarray(stored, dtype=np.float64)
+    return np.where(np.isfinite(stored), stored, edges)

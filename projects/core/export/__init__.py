@@ -1,0 +1,104 @@
+"""Found boxes for other programs.
+
+===========  ==================  ===========================================
+format       file                frame and order
+===========  ==================  ===========================================
+``csv``      ``boxes.csv``       named columns, mm: centre in the world (RAS+,
+                                 isocentre) and, where it is known, in the
+                                 patient's LPS; edges along the box's own
+                                 axes, the world's turned by the yaw (rad)
+                                 about z
+``slicer``   ``<scan>.mrk.json`` 3D Slicer's ROI markups, mm: patient LPS, or
+                                 world RAS where the patient's is unknown, as
+                                 ``coordinateSystem`` says; the columns of
+                                 ``orientation`` (row by row) are the axes
+``coco``     ``coco.json``       COCO results: projected boxes, xywh (px,
+                                 pixel i spans [i, i + 1)), with the image ids
+                                 of the set's COCO file
+``sr``       ``<scan>.dcm``      DICOM SR (TID 1500): patient LPS, mm, in the
+                                 CT series' own frame of reference, see
+                                 :func:`write_sr`
+===========  ==================  ===========================================
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Union
+
+import numpy as np
+
+from projects.core.export.coco import write_coco
+from projects.core.export.dicom_sr import write_sr
+from projects.core.export.found import Found
+from projects.core.export.slicer import write_slicer
+from projects.core.export.table import write_csv
+from projects.core.files import InfosError, load_json
+from projects.core.infos import load_tested
+
+__all__ = ['FORMATS', 'export']
+
+
+def export(results: Union[str, Path], out_dir: Union[str, Path],
+           formats: Optional[List[str]] = None, score_thr: float = 0.,
+           ann_file: Optional[str] = None,
+           dicom_root: Union[str, Path, None] = None) -> List[Path]:
+    """Write the boxes of a test or an inference for other programs.
+
+    Args:
+        results: ``--out`` of ``tools/test.py`` or ``tools/infer.py``.
+        out_dir: Folder to write to.
+        formats: Names in :data:`FORMATS`. Defaults to all that the results
+            allow: ``coco`` needs infos, ``sr`` infos and ``dicom_root``.
+        score_thr (float): Boxes below are left out.
+        ann_file: Infos that were tested on. Defaults to what the results
+            say.
+        dicom_root: Folder under which the scans' CT series are.
+
+    Returns:
+        list[Path]: Files written.
+
+    Raises:
+        InfosError: The results are not such a file, or do not fit the infos
+            or the CT series.
+    """
+    full = load_json(results)
+    infos, scans, source = None, [], {}
+    if isinstance(full, dict) and isinstance(full.get('scans'), list):
+        source = full.get('source', {})
+        ann_file = ann_file or source.get('ann_file')
+        infos = (load_tested(ann_file, full['scans'], results) if ann_file
+                 else None)
+        by_token: Dict[str, dict] = {}
+        for scan in full['scans']:
+            boxes = [dict(p, class_name=scan['class_name'])
+                     for p in scan['predictions']]
+            by_token.setdefault(scan['token'], dict(
+                token=scan['token'], boxes=[]))['boxes'] += boxes
+        scans = list(by_token.values())
+    elif isinstance(full, dict) and isinstance(full.get('boxes'), list):
+        scans = [dict(token=Path(results).stem, boxes=full['boxes'])]
+    else:
+        raise InfosError(f'{results}: fields "scans" or "boxes": expected '
+                         'results of tools/test.py or tools/infer.py, found '
+                         'neither')
+    samples = {s['token']: s for s in infos['data_list']} if infos else {}
+    for scan in scans:
+        scan['boxes'] = [b for b in scan['boxes'] if b['score'] >= score_thr]
+        scan['sample'] = samples.get(scan['token'])
+        matrix = (scan['sample'] or {}).get('ct2patient')
+        scan['ct2patient'] = (None if matrix is None
+                              else np.asarray(matrix, float))
+    found = Found(
+        scans, infos, Path(out_dir),
+        datetime.fromtimestamp(int(Path(results).stat().st_mtime)),
+        (Path(source.get('checkpoint', '')).name, source.get('sha256', '')),
+        score_thr, None if dicom_root is None else Path(dicom_root))
+    needs = dict(coco=infos, sr=dicom_root)
+    written = []
+    for name in formats or [f for f in FORMATS if needs.get(f, True)]:
+        written += FORMATS[name](found)
+    return written
+
+
+FORMATS: Dict[str, Callable] = dict(
+    csv=write_csv, slicer=write_slicer, coco=write_coco, sr=write_sr)

@@ -1,0 +1,1 @@
+"""From queries to boxes: decoder, position encoding, codes of boxes."""

@@ -1,0 +1,1 @@
+"""Where queries come from: 2D boxes, and peaks of a volume."""

@@ -1,0 +1,81 @@
+"""From files to line integrals."""
+
+from typing import Optional
+
+import cv2
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmdet3d.registry import TRANSFORMS
+
+from projects.core.files import InfosError
+from projects.mv2d_xray.transforms.geometric import PER_VIEW
+
+__all__ = ['LoadXRayViews']
+
+
+@TRANSFORMS.register_module()
+class LoadXRayViews(BaseTransform):
+    """Read a sample's images, matrices and annotations.
+
+    Adds ``img``, ``cam2img``, ``ct2cam``, ``ct2img`` (V, 4, 4), ``img_shape``
+    (of the first view), ``num_views``, ``view_names`` and everything in
+    ``ann_info``.
+
+    Args:
+        scale (float, optional): Line integral of one grey level. Defaults to
+            the set's own (metainfo.intensity) and, for images without a set,
+            to the converter's 16 / 65535.
+        offset (float, optional): Line integral of grey level 0. Defaults to
+            the set's own or 0.
+
+    Raises:
+        InfosError: An image is missing, unreadable, of another size than the
+            infos say, or has 8 bits where no scale is given for them.
+    """
+
+    def __init__(self, scale: Optional[float] = None,
+                 offset: Optional[float] = None) -> None:
+        self.scale = scale
+        self.offset = offset
+
+    def transform(self, results: dict) -> dict:
+        """Load one sample."""
+        views = results['images']
+        window = dict(scale=16 / 65535, offset=0.)
+        window.update(results.get('intensity') or {})
+        scale = window['scale'] if self.scale is None else self.scale
+        offset = window['offset'] if self.offset is None else self.offset
+        results['img'] = [
+            self._read(view) * np.float32(scale) + np.float32(offset)
+            for view in views.values()
+        ]
+        for key, name in zip(PER_VIEW, ('cam2img', 'lidar2cam',
+                                         'lidar2img')):
+            results[key] = np.stack([
+                np.asarray(v[name], dtype=np.float64) for v in views.values()
+            ])
+        results['view_names'] = list(views)
+        results['img_paths'] = [v['img_path'] for v in views.values()]
+        results['num_views'] = len(views)
+        results['img_shape'] = results['img'][0].shape[:2]
+        # From the world to that of the images, as later transforms move it.
+        results['world_augmentation'] = np.eye(3)
+        results.update(results.get('ann_info') or {})
+        return results
+
+    def _read(self, view: dict) -> np.ndarray:
+        path = view['img_path']
+        image = cv2.imread(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        if image is None:
+            raise InfosError(f'{path}: image: expected a readable PNG, found '
+                             'none')
+        if image.dtype == np.uint8 and self.scale is None:
+            raise InfosError(f'{path}: image depth: expected 16 bits, or a '
+                             'scale for other grey levels, found 8 bits')
+        expected = (view['height'], view['width'])
+        if image.shape != expected:
+            raise InfosError(
+                f'{path}: image size: expected {expected[1]} x {expected[0]} '
+                f'px as in the infos, found {image.shape[1]} x '
+                f'{image.shape[0]}')
+        return image.astype(np.float32)[..., None]
