@@ -21,9 +21,9 @@ from terminaltables import GithubFlavoredMarkdownTable
 from projects.core.evaluation.ranking import difference
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = 'configs/mv2d-xray_quick_roi-volume_quick.py'
+OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick.py'
 # From trained sources, which stay as they are.
-DECODER = 'configs/mv2d-xray_quick_roi-volume_decoder_quick.py'
+DECODER = 'configs/mv2d_xray/mv2d-xray_small_decoder_2000i_quick.py'
 _VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
 _VIEWS = 'train_dataloader.dataset.pipeline.1'
 _INSERT = 'train_dataloader.dataset.pipeline.2'
@@ -31,10 +31,11 @@ PACE = 30  # iterations that tell a variant's pace
 # Config and what is changed in it.
 VARIANTS = {
     # Where queries come from.
-    'score grid': ('configs/score-grid_quick.py', []),
+    'score grid': ('configs/mv2d_xray/score-grid_small_700i_quick.py', []),
     'Faster R-CNN, triangulated': (
-        'configs/triangulation-faster-rcnn_quick.py', []),
-    '2D boxes, triangulated': ('configs/triangulation_quick.py', []),
+        'configs/mv2d_xray/triangulation_faster-rcnn_12800i_quick.py', []),
+    '2D boxes, triangulated': (
+        'configs/mv2d_xray/triangulation_centernet_12800i_quick.py', []),
     'volume': (OURS, _VOLUME),
     'roi + volume, no decoder': (OURS, ['model.lifting_head.decoder=None']),
     # What the decoder makes of them.
@@ -85,9 +86,9 @@ VARIANTS = {
         OURS, [*_VOLUME, 'model.detector_2d.backbone.channels=48',
                'model.volume_head.in_channels=48']),
     # What a user could pick instead.
-    'ImVoxelNet': ('configs/imvoxelnet_quick.py', []),
-    'DETR3D': ('configs/detr3d_quick.py', []),
-    'PETR': ('configs/petr_quick.py', []),
+    'ImVoxelNet': ('configs/mv2d_xray/imvoxelnet_small_700i_quick.py', []),
+    'DETR3D': ('configs/mv2d_xray/detr3d_small_700i_quick.py', []),
+    'PETR': ('configs/mv2d_xray/petr_small_700i_quick.py', []),
 }
 
 

@@ -9,8 +9,8 @@ out=$(realpath -m "${1:-work_dirs/gpu_suite.json}")
 python=${PYTHON:-python}
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
-stock=configs/mv2d-xray_r50-stock-fpn_roi-volume_1xb1-24e_lidc.py
-papers=configs/mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py
+stock=configs/mv2d_xray/mv2d-xray_r50-stock-fpn_roi-volume_1xb1-24e_lidc.py
+papers=configs/mv2d_xray/mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 part() {  # NAME SECONDS COMMAND...

@@ -81,7 +81,7 @@ def figures(model, cfg, seed: int, bar: tqdm) -> Dict:
     """The 3D metric's figures on a config's test set."""
     data = DATASETS.build(cfg.test_dataloader.dataset)
     metric, = (METRICS.build(e) for e in evaluators_of(cfg)
-               if e.type == 'XRay3DMetric')
+               if e.type == 'Indication3DMetric')
     metric.dataset_meta = data.metainfo
     for index in range(len(data)):
         np.random.seed(seed + index)

@@ -14,7 +14,7 @@ from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from projects.core.rig import Rig
-from projects.core.files import InfosError, load_json
+from projects.core.files import DataError, load_json
 from projects.core.engine.command_line import torch_device
 
 from . import blade, lidc, part, phantom, rigs
@@ -538,7 +538,7 @@ def main(argv=None) -> None:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (ConversionError, InfosError, ValueError, OSError) as error:
+    except (ConversionError, DataError, ValueError, OSError) as error:
         sys.exit(f'data_converters: error: {error}')
     except KeyboardInterrupt:
         sys.exit('data_converters: interrupted')

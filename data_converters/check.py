@@ -10,7 +10,7 @@ import numpy as np
 
 from projects.core import geometry
 from projects.core.rig import Rig
-from projects.core.files import InfosError, load_json
+from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, load_infos
 from projects.core.drawing import draw_scans
 
@@ -38,13 +38,13 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
         if Rig.load(out_dir / 'rig.json').to_dict() != rig.to_dict():
             yield (f'{out_dir / "rig.json"}: expected the rig of '
                    'options.json, found another')
-    except (InfosError, ValueError, KeyError) as error:
+    except (DataError, ValueError, KeyError) as error:
         yield f'{out_dir}: options and rig: cannot be read: {error}'
     records = {}
     for path in sorted((out_dir / 'scans').glob('*.json')):
         try:
             records[path.stem] = load_json(path)
-        except InfosError as error:
+        except DataError as error:
             yield str(error)
     if not records:
         yield f'{out_dir / "scans"}: expected records of scans, found none'
@@ -72,7 +72,7 @@ def _check_splits(out_dir: Path, records: Dict[str, dict],
         try:
             infos = load_infos(path)
             check_coco(infos, load_json(coco), str(coco))
-        except InfosError as error:
+        except DataError as error:
             yield str(error)
             continue
         for sample in infos['data_list']:
@@ -224,7 +224,7 @@ def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
                 boxes_2d=[np.array([b['bbox'] for b in
                                     sample['cam_instances'][name]])
                           for name in sample['images']]))
-        except (InfosError, KeyError, TypeError, ValueError):
+        except (DataError, KeyError, TypeError, ValueError):
             continue
     if scans:
         draw_scans(scans, path)

@@ -13,7 +13,7 @@ from mmengine.dataset import (DefaultSampler, pseudo_collate,
 from torch.utils.data import DataLoader
 
 from projects.core import geometry
-from projects.core.files import InfosError
+from projects.core.files import DataError
 from projects.core.infos import dump_infos, load_infos
 
 from .spheres import SCALE, make_sphere_set
@@ -109,7 +109,7 @@ def test_classes_are_those_of_the_file(tmp_path):
     assert sample.gt_instances_3d.labels_3d.tolist() == [0] * (count // 2)
     assert len(sample.ignored_instances_3d) == count - count // 2
     assert len(sample.gt_instances) == 5 * (count // 2)
-    with pytest.raises(InfosError, match=r"expected \['crack'\]"):
+    with pytest.raises(DataError, match=r"expected \['crack'\]"):
         build(tmp_path, metainfo=dict(classes=('crack', )))
 
 
@@ -207,13 +207,13 @@ def test_no_view(tmp_path):
         infos['data_list'][0].update(images={}, cam_instances={})
 
     rewrite(tmp_path, no_view)
-    with pytest.raises(InfosError, match='LIDC-IDRI-0000.*at least one view'):
+    with pytest.raises(DataError, match='LIDC-IDRI-0000.*at least one view'):
         build(tmp_path)
 
 
 def test_no_scan(tmp_path):
     rewrite(tmp_path, lambda infos: infos['data_list'].clear())
-    with pytest.raises(InfosError, match='at least one sample, found 0'):
+    with pytest.raises(DataError, match='at least one sample, found 0'):
         build(tmp_path)
 
 
@@ -230,14 +230,14 @@ def test_diameter_of_a_box_without_one(tmp_path):
 
 
 def test_wrong_number_of_views(sphere_root):
-    with pytest.raises(InfosError, match='expected 10 views, found 5'):
+    with pytest.raises(DataError, match='expected 10 views, found 5'):
         build(sphere_root, num_views=10)
 
 
 def test_box_outside_the_scene_names_the_scan(sphere_root):
     # Ranges in metres, kept for data in millimetres.
     metres = [-51.2, -51.2, -5, 51.2, 51.2, 3]
-    with pytest.raises(InfosError, match='LIDC-IDRI-.*scene box'):
+    with pytest.raises(DataError, match='LIDC-IDRI-.*scene box'):
         build(sphere_root, scene_range=metres)
 
 
@@ -254,10 +254,10 @@ def test_missing_image_and_wrong_size(tmp_path):
     infos = make_sphere_set(tmp_path)
     path = tmp_path / infos['data_list'][0]['images']['CAM_02']['img_path']
     cv2.imwrite(str(path), np.zeros((32, 64), np.uint16))
-    with pytest.raises(InfosError, match='expected 64 x 64 .*found 64 x 32'):
+    with pytest.raises(DataError, match='expected 64 x 64 .*found 64 x 32'):
         build(tmp_path)[0]
     path.unlink()
-    with pytest.raises(InfosError, match='CAM_02.png: image'):
+    with pytest.raises(DataError, match='CAM_02.png: image'):
         build(tmp_path)[0]
 
 
@@ -265,7 +265,7 @@ def test_eight_bits_are_not_enough(tmp_path):
     infos = make_sphere_set(tmp_path)
     path = tmp_path / infos['data_list'][0]['images']['CAM_02']['img_path']
     cv2.imwrite(str(path), np.full((64, 64, 3), 7, np.uint8))
-    with pytest.raises(InfosError, match='CAM_02.*16 bits.*found 8 bits'):
+    with pytest.raises(DataError, match='CAM_02.*16 bits.*found 8 bits'):
         build(tmp_path)[0]
     # The user's own images may be of any kind, with a scale.
     image = build(tmp_path, pipeline=[
@@ -276,6 +276,6 @@ def test_eight_bits_are_not_enough(tmp_path):
 
 def test_coco_of_another_set(sphere_root, tmp_path):
     make_sphere_set(tmp_path, seed=7)
-    with pytest.raises(InfosError, match='as in the info pickle'):
+    with pytest.raises(DataError, match='as in the info pickle'):
         build(sphere_root,
               coco_file=str(tmp_path / 'lidc_infos_train_2d_anno.coco.json'))

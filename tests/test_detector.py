@@ -22,14 +22,15 @@ from projects.mv2d_xray.transforms.geometric import keep_views
 
 from .spheres import make_sphere_set
 
-CONFIGS = Path(__file__).parent.parent / 'configs'
+CONFIGS = Path(__file__).parent.parent / 'configs/mv2d_xray'
 PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
 REPORT_ALL = dict(score_thr=0., iou_thr=.05, max_per_img=50)
 
 
 def quick(**changes):
     """The small config, for images of 64² and a smaller volume."""
-    cfg = Config.fromfile(CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py')
+    cfg = Config.fromfile(
+        CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo.py')
     cfg.model.data_preprocessor.band_sigmas = [1., 3.]
     cfg.model.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
                                  voxel_size=12., score_thr=.001)
@@ -89,7 +90,8 @@ def boxes_of(model, batch):
 
 def faster_rcnn():
     """Of the small models, for images with two bands."""
-    cfg = Config.fromfile(CONFIGS / 'triangulation-faster-rcnn_quick.py').model
+    cfg = Config.fromfile(
+        CONFIGS / 'triangulation_faster-rcnn_12800i_quick.py').model
     cfg.detector_2d.backbone.in_channels = 3
     return {'detector_2d': dict(cfg.detector_2d, _delete_=True),
             'feat_strides': cfg.feat_strides}
@@ -505,7 +507,7 @@ def retina_model():
                       nms=dict(type='nms', iou_threshold=.5),
                       max_per_img=5))
     cfg = Config.fromfile(
-        CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py').model
+        CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo.py').model
     cfg.detector_2d, cfg.feat_strides = retina, [4, 8, 16]
     cfg.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
                            voxel_size=24.)
@@ -749,7 +751,7 @@ def test_four_patients_are_learned(four_patients, tmp_path):
     """What a detector cannot learn by heart it will not find elsewhere."""
     iters = 160
     cfg = load_config(
-        str(CONFIGS / 'mv2d-xray_quick_roi-volume_phantom.py'), {
+        str(CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo.py'), {
             'train_cfg.max_iters': iters, 'train_cfg.val_interval': iters + 1,
             'param_scheduler.1.end': iters,
             'param_scheduler.1.T_max': iters - 30

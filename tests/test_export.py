@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from pydicom.sr.codedict import codes
 
 from projects.core.export import export
-from projects.core.files import InfosError, dump_json, load_json
+from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos, load_infos
 
 from .series import UID, chest, edit, write_series
@@ -188,15 +188,15 @@ def test_a_threshold_leaves_boxes_out(tested):
 
 def test_results_that_are_none(tested):
     dump_json(dict(x=1), tested / 'x.json')
-    with pytest.raises(InfosError, match='fields "scans" or "boxes"'):
+    with pytest.raises(DataError, match='fields "scans" or "boxes"'):
         export(tested / 'x.json', tested / 'out')
     dump_json(dict(boxes=[]), tested / 'y.json')
-    with pytest.raises(InfosError, match='coco: expected infos'):
+    with pytest.raises(DataError, match='coco: expected infos'):
         export(tested / 'y.json', tested / 'out', ['coco'])
     other = load_infos(tested / 'lidc_infos_train.pkl')
     other['data_list'] = other['data_list'][1:]
     dump_infos(other, tested / 'other.pkl')
-    with pytest.raises(InfosError, match='expected scan ../up'):
+    with pytest.raises(DataError, match='expected scan ../up'):
         export(tested / 'results.json', tested / 'out',
                ann_file=str(tested / 'other.pkl'))
 
@@ -416,29 +416,29 @@ def test_sr_takes_any_name_of_a_class_or_patient(scanned):
 def test_sr_that_cannot_be(scanned):
     results, ct = scanned / 'results.json', scanned / 'ct'
     out = scanned / 'out'
-    with pytest.raises(InfosError, match='sr: expected --dicom-root.*none'):
+    with pytest.raises(DataError, match='sr: expected --dicom-root.*none'):
         export(results, out, ['sr'])
-    with pytest.raises(InfosError, match='sr: expected --dicom-root.*absent'):
+    with pytest.raises(DataError, match='sr: expected --dicom-root.*absent'):
         export(results, out, ['sr'], dicom_root=scanned / 'absent')
     dump_json(dict(boxes=[]), scanned / 'part.json')
-    with pytest.raises(InfosError, match='sr: expected infos'):
+    with pytest.raises(DataError, match='sr: expected infos'):
         export(scanned / 'part.json', out, dicom_root=ct)
-    with pytest.raises(InfosError, match=f'CT series {UID} of scan one'):
+    with pytest.raises(DataError, match=f'CT series {UID} of scan one'):
         export(results, out, ['sr'], dicom_root=scanned / STUDY / 'other')
     path = next(ct.rglob('004.dcm'))
     edit(path, PatientSex='UNKNOWN')
     (path.parent / '000.dcm').unlink()
     edit(path, SOPInstanceUID=f'{UID}.0')  # the first
-    with pytest.raises(InfosError, match='study: expected the headers'):
+    with pytest.raises(DataError, match='study: expected the headers'):
         export(results, out, ['sr'], dicom_root=ct)
     edit(path, FrameOfReferenceUID='1.2.3')
-    with pytest.raises(InfosError, match='FrameOfReferenceUID: expected '
+    with pytest.raises(DataError, match='FrameOfReferenceUID: expected '
                        f'{UID}.2 .*scan one, found 1.2.3'):
         export(results, out, ['sr'], dicom_root=ct)
     infos = load_infos(scanned / 'infos.pkl')
     infos['data_list'][0]['series_uid'] = ''
     dump_infos(infos, scanned / 'infos.pkl')
-    with pytest.raises(InfosError, match='scan one: field "series_uid"'):
+    with pytest.raises(DataError, match='scan one: field "series_uid"'):
         export(results, out, ['sr'], dicom_root=ct)
     assert not list(out.rglob('*.dcm'))
 

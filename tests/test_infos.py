@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from projects.core.files import InfosError, atomic_write, load_json
+from projects.core.files import DataError, atomic_write, load_json
 from projects.core.infos import (build_coco, check_coco, dump_infos,
                                  load_infos, pack_shape, unpack_shape,
                                  validate_infos)
@@ -54,7 +54,7 @@ def test_hostile_pickle_does_nothing(tmp_path, monkeypatch, call, name,
     hostile['data_list'][1]['token'] = _Evil(*call)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'x.pkl').write_bytes(pickle.dumps(hostile, protocol))
-    with pytest.raises(InfosError, match=f'{name}" is not allowed'):
+    with pytest.raises(DataError, match=f'{name}" is not allowed'):
         load_infos(tmp_path / 'x.pkl')
     assert [p.name for p in tmp_path.iterdir()] == ['x.pkl']
 
@@ -65,7 +65,7 @@ def test_hostile_pickle_does_nothing(tmp_path, monkeypatch, call, name,
     (pickle.dumps(dict(metainfo={}, data_list=[])), 'schema_version')])
 def test_damaged_pickles_are_named(tmp_path, content, message):
     (tmp_path / 'x.pkl').write_bytes(content)
-    with pytest.raises(InfosError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         load_infos(tmp_path / 'x.pkl')
     assert 'x.pkl' in str(error.value)
 
@@ -73,9 +73,9 @@ def test_damaged_pickles_are_named(tmp_path, content, message):
 def test_truncated_and_missing_pickle(tmp_path, infos):
     whole = pickle.dumps(infos)
     (tmp_path / 'x.pkl').write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(InfosError, match='not a readable info pickle'):
+    with pytest.raises(DataError, match='not a readable info pickle'):
         load_infos(tmp_path / 'x.pkl')
-    with pytest.raises(InfosError, match='cannot be read'):
+    with pytest.raises(DataError, match='cannot be read'):
         load_infos(tmp_path / 'none.pkl')
 
 
@@ -113,7 +113,7 @@ def test_truncated_and_missing_pickle(tmp_path, infos):
 def test_faults_name_file_scan_and_field(infos, change, message):
     broken = copy.deepcopy(infos)
     change(broken['data_list'][0])
-    with pytest.raises(InfosError, match=message) as error:
+    with pytest.raises(DataError, match=message) as error:
         validate_infos(broken, 'set.pkl')
     assert 'set.pkl: data_list[0]' in str(error.value)
 
@@ -129,7 +129,7 @@ def test_faults_name_file_scan_and_field(infos, change, message):
 ])
 def test_faults_of_the_metainfo(infos, change, message):
     broken = dict(infos, metainfo=dict(infos['metainfo'], **change))
-    with pytest.raises(InfosError, match=message):
+    with pytest.raises(DataError, match=message):
         validate_infos(broken, 'set.pkl')
 
 
@@ -167,7 +167,7 @@ def test_no_junk_anywhere_ends_in_a_traceback(infos):
             try:
                 validate_infos(broken, 'set.pkl')
                 json.dumps(build_coco(broken), allow_nan=False)
-            except InfosError as error:
+            except DataError as error:
                 assert 'set.pkl' in str(error)
     assert tried > 500
 
@@ -175,7 +175,7 @@ def test_no_junk_anywhere_ends_in_a_traceback(infos):
 def test_two_samples_of_one_name(infos):
     broken = copy.deepcopy(infos)
     broken['data_list'][1]['token'] = broken['data_list'][0]['token']
-    with pytest.raises(InfosError, match='no other sample'):
+    with pytest.raises(DataError, match='no other sample'):
         validate_infos(broken)
 
 
@@ -235,13 +235,13 @@ def test_coco_that_does_not_match(infos, change, message):
     coco = build_coco(infos)
     check_coco(infos, coco)
     change(coco)
-    with pytest.raises(InfosError, match=message):
+    with pytest.raises(DataError, match=message):
         check_coco(infos, coco, 'c.json')
 
 
 def test_broken_json(tmp_path):
     (tmp_path / 'c.json').write_text('{"a":')
-    with pytest.raises(InfosError, match='is not JSON'):
+    with pytest.raises(DataError, match='is not JSON'):
         load_json(tmp_path / 'c.json')
 
 
@@ -268,5 +268,5 @@ def test_shapes_fit_into_a_record():
     assert shape[8:, :8, 8:].all() and not shape[:8].any()
     assert not shape[:, 8:].any() and not shape[..., :6].any()
     for bad in ('AAAA', '?', None, 3):
-        with pytest.raises(InfosError, match='here.*shape.*4096 bits'):
+        with pytest.raises(DataError, match='here.*shape.*4096 bits'):
             unpack_shape(bad, 'here')

@@ -8,10 +8,10 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from projects.core.files import InfosError
+from projects.core.files import DataError
 from projects.core.evaluation.matching import ScanResult, match
-from projects.core.evaluation.metric_2d import XRay2DMetric
-from projects.core.evaluation.metric_3d import XRay3DMetric
+from projects.core.evaluation.metric_2d import Indication2DMetric
+from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import Ranked, difference, evaluate
 from projects.core.results import table_of
 
@@ -39,7 +39,7 @@ def run(scans, **kwargs):
             torch.tensor(array, dtype=torch.float32).reshape(-1, 7),
             origin=(.5, .5, .5))
 
-    metric = XRay3DMetric(bootstrap=50, **kwargs)
+    metric = Indication3DMetric(bootstrap=50, **kwargs)
     metric.dataset_meta = dict(classes=('nodule', ))
     metric.process({}, [
         dict(token=f's{i}', pred_instances_3d=InstanceData(
@@ -239,7 +239,7 @@ def test_two_classes_weigh_the_same():
             torch.tensor([box(x) for x in xs]).reshape(-1, 7),
             origin=(.5, .5, .5))
 
-    metric = XRay3DMetric(bootstrap=0)
+    metric = Indication3DMetric(bootstrap=0)
     metric.dataset_meta = dict(classes=('pore', 'inclusion'))
     metric.process({}, [
         dict(token='part', pred_instances_3d=dict(
@@ -316,8 +316,8 @@ def test_calibration_by_hand(tmp_path):
 
 def test_calibration_without_thresholds_is_refused(tmp_path):
     (tmp_path / 'val.json').write_text('{"froc": {"threshold": [1, "a"]}}')
-    with pytest.raises(InfosError, match='froc.threshold'):
-        XRay3DMetric(calibration=str(tmp_path / 'val.json'))
+    with pytest.raises(DataError, match='froc.threshold'):
+        Indication3DMetric(calibration=str(tmp_path / 'val.json'))
 
 
 @pytest.mark.parametrize('scans', [
@@ -388,7 +388,7 @@ def boxes_2d(bboxes, views, scores=None):
 def run_2d(found, truth, ignored=((), ()), classes=('nodule', ),
            diameters=None, **fields):
     count = len(truth[0])
-    metric = XRay2DMetric()
+    metric = Indication2DMetric()
     metric.dataset_meta = dict(classes=classes)
     metric.process({}, [
         dict(fields, ct2img=np.zeros((2, 4, 4)), pred_instances=found,
@@ -481,7 +481,7 @@ def test_2d_ignored_box_is_forgiven_in_every_class():
 
 
 def test_no_2d_stage_no_figures():
-    metric = XRay2DMetric()
+    metric = Indication2DMetric()
     metric.dataset_meta = dict(classes=('nodule', ))
     metric.process({}, [dict(eval_ann_info={})])
     assert metric.compute_metrics(metric.results) == {}
@@ -495,8 +495,8 @@ def test_through_the_evaluator(sphere_root):
         dict(type='XRayDataset', data_root=str(sphere_root), test_mode=True,
              ann_file='lidc_infos_train.pkl', pipeline=[
                  dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]))
-    evaluator = Evaluator([dict(type='XRay3DMetric', bootstrap=20),
-                           dict(type='XRay2DMetric')])
+    evaluator = Evaluator([dict(type='Indication3DMetric', bootstrap=20),
+                           dict(type='Indication2DMetric')])
     evaluator.dataset_meta = data.metainfo
     samples = [data[i]['data_samples'] for i in range(4)]
     for sample in samples:
@@ -537,6 +537,6 @@ def test_difference_of_two_tests_is_paired():
     assert difference(worse, worse) == (0, 0, 0)
     assert difference(full(set(range(12))), full(())) == (1, 1, 1)
     shorter = dict(worse, scans=worse['scans'][1:])
-    with pytest.raises(InfosError, match='the same scans'):
+    with pytest.raises(DataError, match='the same scans'):
         difference(better, shorter)
     assert difference(run([scan()])[1], run([scan()])[1]) == (0, 0, 0)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from projects.core.files import InfosError, dump_json, load_json
+from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos
-from projects.core.evaluation.metric_3d import XRay3DMetric
+from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import curves_of, evaluate
 from projects.core.results import results_of
 from projects.core.report.page import write_report
@@ -45,7 +45,7 @@ def tested(tmp_path_factory):
     dump_infos(infos, root / 'lidc_infos_train.pkl')
     dump_json(build_coco(infos),
               root / 'lidc_infos_train_2d_anno.coco.json')
-    metric = XRay3DMetric(out_file=str(root / 'results.json'))
+    metric = Indication3DMetric(out_file=str(root / 'results.json'))
     metric.dataset_meta = dict(classes=('nodule', ))
     for sample in infos['data_list']:
         truth = np.array([i['bbox_3d'] for i in sample['instances']],
@@ -281,6 +281,6 @@ def test_results_that_are_none(tested, tmp_path, change, text):
     full = copy.deepcopy(load_json(tested / 'results.json'))
     change(full)
     dump_json(full, tmp_path / 'r.json')
-    with pytest.raises(InfosError, match=text):
+    with pytest.raises(DataError, match=text):
         write_report(tmp_path / 'r.json', tmp_path / 'r.html')
     assert not (tmp_path / 'r.html').exists()

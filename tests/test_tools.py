@@ -24,7 +24,7 @@ from projects.core.engine.checkpoints import (allow_checkpoint_types,
                                               load_checkpoint)
 from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
-from projects.core.engine.hooks import XRayClassCheckHook
+from projects.core.engine.hooks import ClassCheckHook
 from projects.core.engine.precision import use_half_precision
 from projects.core.rig import Rig
 from projects.core.files import dump_json
@@ -34,7 +34,7 @@ from tools.infer import find_images
 from .spheres import make_sphere_set
 
 ROOT = Path(__file__).parent.parent
-CONFIG = 'configs/mv2d-xray_quick_roi-volume_phantom.py'
+CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
 SMALL = [
     'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'
     'band_sigmas=[1.,3.]', 'train_dataloader.dataset.min_diameter=0.',
@@ -337,7 +337,8 @@ def test_tta_and_its_absence(trained, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list(tmp_path.glob('pictures/*.png'))) == 3
     assert json.loads((tmp_path / 'r.json').read_text())['num_scans'] == 3
-    done = tool('test.py', 'configs/mv2d-xray_r50_roi_1xb1-24e_lidc.py',
+    done = tool('test.py',
+                'configs/mv2d_xray/mv2d-xray_r50_roi_1xb1-24e_lidc.py',
                 trained / 'work' / 'iter_4.pth', '--tta', '--data-root',
                 trained / 'data', '--work-dir', tmp_path)
     assert '--tta: expected tta_model' in error_of(done)
@@ -424,7 +425,7 @@ def test_missing_image_during_a_test(trained, tmp_path):
 
 def test_misspelt_key_in_a_config(trained, tmp_path):
     text = (ROOT / CONFIG).read_text().replace(
-        "'./_base_", f"'{ROOT}/configs/_base_")
+        "'../_base_", f"'{ROOT}/configs/_base_")
     path = tmp_path / 'config.py'
     path.write_text(text.replace('voxel_size=', 'voxel_sise='))
     done = tool('train.py', path, '--work-dir', tmp_path / 'w',
@@ -529,7 +530,7 @@ def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
         'model.lifting_head': None, 'model.loss_weight_2d': 0.})
     init_default_scope('mmdet3d')
     model = MODELS.build(cfg.model)
-    check = XRayClassCheckHook().before_test
+    check = ClassCheckHook().before_test
     data = SimpleNamespace(metainfo=dict(classes=('nodule', )))
     runner = SimpleNamespace(
         model=model, test_dataloader=SimpleNamespace(dataset=data))

@@ -8,7 +8,7 @@ import torch
 from mmdet3d.registry import DATASETS, TRANSFORMS
 
 from projects.core import geometry
-from projects.core.files import InfosError
+from projects.core.files import DataError
 from projects.core.rig import View
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules, _Finding
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
@@ -398,7 +398,7 @@ def test_no_boxes(tmp_path):
 def test_views_of_different_size_need_a_resize(loaded):
     results = loaded()
     results['img'][1] = results['img'][1][:48]
-    with pytest.raises(InfosError, match='add ResizeXRay'):
+    with pytest.raises(DataError, match='add ResizeXRay'):
         TRANSFORMS.build(dict(type='PackXRayInputs'))(results)
 
 

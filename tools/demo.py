@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHEST = 'configs/mv2d-xray_quick_roi-volume_phantom.py'
-PART = 'configs/mv2d-xray_quick_volume_blade.py'
+CHEST = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
+PART = 'configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py'
 
 
 def run(title: str, *command: str) -> None:

@@ -19,8 +19,8 @@ from projects.mv2d_xray.explain import (FRACTIONS, METHODS, Target,
                                         summarise)
 from projects.core.files import dump_json
 from projects.core.evaluation.matching import match
-from projects.core.evaluation.metric_2d import XRay2DMetric, views_of
-from projects.core.evaluation.metric_3d import XRay3DMetric, scans_of
+from projects.core.evaluation.metric_2d import Indication2DMetric, views_of
+from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
 from projects.core.evaluation.ranking import threshold_at
 from projects.core.engine.checkpoints import load_for_split
 from projects.core.engine.command_line import (UserError, argument_parser,
@@ -63,7 +63,7 @@ def hits_3d(result: dict, classes: int, distance: float) -> Iterator[Dict]:
     """Boxes of one scan with the row of the finding that each hits, up to a
     distance (mm) between the centres; those that hit none have the row
     None."""
-    metric = XRay3DMetric()
+    metric = Indication3DMetric()
     metric.process({}, [result])
     labels = np.asarray(result['eval_ann_info']['gt_labels_3d'])
     for label in range(classes):
@@ -75,7 +75,7 @@ def hits_3d(result: dict, classes: int, distance: float) -> Iterator[Dict]:
 def hits_2d(result: dict, classes: int) -> Iterator[Dict]:
     """As :func:`hits_3d`, of the boxes of each view; a centre inside the
     finding hits."""
-    metric = XRay2DMetric()
+    metric = Indication2DMetric()
     metric.process({}, [result])
     truth = result['eval_ann_info']
     for label in range(classes):

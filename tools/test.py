@@ -47,12 +47,12 @@ def main() -> None:
     if args.split:
         select_split(dataset, args.split)
     for evaluator in evaluators_of(cfg):
-        if evaluator.type == 'XRay3DMetric':
+        if evaluator.type == 'Indication3DMetric':
             evaluator.update(out_file=args.out, calibration=args.calibration)
     if args.show_dir:
         cfg.custom_hooks = [
             *cfg.get('custom_hooks', []),
-            dict(type='XRayDrawHook', out_dir=args.show_dir,
+            dict(type='DrawBoxesHook', out_dir=args.show_dir,
                  score_thr=args.score_thr)
         ]
     if args.tta:

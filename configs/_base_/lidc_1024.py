@@ -31,5 +31,6 @@ val_dataloader = dict(
         coco_file='lidc_infos_val_2d_anno.coco.json',
         scene_range=scene_range, test_mode=True, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = [dict(type='XRay3DMetric'), dict(type='XRay2DMetric')]
+val_evaluator = [dict(type='Indication3DMetric'),
+                 dict(type='Indication2DMetric')]
 test_evaluator = val_evaluator

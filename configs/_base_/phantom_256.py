@@ -34,8 +34,8 @@ val_dataloader = dict(
         coco_file='lidc_infos_val_2d_anno.coco.json', min_diameter=8.,
         scene_range=scene_range, test_mode=True, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = [dict(type='XRay3DMetric', min_diameter=8.),
-                 dict(type='XRay2DMetric')]
+val_evaluator = [dict(type='Indication3DMetric', min_diameter=8.),
+                 dict(type='Indication2DMetric')]
 test_evaluator = val_evaluator
 
 # tools/test.py --tta: each scan and its mirror image.

@@ -10,10 +10,10 @@ default_hooks = dict(
         max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 custom_hooks = [
-    dict(type='XRayProgressHook'),
-    dict(type='XRayCheckpointHook'),
-    dict(type='XRayClassCheckHook'),
-    dict(type='XRayDrawHook'),
+    dict(type='ProgressBarHook'),
+    dict(type='PlainCheckpointHook'),
+    dict(type='ClassCheckHook'),
+    dict(type='DrawBoxesHook'),
 ]
 # Curves and pictures: tensorboard --logdir work_dirs
 visualizer = dict(

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
-__all__ = ['InfosError', 'atomic_write', 'dump_json', 'load_json']
+__all__ = ['DataError', 'atomic_write', 'dump_json', 'load_json']
 
 
-class InfosError(ValueError):
+class DataError(ValueError):
     """A file of a converted set is missing, damaged or contradicts itself."""
 
 
@@ -55,20 +55,20 @@ def load_json(path: Union[str, Path]):
     """Read JSON.
 
     Raises:
-        InfosError: The file is missing or not JSON.
+        DataError: The file is missing or not JSON.
     """
     content = read_bytes(path)
     try:
         return json.loads(content.decode('utf-8'))
     except (ValueError, RecursionError) as error:
-        raise InfosError(f'{path}: is not JSON: {error}') from None
+        raise DataError(f'{path}: is not JSON: {error}') from None
 
 
 def read_bytes(path: Union[str, Path]) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise InfosError(f'{path}: cannot be read: {error.strerror}') from None
+        raise DataError(f'{path}: cannot be read: {error.strerror}') from None
     if not content:
-        raise InfosError(f'{path}: is empty')
+        raise DataError(f'{path}: is empty')
     return content

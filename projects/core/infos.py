@@ -18,7 +18,7 @@ from typing import Iterable, Union
 
 import numpy as np
 
-from projects.core.files import (InfosError, atomic_write, dump_json,
+from projects.core.files import (DataError, atomic_write, dump_json,
                                  load_json, read_bytes)
 
 __all__ = [
@@ -67,7 +67,7 @@ def load_infos(path: Union[str, Path]) -> dict:
     pickle, with a restricted unpickler.
 
     Raises:
-        InfosError: The file is missing, empty, damaged, names anything but
+        DataError: The file is missing, empty, damaged, names anything but
             plain containers and NumPy arrays, or breaks the schema.
     """
     if Path(path).suffix == '.json':
@@ -78,10 +78,10 @@ def load_infos(path: Union[str, Path]) -> dict:
         return infos
     try:
         infos = _RestrictedUnpickler(io.BytesIO(read_bytes(path))).load()
-    except InfosError:
+    except DataError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise InfosError(f'{path}: is not a readable info pickle: '
+        raise DataError(f'{path}: is not a readable info pickle: '
                          f'{type(error).__name__}: {error}') from None
     validate_infos(infos, str(path))
     return infos
@@ -92,14 +92,14 @@ def load_tested(ann_file: Union[str, Path], scans: Iterable[dict],
     """Load the infos that a test was made on.
 
     Raises:
-        InfosError: As :func:`load_infos`, or they lack a ``token`` of the
+        DataError: As :func:`load_infos`, or they lack a ``token`` of the
             scans of the results.
     """
     infos = load_infos(ann_file)
     known = {sample['token'] for sample in infos['data_list']}
     for scan in scans:
         if scan['token'] not in known:
-            raise InfosError(f'{ann_file}: expected scan {scan["token"]} of '
+            raise DataError(f'{ann_file}: expected scan {scan["token"]} of '
                              f'{results}, found none')
     return infos
 
@@ -147,7 +147,7 @@ def _expect(condition: bool, where: str, field: str, expected: str,
     if not condition:
         text = repr(found)
         text = text if len(text) <= 80 else text[:77] + '...'
-        raise InfosError(
+        raise DataError(
             f'{where}: field "{field}": expected {expected}, found {text}')
 
 
@@ -206,7 +206,7 @@ def validate_infos(infos: dict, source: str = 'infos') -> None:
         source (str): Names the file in errors.
 
     Raises:
-        InfosError: With the file, field, what was expected and found.
+        DataError: With the file, field, what was expected and found.
     """
     _expect(isinstance(infos, dict), source, 'top level',
             'a dict with "metainfo" and "data_list"', type(infos).__name__)
@@ -330,7 +330,7 @@ def unpack_shape(text: str, where: str) -> np.ndarray:
     """Inverse of :func:`pack_shape`: boolean (16, 16, 16).
 
     Raises:
-        InfosError: It is not such a text.
+        DataError: It is not such a text.
     """
     try:
         bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
@@ -388,7 +388,7 @@ def check_coco(infos: dict, coco: dict, source: str = 'coco') -> None:
     """Verify that a COCO file is the one these infos give.
 
     Raises:
-        InfosError: With the first image or annotation that differs.
+        DataError: With the first image or annotation that differs.
     """
     expected = build_coco(infos)
     for key in ('images', 'annotations', 'categories'):

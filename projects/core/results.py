@@ -7,7 +7,7 @@ from terminaltables import AsciiTable
 
 from projects.core.evaluation.matching import (DISTANCES, FALSE_POSITIVES,
                                                IOUS, ScanResult, match)
-from projects.core.files import InfosError, load_json
+from projects.core.files import DataError, load_json
 
 __all__ = ['results_of', 'table_of']
 
@@ -19,7 +19,7 @@ def load_thresholds(path: str) -> List[float]:
     found = found.get('threshold') if isinstance(found, dict) else None
     if not isinstance(found, list) or len(found) != len(FALSE_POSITIVES) or (
             not all(isinstance(v, (int, float)) for v in found)):
-        raise InfosError(
+        raise DataError(
             f'{path}: field "froc.threshold": expected '
             f'{len(FALSE_POSITIVES)} scores, as tools/test.py --out writes '
             f'them for one class, found {found!r:.60}')

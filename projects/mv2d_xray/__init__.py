@@ -4,11 +4,11 @@ Importing the package registers everything with mmdet3d, so a config needs
 only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
-from projects.core.engine.hooks import (XRayCheckpointHook, XRayClassCheckHook,
-                                        XRayDrawHook, XRayProgressHook)
-from projects.core.engine.precision import XRayBFloat16OptimWrapper
-from projects.core.evaluation.metric_2d import XRay2DMetric
-from projects.core.evaluation.metric_3d import XRay3DMetric
+from projects.core.engine.hooks import (PlainCheckpointHook, ClassCheckHook,
+                                        DrawBoxesHook, ProgressBarHook)
+from projects.core.engine.precision import BFloat16OptimWrapper
+from projects.core.evaluation.metric_2d import Indication2DMetric
+from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.mv2d_xray.backbone import XRayDilatedNet
 from projects.mv2d_xray.baselines import XRayScoreGrid
 from projects.mv2d_xray.centernet import XRayCenterNetHead
@@ -32,13 +32,13 @@ from projects.mv2d_xray.tta import XRayTTAModel
 
 __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
-    'XRay2DMetric', 'XRay3DMetric', 'XRayBFloat16OptimWrapper',
-    'XRayBoxL1Cost', 'XRayCenterNetHead', 'XRayCheckpointHook',
-    'XRayClassCheckHook', 'XRayDataPreprocessor', 'XRayDataset',
+    'Indication2DMetric', 'Indication3DMetric', 'BFloat16OptimWrapper',
+    'XRayBoxL1Cost', 'XRayCenterNetHead', 'PlainCheckpointHook',
+    'ClassCheckHook', 'XRayDataPreprocessor', 'XRayDataset',
     'XRayDecoder', 'XRayDilatedNet',
-    'XRayDrawHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
+    'DrawBoxesHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
-    'XRayPoseError', 'XRayProgressHook', 'XRayRandomFlip',
+    'XRayPoseError', 'ProgressBarHook', 'XRayRandomFlip',
     'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayScoreGrid',
     'XRayTTAModel', 'XRayTriangulatedQueryGenerator', 'XRayViewDropout',
     'XRayVolumeHead'

@@ -9,7 +9,7 @@ from mmdet3d.datasets import Det3DDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from projects.core.files import InfosError, load_json
+from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, load_infos, unpack_shape
 
 __all__ = ['XRayDataset']
@@ -41,7 +41,7 @@ class XRayDataset(Det3DDataset):
         **kwargs: As for ``Det3DDataset``.
 
     Raises:
-        InfosError: The files are damaged or contradict each other or the
+        DataError: The files are damaged or contradict each other or the
             arguments.
     """
 
@@ -72,7 +72,7 @@ class XRayDataset(Det3DDataset):
         metainfo = dict(metainfo or {})
         unknown = set(metainfo.setdefault('classes', known)) - set(known)
         if unknown:
-            raise InfosError(
+            raise DataError(
                 f'{self.source}: field "metainfo.classes": expected '
                 f'{sorted(unknown)} of the dataset\'s metainfo, found '
                 f'{list(known)}')
@@ -89,7 +89,7 @@ class XRayDataset(Det3DDataset):
             self._metainfo.setdefault(key, value)
         samples, self.bank = [], []
         if not infos['data_list']:
-            raise InfosError(f'{self.source}: field "data_list": expected at '
+            raise DataError(f'{self.source}: field "data_list": expected at '
                              'least one sample, found 0')
         for sample in infos['data_list']:
             self._check_sample(sample)
@@ -141,17 +141,17 @@ class XRayDataset(Det3DDataset):
         others = sorted(p.name for p in path.parent.glob('*_infos_*')
                         if p.suffix == path.suffix and 'coco' not in p.name)
         if others:
-            raise InfosError(f'{path}: expected infos of this split, found '
+            raise DataError(f'{path}: expected infos of this split, found '
                              f'{", ".join(others)} in the set')
 
     def _check_sample(self, sample: dict) -> None:
         where = f'{self.source}: scan {sample["token"]}'
         views = len(sample['images'])
         if self.num_views is not None and views != self.num_views:
-            raise InfosError(f'{where}: field "images": expected '
+            raise DataError(f'{where}: field "images": expected '
                              f'{self.num_views} views, found {views}')
         if views == 0:
-            raise InfosError(f'{where}: field "images": expected at least '
+            raise DataError(f'{where}: field "images": expected at least '
                              'one view, found 0')
         if self.scene_range is None:
             return
@@ -162,7 +162,7 @@ class XRayDataset(Det3DDataset):
                                                       scene[3:]).all()
             counts = instance['valid_flag'] and not instance['ignore']
             if counts and not inside:
-                raise InfosError(
+                raise DataError(
                     f'{where}: field "instances[{i}].bbox_3d": expected a '
                     f'centre within the scene box {scene.tolist()} mm, found '
                     f'{np.round(centre, 1).tolist()}')

@@ -26,7 +26,7 @@ def allow_checkpoint_types() -> None:
     """Let ``torch.load`` read NumPy numbers beside weights, nothing more.
 
     Checkpoints of other mmengine projects may hold them; ours are plain, see
-    :class:`XRayCheckpointHook`.
+    :class:`PlainCheckpointHook`.
     """
     torch.serialization.add_safe_globals([
         np.ndarray, np.dtype,

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-from projects.core.files import InfosError
+from projects.core.files import DataError
 
 __all__ = ['UserError', 'argument_parser', 'one_sentence', 'torch_device']
 
@@ -27,7 +27,7 @@ def one_sentence(main):
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except (UserError, InfosError) as error:
+        except (UserError, DataError) as error:
             # From a worker of the data loader the message holds the worker's
             # traceback, whose last line is the error.
             text = str(error).strip()

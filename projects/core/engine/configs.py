@@ -19,7 +19,7 @@ from mmengine.utils import import_modules_from_strings
 from projects.core.engine.command_line import UserError
 from projects.core.engine.precision import use_half_precision
 from projects.core.evaluation.matching import MATCH_DISTANCE
-from projects.core.files import InfosError
+from projects.core.files import DataError
 
 __all__ = [
     'build_runner', 'config_errors', 'config_of', 'evaluators_of',
@@ -162,7 +162,7 @@ def config_errors(cfg: Config):
     """
     try:
         yield
-    except (UserError, InfosError):
+    except (UserError, DataError):
         raise
     except (TypeError, KeyError, ValueError) as error:
         frames = traceback.walk_tb(error.__traceback__)
@@ -210,5 +210,5 @@ def _distribute_on_cpu(cfg: Config) -> None:
 def match_distance_of(cfg: Config) -> float:
     """Up to which a box hits a finding, as the config's metric says (mm)."""
     return next((e.get('match_distance', MATCH_DISTANCE)
-                 for e in evaluators_of(cfg) if e.type == 'XRay3DMetric'),
-                MATCH_DISTANCE)
+                 for e in evaluators_of(cfg)
+                 if e.type == 'Indication3DMetric'), MATCH_DISTANCE)

@@ -18,14 +18,14 @@ from projects.core.engine.checkpoints import inner_model
 from projects.core.engine.command_line import UserError
 
 __all__ = [
-    'XRayCheckpointHook', 'XRayClassCheckHook', 'XRayDrawHook',
-    'XRayProgressHook'
+    'PlainCheckpointHook', 'ClassCheckHook', 'DrawBoxesHook',
+    'ProgressBarHook'
 ]
 
 
 # ------------------------------------------------------------------ progress
 @HOOKS.register_module()
-class XRayProgressHook(Hook):
+class ProgressBarHook(Hook):
     """A progress bar with an ETA over training, validation and test."""
 
     priority = 'VERY_LOW'
@@ -89,7 +89,7 @@ class XRayProgressHook(Hook):
 
 
 @HOOKS.register_module()
-class XRayClassCheckHook(Hook):
+class ClassCheckHook(Hook):
     """Refuses a model of more or fewer classes than the set's.
 
     mmdet's NumClassCheckHook does not look at tests. The 2D stage may have
@@ -121,7 +121,7 @@ class XRayClassCheckHook(Hook):
 
 
 @HOOKS.register_module()
-class XRayCheckpointHook(Hook):
+class PlainCheckpointHook(Hook):
     """Makes checkpoints plain data that resume exactly.
 
     mmengine stores its running means as objects that torch's safe loading
@@ -180,7 +180,7 @@ def _plain(value):
 
 
 @HOOKS.register_module()
-class XRayDrawHook(Hook):
+class DrawBoxesHook(Hook):
     """Draws what is found: one picture per tested scan as a file, and the
     first validation scans for the visualizer's backends.
 

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 
 __all__ = [
-    'XRayBFloat16OptimWrapper', 'keep_freed_memory', 'use_half_precision'
+    'BFloat16OptimWrapper', 'keep_freed_memory', 'use_half_precision'
 ]
 
 
@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
 
 
 @OPTIM_WRAPPERS.register_module()
-class XRayBFloat16OptimWrapper(OptimWrapper):
+class BFloat16OptimWrapper(OptimWrapper):
     """Autocast on a CPU, which mmengine's AmpOptimWrapper does not do.
 
     bfloat16 has float32's range, so that no loss has to be scaled.
@@ -49,7 +49,7 @@ def use_half_precision(cfg: Config) -> None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     else:
-        cfg.optim_wrapper.type = 'XRayBFloat16OptimWrapper'
+        cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
     for loop in (cfg.get('val_cfg'), cfg.get('test_cfg')):
         if loop:
             loop.fp16 = True

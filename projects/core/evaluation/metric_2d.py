@@ -16,11 +16,11 @@ from projects.core.evaluation.matching import SIZE_BINS, ScanResult
 from projects.core.evaluation.metric_3d import diameters_of
 from projects.core.evaluation.ranking import Ranked
 
-__all__ = ['XRay2DMetric', 'covered', 'views_of']
+__all__ = ['Indication2DMetric', 'covered', 'views_of']
 
 
 @METRICS.register_module()
-class XRay2DMetric(BaseMetric):
+class Indication2DMetric(BaseMetric):
     """The 2D stage: COCO's AP and recall of each view's boxes.
 
     Evaluated by pycocotools on the ``pred_instances`` of all views; findings
@@ -122,7 +122,7 @@ def covered(truth: dict, found, iou: float = .5) -> np.ndarray:
 
 def views_of(results: List[dict], label: Optional[int] = None,
              low: float = 0., high: float = np.inf) -> List[ScanResult]:
-    """What :class:`XRay2DMetric` kept, each view a scan and px for mm.
+    """What :class:`Indication2DMetric` kept, each view a scan and px for mm.
 
     Args:
         results (list[dict]): Its results.

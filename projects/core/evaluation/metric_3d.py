@@ -21,11 +21,11 @@ from projects.core.evaluation.ranking import mean_over_classes, evaluate
 from projects.core.files import dump_json
 from projects.core.results import describe_scan, load_thresholds, table_of
 
-__all__ = ['XRay3DMetric', 'scans_of']
+__all__ = ['Indication3DMetric', 'scans_of']
 
 
 @METRICS.register_module()
-class XRay3DMetric(BaseMetric):
+class Indication3DMetric(BaseMetric):
     """3D mAP, FROC and errors of 3D boxes (design: LUNA16 and nuScenes).
 
     - ``mAP_3d``: mean of AP at centre distances, by default of 5, 10, 15 and
@@ -53,7 +53,7 @@ class XRay3DMetric(BaseMetric):
         out_file (str, optional): JSON with everything, scan by scan, too.
 
     Raises:
-        InfosError: The ``calibration`` file has no thresholds.
+        DataError: The ``calibration`` file has no thresholds.
     """
 
     default_prefix = ''
@@ -163,7 +163,7 @@ class XRay3DMetric(BaseMetric):
 
 
 def scans_of(results: List[dict], label: int) -> List[ScanResult]:
-    """What :class:`XRay3DMetric` kept, for one class."""
+    """What :class:`Indication3DMetric` kept, for one class."""
     scans = []
     for r in results:
         mine, true = r['labels'] == label, r['truth_labels'] == label

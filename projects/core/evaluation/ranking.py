@@ -13,7 +13,7 @@ from mmdet3d.evaluation.functional.indoor_eval import average_precision
 from projects.core.evaluation.matching import (DISTANCES, FALSE_POSITIVES,
                                                MATCH_DISTANCE, ScanResult,
                                                match)
-from projects.core.files import InfosError
+from projects.core.files import DataError
 from projects.core.results import results_of
 
 __all__ = [
@@ -125,7 +125,7 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
         seed (int): Of the resampling.
         thresholds (Sequence[float], optional): Scores whose false positives
             and sensitivity are told, as ``calibration``.
-        distances, match_distance: See :class:`XRay3DMetric`.
+        distances, match_distance: See :class:`Indication3DMetric`.
 
     Returns:
         dict: ``mAP_3d``, ``AP_<d>mm``, ``CPM``, ``froc``, errors (mm) and,
@@ -189,7 +189,7 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
         tuple: The difference, lower and upper end of its interval.
 
     Raises:
-        InfosError: They are not of the same scans.
+        DataError: They are not of the same scans.
     """
     names = sorted({scan['class_name'] for scan in first['scans']})
     values = []
@@ -200,7 +200,7 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
         if not values:
             expected = tokens
         if tokens != expected or not any(tokens):
-            raise InfosError('results: expected two tests of the same scans, '
+            raise DataError('results: expected two tests of the same scans, '
                              f'found {sum(map(len, expected))} and '
                              f'{sum(map(len, tokens))}, or others')
         draws = np.concatenate([

@@ -32,7 +32,7 @@ from projects.core.export.dicom_sr import write_sr
 from projects.core.export.found import Found
 from projects.core.export.slicer import write_slicer
 from projects.core.export.table import write_csv
-from projects.core.files import InfosError, load_json
+from projects.core.files import DataError, load_json
 from projects.core.infos import load_tested
 
 __all__ = ['FORMATS', 'export']
@@ -58,7 +58,7 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
         list[Path]: Files written.
 
     Raises:
-        InfosError: The results are not such a file, or do not fit the infos
+        DataError: The results are not such a file, or do not fit the infos
             or the CT series.
     """
     full = load_json(results)
@@ -78,7 +78,7 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
     elif isinstance(full, dict) and isinstance(full.get('boxes'), list):
         scans = [dict(token=Path(results).stem, boxes=full['boxes'])]
     else:
-        raise InfosError(f'{results}: fields "scans" or "boxes": expected '
+        raise DataError(f'{results}: fields "scans" or "boxes": expected '
                          'results of tools/test.py or tools/infer.py, found '
                          'neither')
     samples = {s['token']: s for s in infos['data_list']} if infos else {}

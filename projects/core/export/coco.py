@@ -7,13 +7,13 @@ import numpy as np
 
 from projects.core import geometry
 from projects.core.export.found import Found
-from projects.core.files import InfosError, dump_json
+from projects.core.files import DataError, dump_json
 from projects.core.infos import build_coco
 
 
 def write_coco(found: Found) -> List[Path]:
     if found.infos is None:
-        raise InfosError('coco: expected infos, whose image ids its boxes '
+        raise DataError('coco: expected infos, whose image ids its boxes '
                          'have, found none')
     coco = build_coco(found.infos)
     ids = {image['token']: image['id'] for image in coco['images']}

@@ -15,7 +15,7 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 
 from projects.core.export.found import Found, file_name_of, place_box
-from projects.core.files import InfosError, atomic_write
+from projects.core.files import DataError, atomic_write
 
 # Classes that have a code of their own; others get one of ours.
 _FINDINGS = dict(nodule=codes.SCT.Nodule)
@@ -55,10 +55,10 @@ def write_sr(found: Found) -> List[Path]:
     file: exported twice, it is the same file.
     """
     if found.infos is None:
-        raise InfosError('sr: expected infos, which name the CT series of '
+        raise DataError('sr: expected infos, which name the CT series of '
                          'each scan, found none')
     if found.dicom_root is None or not found.dicom_root.is_dir():
-        raise InfosError('sr: expected --dicom-root, the folder of the CT '
+        raise DataError('sr: expected --dicom-root, the folder of the CT '
                          'series that it refers to, found '
                          f'{found.dicom_root or "none"}')
     listed, paths = {}, []
@@ -72,10 +72,10 @@ def write_sr(found: Found) -> List[Path]:
                 path = found.out_dir / f'{file_name_of(scan)}.dcm'
                 with atomic_write(path) as stream:
                     report.save_as(stream, enforce_file_format=True)
-            except (InfosError, OSError):
+            except (DataError, OSError):
                 raise
             except Exception as error:  # there may be anything in a header
-                raise InfosError(
+                raise DataError(
                     f'{slices[0].parent}: expected the headers of a CT '
                     'series, of which an SR can be made, found '
                     f'{type(error).__name__}: {error}') from error
@@ -94,12 +94,12 @@ def _find_series(scan: dict, root: Path,
         listed: Files of each series in folders that have been searched.
 
     Raises:
-        InfosError: The infos do not name a series, or it is not there.
+        DataError: The infos do not name a series, or it is not there.
     """
     sample = scan['sample']
     for key in ('series_uid', 'frame_of_reference_uid', 'ct2patient'):
         if sample.get(key) is None or len(sample[key]) == 0:
-            raise InfosError(f'scan {scan["token"]}: field "{key}": expected '
+            raise DataError(f'scan {scan["token"]}: field "{key}": expected '
                              'that of a DICOM series, found none: it has no '
                              'DICOM SR')
     folder = root / re.sub(r'[^\w+-]', '_', str(sample.get('lidc_id_ref')))
@@ -109,7 +109,7 @@ def _find_series(scan: dict, root: Path,
         for path in sorted(folder.rglob('*')):
             listed[folder].setdefault(_series_of(path), []).append(path)
     if sample['series_uid'] not in listed[folder]:
-        raise InfosError(f'{folder}: expected the CT series '
+        raise DataError(f'{folder}: expected the CT series '
                          f'{sample["series_uid"]} of scan {scan["token"]}, '
                          'found none of its files')
     return listed[folder][sample['series_uid']]
@@ -137,7 +137,7 @@ def _report(scan: dict, files: List[Path], found: Found
     """The SR of one scan.
 
     Raises:
-        InfosError: The series has another frame of reference than the infos.
+        DataError: The series has another frame of reference than the infos.
     """
     slices = {}
     for path in files:
@@ -148,7 +148,7 @@ def _report(scan: dict, files: List[Path], found: Found
     frame = sample['frame_of_reference_uid']
     other = {s.get('FrameOfReferenceUID') for s in slices} - {frame}
     if other:
-        raise InfosError(f'{files[0].parent}: FrameOfReferenceUID: expected '
+        raise DataError(f'{files[0].parent}: FrameOfReferenceUID: expected '
                          f'{frame} as in the infos of scan {scan["token"]}, '
                          f'found {other.pop() or "none"}')
     for key in _PATIENT_AND_STUDY:

@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from projects.core import geometry
 from projects.core.evaluation.matching import DISTANCES
 from projects.core.evaluation.ranking import curves_of
-from projects.core.files import InfosError, load_json
+from projects.core.files import DataError, load_json
 from projects.core.infos import load_tested
 from projects.core.results import results_of
 
@@ -47,16 +47,16 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
         int: Scans in the report.
 
     Raises:
-        InfosError: The results or infos are missing or do not fit together.
+        DataError: The results or infos are missing or do not fit together.
     """
     full = load_json(results)
     if not isinstance(full, dict) or not isinstance(full.get('scans'), list):
-        raise InfosError(f'{results}: field "scans": expected a list, as '
+        raise DataError(f'{results}: field "scans": expected a list, as '
                          'tools/test.py --out writes it, found none')
     source = full.get('source') or {}
     ann_file = ann_file or source.get('ann_file')
     if not ann_file:
-        raise InfosError(f'{results}: field "source.ann_file": expected the '
+        raise DataError(f'{results}: field "source.ann_file": expected the '
                          'tested infos, found none: give them')
     infos = load_tested(ann_file, full['scans'], results)
     samples = {s['token']: s for s in infos['data_list']}
@@ -132,7 +132,7 @@ def _jpeg(path: Path) -> str:
     """A view as a data URI, its grey values stretched."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise InfosError(f'{path}: image cannot be read')
+        raise DataError(f'{path}: image cannot be read')
     scale = min(MAX_SIDE / max(image.shape[:2]), 1.)
     image = cv2.resize(image.astype(np.float32), None, fx=scale, fy=scale,
                        interpolation=cv2.INTER_AREA)

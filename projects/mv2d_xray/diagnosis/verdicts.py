@@ -14,7 +14,7 @@ from torch import Tensor
 from projects.core import geometry
 from projects.core.evaluation.matching import MATCH_DISTANCE, match
 from projects.core.evaluation.metric_2d import covered
-from projects.core.evaluation.metric_3d import XRay3DMetric, scans_of
+from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
 from projects.core.evaluation.ranking import threshold_at
 from projects.mv2d_xray.diagnosis.trace import (Trace, is_peak, rounded,
                                                   trace)
@@ -51,7 +51,7 @@ def diagnose(model, samples: Iterable[dict], classes: Sequence[str],
         each layer and ``query_score``, the best of those that end near it.
     """
     limits = _limits(model, hit)
-    metric, findings, wrong, count = XRay3DMetric(), [], [], 0
+    metric, findings, wrong, count = Indication3DMetric(), [], [], 0
     for sample in samples:
         count += 1
         seen = trace(model, sample)

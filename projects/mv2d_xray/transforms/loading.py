@@ -7,7 +7,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
-from projects.core.files import InfosError
+from projects.core.files import DataError
 from projects.mv2d_xray.transforms.geometric import PER_VIEW
 
 __all__ = ['LoadXRayViews']
@@ -29,7 +29,7 @@ class LoadXRayViews(BaseTransform):
             the set's own or 0.
 
     Raises:
-        InfosError: An image is missing, unreadable, of another size than the
+        DataError: An image is missing, unreadable, of another size than the
             infos say, or has 8 bits where no scale is given for them.
     """
 
@@ -67,14 +67,14 @@ class LoadXRayViews(BaseTransform):
         path = view['img_path']
         image = cv2.imread(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
         if image is None:
-            raise InfosError(f'{path}: image: expected a readable PNG, found '
+            raise DataError(f'{path}: image: expected a readable PNG, found '
                              'none')
         if image.dtype == np.uint8 and self.scale is None:
-            raise InfosError(f'{path}: image depth: expected 16 bits, or a '
+            raise DataError(f'{path}: image depth: expected 16 bits, or a '
                              'scale for other grey levels, found 8 bits')
         expected = (view['height'], view['width'])
         if image.shape != expected:
-            raise InfosError(
+            raise DataError(
                 f'{path}: image size: expected {expected[1]} x {expected[0]} '
                 f'px as in the infos, found {image.shape[1]} x '
                 f'{image.shape[0]}')

@@ -5,7 +5,7 @@ from mmdet3d.datasets.transforms import Pack3DDetInputs
 from mmdet3d.registry import TRANSFORMS
 from mmengine.structures import InstanceData
 
-from projects.core.files import InfosError
+from projects.core.files import DataError
 
 __all__ = ['PackXRayInputs']
 
@@ -33,7 +33,7 @@ class PackXRayInputs(Pack3DDetInputs):
         """Pack one sample."""
         shapes = {i.shape[:2] for i in results['img']}
         if len(shapes) > 1:
-            raise InfosError(
+            raise DataError(
                 f'scan {results.get("token")}: views of one size are '
                 f'expected after loading, found {sorted(shapes)}; add '
                 'ResizeXRay to the pipeline')

@@ -1,5 +1,5 @@
-_base_ = ['./_base_/centernet.py', './_base_/phantom_256.py',
-          './_base_/runtime.py']
+_base_ = ['../_base_/centernet.py', '../_base_/phantom_256.py',
+          '../_base_/runtime.py']
 
 # A small network of both query sources that trains from scratch on a CPU: a
 # dilated backbone of 32 channels at stride 4, a grid of 6 mm.

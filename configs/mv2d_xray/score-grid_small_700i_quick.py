@@ -1,4 +1,4 @@
-_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 
 # Baseline: the 2D heatmaps of all views, averaged in space, no 3D network.
 model = dict(

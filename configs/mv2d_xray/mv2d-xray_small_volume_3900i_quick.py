@@ -1,4 +1,4 @@
-_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 
 # `volume` alone: its peaks are the result, all time goes into them. An hour
 # and a half on one core.

@@ -1,5 +1,5 @@
-_base_ = ['./_base_/faster-rcnn.py', './_base_/lidc_1024.py',
-          './_base_/schedule_24e.py', './_base_/runtime.py']
+_base_ = ['../_base_/faster-rcnn.py', '../_base_/lidc_1024.py',
+          '../_base_/schedule_24e.py', '../_base_/runtime.py']
 
 # The papers' variant: ResNet-50 with DCNv2 in its last two stages, FPN of
 # strides 8 to 128, one query per 2D box, six decoder layers.

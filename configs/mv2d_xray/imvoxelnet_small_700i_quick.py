@@ -1,4 +1,4 @@
-_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 
 # Baseline: ImVoxelNet (arXiv 2106.01178), that is the mean of all views'
 # features and mmdet3d's neck for it, with this project's backbone and centre

@@ -1,13 +1,13 @@
-_base_ = ['./mv2d-xray_mid_roi-volume_mid.py']
+_base_ = ['./mv2d-xray_small_roi-volume_3400i_quick.py']
 
-# For noisy views: 3e4 to 3e7 photons a pixel, from the weights that were
-# trained with them on 256². 70 minutes on one core with `--amp`.
-load_from = 'checkpoints/mv2d-xray_quick_roi-volume_robust_quick.pth'
+# For noisy views: 3e4 to 3e7 photons a pixel. Starts from a 2D stage that was
+# trained for longer. An hour on one core.
+load_from = 'checkpoints/triangulation_centernet_12800i_quick.pth'
 train_pipeline = _base_.train_pipeline
 train_pipeline.insert(3, dict(type='XRayPhotonNoise', photons=(3e4, 3e7)))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
-max_iters = 3000
+max_iters = 3600
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].end = max_iters

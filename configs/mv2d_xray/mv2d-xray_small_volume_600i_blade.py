@@ -1,4 +1,4 @@
-_base_ = ['./mv2d-xray_quick_volume_long_quick.py']
+_base_ = ['./mv2d-xray_small_volume_3900i_quick.py']
 
 # Turbine blades (python -m data_converters blade): a part of 80 x 48 x 112 mm
 # with pores and inclusions of 1.5 to 5 mm, 0.5 mm a pixel at the isocentre.
@@ -39,7 +39,7 @@ test_dataloader = dict(
         data_root=data_root, min_diameter=0., scene_range=scene_range))
 # A defect is a few mm: 20 mm off is not found.
 val_evaluator = [
-    dict(type='XRay3DMetric', size_bins=size_bins, distances=[1., 2., 3., 5.],
+    dict(type='Indication3DMetric', size_bins=size_bins, distances=[1., 2., 3., 5.],
          match_distance=2.)
 ]
 test_evaluator = val_evaluator

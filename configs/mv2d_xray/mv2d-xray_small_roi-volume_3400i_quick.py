@@ -1,8 +1,8 @@
-_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 
 # Both sources without a decoder: the boxes of both, fused, are the result. The
-# 2D stage comes first, 3300 iterations of `triangulation_quick.py`:
-#   python tools/train.py configs/triangulation_quick.py --work-dir \
+# 2D stage comes first, 3300 iterations of `triangulation_centernet_12800i_quick.py`:
+#   python tools/train.py configs/mv2d_xray/triangulation_centernet_12800i_quick.py --work-dir \
 #       work_dirs/2d_quick --cfg-options train_cfg.max_iters=3300 \
 #       train_cfg.val_interval=3300 param_scheduler.1.end=3300
 # An hour and a half on one core, both together.

@@ -1,4 +1,4 @@
-_base_ = ['./mv2d-xray_quick_roi-volume_phantom.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_demo.py']
 
 # The benchmark `quick`: nodules from 3 mm, splits train, val and test.
 data_root = 'data/quick/'
@@ -28,8 +28,8 @@ train_dataloader = dict(
         data_root=data_root, min_diameter=5., pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(data_root=data_root, min_diameter=3.))
 val_evaluator = [
-    dict(type='XRay3DMetric', min_diameter=8., size_bins=size_bins),
-    dict(type='XRay2DMetric', size_bins=size_bins)
+    dict(type='Indication3DMetric', min_diameter=8., size_bins=size_bins),
+    dict(type='Indication2DMetric', size_bins=size_bins)
 ]
 test_dataloader = dict(
     dataset=dict(

@@ -1,4 +1,4 @@
-_base_ = ['./mv2d-xray_quick_roi-volume_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 
 # The 2D stage's boxes, matched over the views and triangulated: without a
 # decoder they are the result. An hour and a half on one core.
