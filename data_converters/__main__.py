@@ -250,12 +250,19 @@ def build_parser() -> argparse.ArgumentParser:
     _geometry(sub)
     sub.add_argument('--image-size', type=_count,
                      help='pixels per side; default 1024')
-    sub.add_argument('--min-readers', type=_count, default=1,
-                     help='nodules of fewer readers are marked "ignore"')
+    sub.add_argument('--min-readers', type=_count,
+                     help='nodules of fewer readers are marked "ignore"; '
+                     'default 1')
+    sub.add_argument('--luna16', action='store_true',
+                     help='what LUNA16 counts: --min-readers {min_readers} '
+                     '--min-diameter {min_diameter:g}, and scans with slices '
+                     'thicker than {max_thickness:g} mm are skipped'
+                     .format(**lidc.LUNA16))
     _splitting(sub)
     _rendering(sub)
     _many(sub)
-    sub.set_defaults(run=run_lidc)
+    # None tells what was not asked for from a value beside --luna16.
+    sub.set_defaults(run=run_lidc, min_diameter=None)
 
     _add_volume(commands)
     _add_rig(commands)
@@ -334,13 +341,34 @@ def _check_fractions(val: float, test: float) -> dict:
     return dict(val=val, test=test)
 
 
+def _counted(args: argparse.Namespace) -> dict:
+    """Which scans and findings count, as fields of :class:`Options`."""
+    names = ('min_readers', 'min_diameter')
+    asked = {name: value for name in names
+             if (value := getattr(args, name)) is not None}
+    if not args.luna16:
+        return asked
+    for name, value in asked.items():
+        if value != lidc.LUNA16[name]:
+            option = '--' + name.replace('_', '-')
+            raise ConversionError(f'{option}: expected {lidc.LUNA16[name]:g} '
+                                  f'or none with --luna16, found {value:g}')
+    preset = dict(lidc.LUNA16)
+    return dict(inputs=dict(max_thickness=preset.pop('max_thickness')),
+                **preset)
+
+
 def run_lidc(args: argparse.Namespace) -> None:
     """Convert a folder of DICOM series."""
+    counted = _counted(args)
     options = Options(
         _rig(args, args.image_size).to_dict(), args.renderer,
-        args.min_readers, args.min_diameter,
-        _check_fractions(args.val_fraction, args.test_fraction), args.seed)
+        fractions=_check_fractions(args.val_fraction, args.test_fraction),
+        seed=args.seed, **counted)
     scans, skipped = lidc.find_scans(args.dicom_root)
+    if args.luna16:
+        scans, thick = lidc.thin_scans(scans, **options.inputs)
+        skipped.update(thick)
     names = [lidc.scan_key(lidc.query_scan(uid)) for uid in scans]
     _convert(args, list(zip(names, scans)),
              functools.partial(_load_dicom, args.dicom_root.resolve()),

