@@ -59,7 +59,7 @@ def tested(tmp_path):
     weak box."""
     two = [((30., 10, 0), 14.), ((-40., 0, 20), 9.)]
     infos = make_sphere_set(tmp_path, 2, 4, 64, spheres=[two, two])
-    infos['data_list'][0]['token'] = '../up'  # a stranger's
+    infos['data_list'][0]['token'] = '.: up'  # a stranger's
     for sample in infos['data_list']:
         sample['ct2patient'] = PATIENT
     path = tmp_path / 'lidc_infos_train.pkl'
@@ -79,7 +79,7 @@ def test_csv_says_both_frames(tested):
     path, = export(tested / 'results.json', tested / 'out', ['csv'])
     with open(path, newline='') as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == 6 and rows[0]['scan'] == '../up'
+    assert len(rows) == 6 and rows[0]['scan'] == '.: up'
     weak = rows[2]
     world = [float(weak[f'world_ras_{a}_mm']) for a in 'xyz']
     size = [float(weak[f'size_{a}_mm']) for a in 'xyz']
@@ -97,6 +97,16 @@ def corners(markup):
     signs = np.array(np.meshgrid(*[(-.5, .5)] * 3)).reshape(3, -1)
     return (np.array(markup['center'])[:, None]
             + axes @ (np.array(markup['size'])[:, None] * signs)).T
+
+
+def test_results_lead_to_no_other_folder(tested):
+    """Those of a stranger, without infos."""
+    results = load_json(tested / 'results.json')
+    del results['source']
+    results['scans'][0]['token'] = '../up'
+    dump_json(results, tested / 'results.json')
+    path, _ = export(tested / 'results.json', tested / 'out', ['slicer'])
+    assert path == tested / 'out' / '___up.mrk.json' and path.exists()
 
 
 def test_slicer_shows_the_box_in_the_patient(tested):
@@ -196,7 +206,7 @@ def test_results_that_are_none(tested):
     other = load_infos(tested / 'lidc_infos_train.pkl')
     other['data_list'] = other['data_list'][1:]
     dump_infos(other, tested / 'other.pkl')
-    with pytest.raises(DataError, match='expected scan ../up'):
+    with pytest.raises(DataError, match='expected scan .: up'):
         export(tested / 'results.json', tested / 'out',
                ann_file=str(tested / 'other.pkl'))
 

@@ -82,6 +82,14 @@ def test_truncated_and_missing_pickle(tmp_path, infos):
 @pytest.mark.parametrize('change, message', [
     (lambda s: s.pop('images'), 'field "images"'),
     (lambda s: s.update(token=3), 'field "token"'),
+    *((lambda s, name=name: s.update(token=name),
+       'token": expected a name that does not lead out')
+      for name in ('../../evil', '/evil', 'a/../../evil', '..')),
+    (lambda s: s['images'].update({'../evil': s['images']['CAM_00']}),
+     'images": expected a name that does not lead out.*found .../evil'),
+    *((lambda s, path=path: s['images']['CAM_00'].update(img_path=path),
+       'img_path": expected a name that does not lead out')
+      for path in ('/etc/x.png', '../x.png', 'images/../../x.png')),
     (lambda s: s.update(ct2patient=np.eye(3)), 'ct2patient": expected a fin'),
     (lambda s: s.update(series_uid=3), 'series_uid": expected a string'),
     (lambda s: s['images']['CAM_00'].pop('img_path'), 'img_path'),

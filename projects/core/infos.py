@@ -13,7 +13,7 @@ import io
 import math
 import pickle
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Iterable, Union
 
 import numpy as np
@@ -156,6 +156,13 @@ def _dict(item, where: str, field: str) -> dict:
     return item
 
 
+def _expect_inside(name, where: str, field: str) -> None:
+    """Files are named by it: it must not lead out of a folder."""
+    _expect(isinstance(name, str) and not PurePosixPath(name).is_absolute()
+            and '..' not in PurePosixPath(name).parts, where, field,
+            'a name that does not lead out of the folder', name)
+
+
 def _text(item: dict, key: str, where: str) -> str:
     value = item.get(key)
     _expect(isinstance(value, str), where, key, 'a string', value)
@@ -220,6 +227,7 @@ def validate_infos(infos: dict, source: str = 'infos') -> None:
         token = _dict(sample, where, 'sample').get('token')
         _expect(isinstance(token, str) and token not in tokens, where, 'token',
                 'a string that no other sample has', token)
+        _expect_inside(token, where, 'token')
         tokens.add(token)
         _validate_sample(sample, classes, f'{where} ({token})')
 
@@ -253,8 +261,9 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
     images = _dict(sample.get('images'), where, 'images')
     for name, view in images.items():
         at = f'{where}: images.{name}'
+        _expect_inside(name, where, 'images')
         _dict(view, where, f'images.{name}')
-        _text(view, 'img_path', at)
+        _expect_inside(_text(view, 'img_path', at), at, 'img_path')
         _text(view, 'sample_data_token', at)
         for key in ('height', 'width'):
             _integer(view, key, at, 1, what='a positive int')
