@@ -31,7 +31,7 @@ speed() {  # NAME SECONDS ARGUMENTS...
 
 part environment 30 "$python" -c 'from mmengine.utils.dl_utils import collect_env
 for entry in collect_env().items(): print(*entry, sep=": ")'
-part ops 90 "$python" -m pytest -q tests/test_devices.py
+part ops 90 "$python" -m pytest -q tests/mv2d_xray/test_devices.py
 speed train_10 100 train $papers --plain-config $stock --gpu-gb 16 --repeats 3
 speed train_20 60 train $papers --plain-config $stock --gpu-gb 16 --views 20 \
     --repeats 2 --warm-up 1

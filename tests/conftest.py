@@ -7,7 +7,7 @@ from mmengine.registry import init_default_scope
 
 import projects.mv2d_xray  # noqa: F401  registers everything
 
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
 
 # Objects are looked up as the tools look them up.

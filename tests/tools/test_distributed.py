@@ -20,9 +20,9 @@ from torch.multiprocessing import spawn
 
 from projects.core.engine.configs import load_config
 
-from .spheres import make_sphere_set
-from .test_detector import PIPELINE, quick
-from .test_tools import CONFIG, ROOT, SMALL
+from tests.helpers.spheres import make_sphere_set
+from tests.mv2d_xray.test_detector import PIPELINE, quick
+from tests.tools.test_tools import CONFIG, ROOT, SMALL
 
 WITHOUT_2D = {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.}
 

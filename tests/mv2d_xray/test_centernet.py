@@ -7,7 +7,7 @@ from mmengine.structures import InstanceData
 
 from projects.mv2d_xray.centernet import XRayCenterNetHead
 
-from .test_detector import CONFIGS
+from tests.mv2d_xray.test_detector import CONFIGS
 
 
 def loss_of(heatmap, boxes, ignored):

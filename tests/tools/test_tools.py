@@ -31,9 +31,9 @@ from projects.core.files import dump_json
 from projects.core.infos import build_coco, dump_infos, load_infos
 from tools.infer import find_images
 
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
 SMALL = [
     'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'
@@ -349,7 +349,7 @@ def test_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
     # A training that stopped after iteration 2 of 4, then went on.
     first = train(tmp_path, trained / 'data', 4, options=[
         'custom_hooks.0.type=StopAfterTwo',
-        'custom_imports.imports=[projects.mv2d_xray,tests.stop_hook]'])
+        'custom_imports.imports=[projects.mv2d_xray,tests.helpers.stop_hook]'])
     assert first.returncode != 0
     assert sorted(losses(tmp_path)) == [1, 2]
     second = train(tmp_path, trained / 'data', 4, '--resume')

@@ -16,7 +16,7 @@ from ablation import OURS, ROOT, VARIANTS, slug, table
 from projects.core.engine.command_line import argument_parser
 from projects.core.engine.configs import config_of
 
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
 
 @pytest.mark.parametrize('name', VARIANTS)

@@ -17,9 +17,10 @@ from projects.mv2d_xray.diagnosis.verdicts import diagnose, verdict
 from projects.mv2d_xray.lifting.head import ROI, VOLUME
 from projects.mv2d_xray.diagnosis.pictures import draw_findings
 
-from .spheres import make_sphere_set
-from .test_detector import (CONFIGS, PIPELINE, REPORT_ALL, VARIANTS, quick,
-                            retina_model, without_area)
+from tests.helpers.spheres import make_sphere_set
+from tests.mv2d_xray.test_detector import (CONFIGS, PIPELINE, REPORT_ALL,
+                                           VARIANTS, quick, retina_model,
+                                           without_area)
 
 
 def scans_of(root):

@@ -676,7 +676,7 @@ def test_errors_have_no_traceback_and_home_is_left_alone(tmp_path):
     run = subprocess.run(
         [sys.executable, '-m', 'data_converters',
          *command(tmp_path / 'nowhere', tmp_path / 'out')],
-        cwd=Path(__file__).parents[1], env=dict(os.environ, HOME=str(home)),
+        cwd=Path(__file__).parents[2], env=dict(os.environ, HOME=str(home)),
         capture_output=True, text=True)
     assert run.returncode == 1
     assert 'Traceback' not in run.stderr

@@ -18,7 +18,7 @@ from projects.core.evaluation.ranking import curves_of, evaluate
 from projects.core.results import results_of
 from projects.core.report.page import write_report
 
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
 # Text from outside must stay text.
 HOSTILE = '</script><img src=x onerror="document.title=\'broken\'">'

@@ -15,8 +15,8 @@ from projects.core.rig import Rig
 from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.mv2d_xray.transforms.insertion import silhouettes
 
-from .spheres import chord_lengths, make_sphere_set
-from .test_detector import PIPELINE, boxes_of, quick
+from tests.helpers.spheres import chord_lengths, make_sphere_set
+from tests.mv2d_xray.test_detector import PIPELINE, boxes_of, quick
 
 
 def found(*boxes, scores, labels=None):

@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 from data_converters.dicom import list_series, read_series
 from data_converters.scan import ConversionError
 
-from .series import UID, chest, write_series
+from tests.helpers.series import UID, chest, write_series
 
 HEIGHTS = np.arange(6) * 1.5
 FOLDER = Path(get_testdata_file('CT_small.dcm')).parent

@@ -20,8 +20,8 @@ from projects.core.export import export
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos, load_infos
 
-from .series import UID, chest, edit, write_series
-from .spheres import make_sphere_set
+from tests.helpers.series import UID, chest, edit, write_series
+from tests.helpers.spheres import make_sphere_set
 
 BOX = [30., -20., 10., 24., 20., 16., 0.]
 PATIENT = np.array([[-1., 0, 0, 11], [0, -1, 0, -22], [0, 0, 1, 133],
@@ -454,7 +454,7 @@ def test_sr_that_cannot_be(scanned):
 
 
 def test_export_from_the_command_line(scanned, monkeypatch, capsys):
-    tool = Path(__file__).parents[1] / 'tools' / 'export.py'
+    tool = Path(__file__).parents[2] / 'tools' / 'export.py'
     call = [str(tool), str(scanned / 'results.json'), '--out-dir',
             str(scanned / 'out')]
     for more, names in (

@@ -13,7 +13,7 @@ from projects.core.rig import View
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules, _Finding
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
 
-from .spheres import chord_lengths, make_sphere_set
+from tests.helpers.spheres import chord_lengths, make_sphere_set
 
 
 @pytest.fixture(scope='module')

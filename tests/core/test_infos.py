@@ -13,7 +13,7 @@ from projects.core.infos import (build_coco, check_coco, dump_infos,
                                  load_infos, pack_shape, unpack_shape,
                                  validate_infos)
 
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
 
 @pytest.fixture(scope='module')

@@ -17,8 +17,8 @@ from projects.core.boxes import fuse_boxes
 from projects.core.rig import Rig
 from projects.mv2d_xray.queries.volume import _PoolViews
 
-from .spheres import make_sphere_set
-from .test_detector import PIPELINE, REPORT_ALL, quick
+from tests.helpers.spheres import make_sphere_set
+from tests.mv2d_xray.test_detector import PIPELINE, REPORT_ALL, quick
 
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 pytestmark = pytest.mark.parametrize('device', DEVICES)

@@ -16,7 +16,7 @@ from projects.core import geometry
 from projects.core.files import DataError
 from projects.core.infos import dump_infos, load_infos
 
-from .spheres import SCALE, make_sphere_set
+from tests.helpers.spheres import SCALE, make_sphere_set
 
 PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
 

@@ -18,7 +18,7 @@ from data_converters.lidc import (consensus_nodules, find_scans, load_pylidc,
 from data_converters.scan import ConversionError
 from projects.core.rig import Rig
 
-from .series import (UID, chest, edit, link_tree, replace, save,
+from tests.helpers.series import (UID, chest, edit, link_tree, replace, save,
                      write_series)
 
 COUNT, STEP = 10, 2.

@@ -20,9 +20,9 @@ from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.core.engine.configs import build_runner, load_config
 from projects.mv2d_xray.transforms.geometric import keep_views
 
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
-CONFIGS = Path(__file__).parent.parent / 'configs/mv2d_xray'
+CONFIGS = Path(__file__).parents[2] / 'configs/mv2d_xray'
 PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
 REPORT_ALL = dict(score_thr=0., iou_thr=.05, max_per_img=50)
 
