@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import List, Optional
 
 from terminaltables import GithubFlavoredMarkdownTable
 
@@ -180,7 +181,7 @@ def table(out_dir: Path, split: str, against: str) -> str:
     return GithubFlavoredMarkdownTable([header, *rows]).table
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Run what was asked for, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('variants', nargs='*', metavar='VARIANT',
@@ -195,7 +196,7 @@ def main() -> None:
                         'scan (default: %(default)s)')
     parser.add_argument('--data-root', default='')
     parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     names = args.variants or list(VARIANTS)
     for name in (*names, args.against):
         if name not in VARIANTS:

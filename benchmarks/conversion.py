@@ -16,6 +16,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import List, Optional
 
 from measure import in_process, peak_mb
 from terminaltables import GithubFlavoredMarkdownTable
@@ -58,7 +59,7 @@ def convert_once(uid: str, dicom: Path, num_views: int, image_size: int,
         peak_mb=peak_mb())
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Measure, print the tables, leave ``conversion.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out-dir', type=Path,
@@ -68,7 +69,7 @@ def main() -> None:
                         default=list(FACTORS), help='factors to change')
     parser.add_argument('--scans', type=int, default=4,
                         help='scans for the throughput; default 4')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     settings = [BASE] + [
         dict(BASE, **({'image_size': 256} if name == 'renderer' else {}),
              **{name: value})

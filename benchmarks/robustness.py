@@ -13,7 +13,7 @@ import argparse
 from copy import deepcopy
 from itertools import cycle
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ MARKS = (('#4477aa', 'o'), ('#cc6677', 's'), ('#228833', '^'),
          ('#aa8800', 'D'))
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argument_parser('3D mAP against what can go wrong',
                              split='test')
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--beside', action='append', default=[], metavar='NAME=FOLDER',
         help='an earlier --out-dir, of another model, to draw beside')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for option in ('other_set', 'beside'):
         for item in getattr(args, option):
             if '=' not in item:
@@ -156,9 +156,9 @@ def table(panels: Dict[str, Dict[str, Dict]]) -> str:
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Test under every condition, draw, tabulate."""
-    args = parse_args()
+    args = parse_args(argv)
     beside = {name: load_json(Path(folder) / 'robustness.json')
               for name, folder in (i.split('=', 1) for i in args.beside)}
     cfg, model = load_for_split(args)

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import List, Optional
 
 import numpy as np
 from mmdet3d.registry import DATASETS, MODELS
@@ -16,7 +17,7 @@ from projects.core.engine.configs import config_errors, config_of, select_split
 from projects.core.drawing import draw_scans
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argument_parser('Draw samples as they leave the pipeline')
     parser.add_argument('--out-dir', required=True, type=Path,
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         'training pipeline, others the test\'s (default: %(default)s)')
     parser.add_argument('--count', type=int, default=8,
                         help='samples (default: %(default)s)')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def sheet(sample: dict, channels: np.ndarray) -> list:
@@ -61,9 +62,9 @@ def sheet(sample: dict, channels: np.ndarray) -> list:
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Draw samples of a split."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg = config_of(args)
     loader = (cfg.train_dataloader if args.split == 'train'
               else cfg.test_dataloader)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 CHEST = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
@@ -55,7 +56,7 @@ def make_blades(data: str, jobs: int) -> None:
         '.1', '--test-fraction', '.2', '--out-dir', data, '--jobs', str(jobs))
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """All steps."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--part', action='store_true',
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument('--data-root', help='default: data/demo, data/blade')
     parser.add_argument('--work-dir',
                         help='default: work_dirs/demo, work_dirs/blade')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     name = 'blade' if args.part else 'demo'
     config = PART if args.part else CHEST
     data = args.data_root or f'data/{name}'

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import numpy as np
 from mmdet3d.registry import DATASETS
@@ -19,7 +19,7 @@ from projects.core.engine.configs import match_distance_of
 from projects.mv2d_xray.diagnosis.pictures import draw_findings
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argument_parser('Say at which stage each missed nodule is lost',
                              split='val')
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--score-thr-2d', type=float, default=.3,
         help='2D detections below are not shown (default: %(default)s)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.view and not args.scan:
         parser.error('--view: expected --scan, too, found none')
     return args
@@ -82,9 +82,9 @@ def table_of(told: dict) -> str:
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Look at every scan of a split, tabulate, draw."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg, model = load_for_split(args)
     data = DATASETS.build(cfg.test_dataloader.dataset)
     rows = rows_of(data, args.scan, args.view)

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argument_parser(
         'Say which pixels the boxes that hit a finding rest on', split='val')
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
         'boxes are explained (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0,
                         help='of all that is random (default: %(default)s)')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def hits_3d(result: dict, classes: int, distance: float) -> Iterator[Dict]:
@@ -175,9 +175,9 @@ def table_of(told: dict) -> str:
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Find, draw lots, explain, judge, tabulate."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg, model = load_for_split(args)
     if args.stage == '2d' and not model.with_2d:
         raise UserError(f'{args.config}: model: expected 2D heads that run, '

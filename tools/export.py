@@ -1,12 +1,13 @@
 """Boxes for other programs: python tools/export.py RESULTS --out-dir DIR"""
 
 import argparse
+from typing import List, Optional
 
 from projects.core.export import FORMATS, export
 from projects.core.engine.command_line import one_sentence
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argparse.ArgumentParser(
         description='Write found boxes as CSV, 3D Slicer markups, COCO '
@@ -22,13 +23,13 @@ def parse_args() -> argparse.Namespace:
                         'do not say or they have moved')
     parser.add_argument('--dicom-root', help='folder under which the CT '
                         'series are, for DICOM SR')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Write the files."""
-    args = parse_args()
+    args = parse_args(argv)
     for path in export(args.results, args.out_dir, args.formats,
                        args.score_thr, args.ann_file,
                        args.dicom_root):

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from projects.core.engine.configs import load_config
 from projects.core.drawing import draw_views
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argparse.ArgumentParser(
         description='Find 3D boxes in the X-ray views of one object')
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device', type=torch_device,
         help='torch device; defaults to the GPU where there is one')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def find_images(given: List[Path], rig: Rig) -> List[Path]:
@@ -74,9 +74,9 @@ def find_images(given: List[Path], rig: Rig) -> List[Path]:
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, predict, write."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg = load_config(args.config)
     try:
         rig = Rig.load(args.rig)

@@ -2,12 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import List, Optional
 
 from projects.core.report.page import write_report
 from projects.core.engine.command_line import one_sentence
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argparse.ArgumentParser(
         description='Write one HTML file with the figures, curves, views and '
@@ -19,13 +20,13 @@ def parse_args() -> argparse.Namespace:
                         'do not say or they have moved')
     parser.add_argument('--work-dir', help='folder of the training, for its '
                         'curves; default: that of the checkpoint')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Write the report."""
-    args = parse_args()
+    args = parse_args(argv)
     out_file = Path(args.out or Path(args.results).with_suffix('.html'))
     count = write_report(args.results, out_file, args.ann_file, args.work_dir)
     print(f'{out_file}: {count} scans, '

@@ -14,6 +14,7 @@ import sys
 import time
 import venv
 from pathlib import Path
+from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
@@ -129,14 +130,14 @@ def install_mmcv(python: Path, log: Path, gpu: bool) -> None:
            'Building mmcv', log)
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Make or complete the environment."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--venv', type=Path, default=ROOT / '.venv',
                         help='folder of the environment')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'),
                         default='auto', help='build of torch and mmcv')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     gpu = has_gpu() if args.device == 'auto' else args.device == 'cuda'
     digest = hashlib.sha256(repr(gpu).encode())
     for path in sorted(REQUIREMENTS.glob('*.txt')):

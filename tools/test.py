@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 from pathlib import Path
+from typing import List, Optional
 
 from projects.core.files import dump_json, load_json
 from projects.core.engine.checkpoints import (check_checkpoint, inner_model,
@@ -14,7 +15,7 @@ from projects.core.engine.configs import (build_runner, config_of,
                                           evaluators_of, select_split)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """mmdet3d's own arguments, and ours."""
     parser = argument_parser('Test a 3D detector', amp=True)
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -35,13 +36,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--calibration', metavar='RESULTS', help='--out of a test on the '
         'validation split: what its thresholds give on this one')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Build the runner, load the checkpoint strictly, test."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg = config_of(args)
     dataset = cfg.test_dataloader.dataset
     if args.split:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import List, Optional
 
 from mmengine.runner import find_latest_checkpoint
 
@@ -12,7 +13,7 @@ from projects.core.engine.configs import build_runner, config_errors, config_of
 from projects.core.engine.precision import keep_freed_memory
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """mmdet3d's own arguments."""
     parser = argument_parser('Train a 3D detector', amp=True)
     parser.add_argument(
@@ -20,13 +21,13 @@ def parse_args() -> argparse.Namespace:
         help='go on from a checkpoint, or from the latest of the work dir')
     parser.add_argument(
         '--seed', type=int, help='seed of weights, order and augmentation')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 @one_sentence
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Build the runner and train."""
-    args = parse_args()
+    args = parse_args(argv)
     allow_checkpoint_types()
     keep_freed_memory()
     cfg = config_of(args)
