@@ -27,7 +27,7 @@ from data_converters.convert import Options, convert_scan
 from data_converters.drr import RENDERERS
 from projects.core.rig import Rig
 from projects.core.files import dump_json
-from projects.core.engine.command_line import torch_device
+from projects.core.engine.devices import torch_device
 
 BASE = dict(image_size=1024, num_views=10, slices=133, renderer='joseph')
 FACTORS = dict(image_size=(256, 512), num_views=(5, 20), slices=(65, 260),

@@ -39,7 +39,7 @@ from projects.mv2d_xray.queries import (box_correlation as matching, volume as
                                         volume_head)
 from projects.mv2d_xray.lifting.decoder import XRayDecoder
 from projects.core.rig import Rig
-from projects.core.engine.command_line import torch_device
+from projects.core.engine.devices import torch_device
 from projects.core.engine.configs import load_config
 from projects.core.engine.precision import use_half_precision
 from projects.mv2d_xray.transforms.packing import PackXRayInputs

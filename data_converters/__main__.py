@@ -15,10 +15,9 @@ from tqdm import tqdm
 
 from projects.core.rig import Rig
 from projects.core.files import DataError, load_json
-from projects.core.engine.command_line import torch_device
+from projects.core.engine.devices import torch_device
 
 from . import blade, lidc, part, phantom, rigs
-from .check import check_set, draw_sheet
 from .convert import (SPLITS, Options, Shard, convert_scans, finish_set,
                       finish_shard, merge_set, open_set, split_patients)
 from .drr import RENDERERS
@@ -414,6 +413,7 @@ def run_merge(args: argparse.Namespace) -> None:
 
 def run_check(args: argparse.Namespace) -> None:
     """Verify a set; every fault is a line."""
+    from .check import check_set, draw_sheet  # matplotlib takes a second
     faults = []
     for fault in check_set(args.out_dir):
         faults.append(fault)

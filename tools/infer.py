@@ -15,9 +15,9 @@ from projects.core.boxes import gravity_boxes
 from projects.core.rig import Rig
 from projects.core.files import dump_json
 from projects.core.engine.checkpoints import load_model, warn_of_other_views
-from projects.core.engine.command_line import (UserError, one_sentence,
-                                               torch_device)
+from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
+from projects.core.engine.devices import torch_device
 from projects.core.drawing import draw_views
 
 

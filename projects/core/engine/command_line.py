@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-import torch
 from mmengine.config import DictAction
 from tqdm import tqdm
 
 from projects.core.files import DataError
 
-__all__ = ['UserError', 'argument_parser', 'one_sentence', 'torch_device']
+__all__ = ['UserError', 'argument_parser', 'one_sentence']
 
 
 class UserError(ValueError):
@@ -88,14 +87,3 @@ def argument_parser(description: str, split: Optional[str] = None,
         default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser
-
-
-def torch_device(text: str) -> str:
-    """An argument that must be a torch device that this machine has."""
-    try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError):
-        raise argparse.ArgumentTypeError(
-            'expected a torch device that this machine has, as cpu or '
-            f'cuda:0, found "{text}"') from None
-    return text
