@@ -28,7 +28,7 @@ from tqdm import tqdm
 from projects.core.files import dump_json, load_json
 from projects.core.engine.checkpoints import load_for_split
 from projects.core.engine.command_line import argument_parser, one_sentence
-from projects.core.engine.configs import evaluators_of
+from projects.core.engine.configs import evaluators_3d_of
 
 # Panel of the figure, and per condition its name and what is done to a scan.
 CONDITIONS = {
@@ -80,8 +80,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def figures(model, cfg, seed: int, bar: tqdm) -> Dict:
     """The 3D metric's figures on a config's test set."""
     data = DATASETS.build(cfg.test_dataloader.dataset)
-    metric, = (METRICS.build(e) for e in evaluators_of(cfg)
-               if e.type == 'Indication3DMetric')
+    metric, = map(METRICS.build, evaluators_3d_of(cfg))
     metric.dataset_meta = data.metainfo
     for index in range(len(data)):
         np.random.seed(seed + index)

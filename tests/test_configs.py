@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import METRICS, MODELS
 
 from projects.core.engine.checkpoints import check_checkpoint
+from projects.core.engine.configs import (evaluators_3d_of,
+                                          match_distance_of)
+from projects.core.evaluation.metric_3d import Indication3DMetric
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
@@ -89,3 +92,21 @@ def test_released_checkpoint(path):
     head = model.volume_head or model.lifting_head
     assert len(classes) == head.num_classes
     assert path.name in (ROOT / 'checkpoints/README.md').read_text()
+
+
+def test_the_3d_metric_is_known_by_its_class():
+    """A metric of one's own is one, too, whatever its name."""
+
+    @METRICS.register_module()
+    class FindingMetric(Indication3DMetric):
+        pass
+
+    kinds = ['Indication2DMetric', 'mmdet3d.FindingMetric',
+             'Indication3DMetric', Indication3DMetric, 'mmdet.CocoMetric']
+    cfg = Config(dict(test_evaluator=[
+        dict(type=kind, match_distance=float(number))
+        for number, kind in enumerate(kinds)]))
+    assert [e.match_distance for e in evaluators_3d_of(cfg)] == [1., 2., 3.]
+    assert match_distance_of(cfg) == 1.
+    one = Config(dict(test_evaluator=dict(type='Indication2DMetric')))
+    assert evaluators_3d_of(one) == [] and match_distance_of(one) == 10.

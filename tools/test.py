@@ -12,7 +12,7 @@ from projects.core.engine.checkpoints import (check_checkpoint, inner_model,
 from projects.core.engine.command_line import (UserError, argument_parser,
                                                one_sentence)
 from projects.core.engine.configs import (build_runner, config_of,
-                                          evaluators_of, select_split)
+                                          evaluators_3d_of, select_split)
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -47,9 +47,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     dataset = cfg.test_dataloader.dataset
     if args.split:
         select_split(dataset, args.split)
-    for evaluator in evaluators_of(cfg):
-        if evaluator.type == 'Indication3DMetric':
-            evaluator.update(out_file=args.out, calibration=args.calibration)
+    for evaluator in evaluators_3d_of(cfg):
+        evaluator.update(out_file=args.out, calibration=args.calibration)
     if args.show_dir:
         cfg.custom_hooks = [
             *cfg.get('custom_hooks', []),

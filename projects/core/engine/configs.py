@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import torch
+from mmdet3d.registry import METRICS
 from mmengine.config import Config
 from mmengine.registry import build_functions
 from mmengine.runner import Runner
@@ -19,10 +20,11 @@ from mmengine.utils import import_modules_from_strings
 from projects.core.engine.command_line import UserError
 from projects.core.engine.precision import use_half_precision
 from projects.core.evaluation.matching import MATCH_DISTANCE
+from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.files import DataError
 
 __all__ = [
-    'build_runner', 'config_errors', 'config_of', 'evaluators_of',
+    'build_runner', 'config_errors', 'config_of', 'evaluators_3d_of',
     'load_config', 'match_distance_of', 'select_split'
 ]
 
@@ -144,10 +146,17 @@ def select_split(dataset: Config, split: str) -> None:
         dataset.coco_file = f'lidc_infos_{split}_2d_anno.coco.json'
 
 
-def evaluators_of(cfg: Config) -> List[Config]:
-    """Configs of the metrics of a test; a config may give one or a list."""
+def evaluators_3d_of(cfg: Config) -> List[Config]:
+    """Configs of the 3D metrics of a test, which may have one or a list of
+    metrics: those that build an :class:`Indication3DMetric`."""
     found = cfg.test_evaluator
-    return found if isinstance(found, list) else [found]
+
+    def is_3d(kind) -> bool:
+        kind = METRICS.get(kind) if isinstance(kind, str) else kind
+        return isinstance(kind, type) and issubclass(kind, Indication3DMetric)
+
+    return [e for e in (found if isinstance(found, list) else [found])
+            if is_3d(e.type)]
 
 
 @contextlib.contextmanager
@@ -210,5 +219,4 @@ def _distribute_on_cpu(cfg: Config) -> None:
 def match_distance_of(cfg: Config) -> float:
     """Up to which a box hits a finding, as the config's metric says (mm)."""
     return next((e.get('match_distance', MATCH_DISTANCE)
-                 for e in evaluators_of(cfg)
-                 if e.type == 'Indication3DMetric'), MATCH_DISTANCE)
+                 for e in evaluators_3d_of(cfg)), MATCH_DISTANCE)
