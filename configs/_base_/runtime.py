@@ -14,6 +14,7 @@ custom_hooks = [
     dict(type='PlainCheckpointHook'),
     dict(type='ClassCheckHook'),
     dict(type='DrawBoxesHook'),
+    dict(type='RangeCheckHook'),
 ]
 # Curves and pictures: tensorboard --logdir work_dirs
 visualizer = dict(

@@ -5,7 +5,8 @@ only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
 from projects.core.engine.hooks import (PlainCheckpointHook, ClassCheckHook,
-                                        DrawBoxesHook, ProgressBarHook)
+                                        DrawBoxesHook, ProgressBarHook,
+                                        RangeCheckHook)
 from projects.core.engine.precision import BFloat16OptimWrapper
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
@@ -34,8 +35,8 @@ __all__ = [
     'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
     'Indication2DMetric', 'Indication3DMetric', 'BFloat16OptimWrapper',
     'XRayBoxL1Cost', 'XRayCenterNetHead', 'PlainCheckpointHook',
-    'ClassCheckHook', 'XRayDataPreprocessor', 'XRayDataset',
-    'XRayDecoder', 'XRayDilatedNet',
+    'ClassCheckHook', 'RangeCheckHook', 'XRayDataPreprocessor',
+    'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
     'DrawBoxesHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
     'XRayPoseError', 'ProgressBarHook', 'XRayRandomFlip',

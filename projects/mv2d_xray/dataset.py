@@ -1,13 +1,15 @@
 """Converted sets as an mmdet3d data set."""
 
+import logging
 import os.path as osp
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmdet3d.datasets import Det3DDataset
 from mmdet3d.registry import DATASETS
 from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.logging import print_log
 
 from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, load_infos, unpack_shape
@@ -29,7 +31,10 @@ class XRayDataset(Det3DDataset):
         ann_file (str): Info pickle, relative to ``data_root``.
         data_root (str): Root of the set.
         scene_range (Sequence[float], optional): ``[x0, y0, z0, x1, y1, z1]``
-            (mm); a finding that counts with its centre outside is an error.
+            (mm), all that the model knows of space. In training a finding
+            with its centre outside is ignored; where most are outside, the
+            box is not this set's. In a test it counts: it is missed. How many
+            there are is logged.
         num_views (int, optional): Views that every sample must have.
         coco_file (str, optional): COCO JSON, relative to ``data_root``, that
             must agree with the infos.
@@ -87,15 +92,21 @@ class XRayDataset(Det3DDataset):
         infos, self._infos = self._infos, None
         for key, value in infos['metainfo'].items():
             self._metainfo.setdefault(key, value)
-        samples, self.bank = [], []
+        samples, self.bank, outside = [], [], {}
         if not infos['data_list']:
             raise DataError(f'{self.source}: field "data_list": expected at '
                              'least one sample, found 0')
         for sample in infos['data_list']:
             self._check_sample(sample)
+            rows = self._counting(sample['instances'])[2]
+            if rows:
+                outside[sample['token']] = [
+                    sample['instances'][i]['bbox_3d'][:3] for i in rows]
             samples.append(self.parse_data_info(sample))
             samples[-1]['intensity'] = infos['metainfo'].get('intensity')
             self.bank += self.findings(sample['instances'])
+        if outside:
+            self._tell_outside(outside)
         return samples
 
     def full_init(self) -> None:
@@ -105,18 +116,31 @@ class XRayDataset(Det3DDataset):
             if hasattr(transform, 'bank'):
                 transform.bank = self.bank
 
-    def _counting(self, instances: List[dict]) -> Tuple[List[int], np.ndarray]:
-        """Rows of the findings that count, and all diameters (mm)."""
+    def _counting(self, instances: List[dict]
+                  ) -> Tuple[List[int], np.ndarray, List[int]]:
+        """Rows of the findings that count, all diameters (mm), and rows of
+        those outside the scene box, which count in a test alone."""
         diameters = np.array(
             [item.get('diameter') or np.mean(
                 np.asarray(item['bbox_3d'][3:6], dtype=np.float64))
              for item in instances], dtype=np.float64)
-        return [
+        rows = [
             i for i, item in enumerate(instances)
             if item['valid_flag'] and not item['ignore']
             and diameters[i] >= self.min_diameter
             and self.label_mapping[item['bbox_label_3d']] >= 0
-        ], diameters
+        ]
+        outside = [i for i in rows if not self._in_scene(instances[i])]
+        if not self.test_mode:
+            rows = [i for i in rows if i not in outside]
+        return rows, diameters, outside
+
+    def _in_scene(self, instance: dict) -> bool:
+        if self.scene_range is None:
+            return True
+        low, high = np.reshape(self.scene_range, (2, 3))
+        centre = np.asarray(instance['bbox_3d'][:3], dtype=np.float64)
+        return bool(((centre >= low) & (centre <= high)).all())
 
     def findings(self, instances: List[dict]) -> List[dict]:
         """What those of a record's instances that count are: ``centre`` and
@@ -153,19 +177,29 @@ class XRayDataset(Det3DDataset):
         if views == 0:
             raise DataError(f'{where}: field "images": expected at least '
                              'one view, found 0')
-        if self.scene_range is None:
-            return
-        scene = np.asarray(self.scene_range, dtype=np.float64)
-        for i, instance in enumerate(sample['instances']):
-            centre = np.asarray(instance['bbox_3d'][:3], dtype=np.float64)
-            inside = (centre >= scene[:3]).all() and (centre <=
-                                                      scene[3:]).all()
-            counts = instance['valid_flag'] and not instance['ignore']
-            if counts and not inside:
-                raise DataError(
-                    f'{where}: field "instances[{i}].bbox_3d": expected a '
-                    f'centre within the scene box {scene.tolist()} mm, found '
-                    f'{np.round(centre, 1).tolist()}')
+
+    def _tell_outside(self, outside: Dict[str, list]) -> None:
+        """Log what lies outside the scene box: centres (mm) by scan.
+
+        Raises:
+            DataError: Fewer findings to train on lie inside than outside.
+        """
+        count = sum(map(len, outside.values()))
+        token, centres = next(iter(outside.items()))
+        box = f'the scene box {[float(v) for v in self.scene_range]} mm'
+        place = f'{np.round(centres[0], 1).tolist()} mm'
+        if not self.test_mode and count > len(self.bank):
+            raise DataError(
+                f'{self.source}: scan {token}: field "bbox_3d": expected a '
+                f'centre within {box}, as of most findings, found {place}, '
+                f'and {count} of {count + len(self.bank)} outside')
+        print_log(
+            f'{self.source}: {count} finding{"s" * (count > 1)} of '
+            f'{len(outside)} scan{"s" * (len(outside) > 1)} outside {box}, '
+            f'the first at {place} in scan {token}: '
+            + ('counted, and missed' if self.test_mode
+               else 'ignored in training'),
+            logger='current', level=logging.WARNING)
 
     def parse_data_info(self, info: dict) -> dict:
         """Absolute image paths; annotations for training or evaluation."""
@@ -190,7 +224,7 @@ class XRayDataset(Det3DDataset):
             ``ignored_bboxes_view``.
         """
         instances = info['instances']
-        kept, diameters = self._counting(instances)
+        kept, diameters, _ = self._counting(instances)
         place = {instance: row for row, instance in enumerate(kept)}
         left_out = [i for i in range(len(instances)) if i not in place]
         boxes, ignored = [], []

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from projects.core.boxes import (build_box3d_instances, fuse_boxes,
                                  gravity_boxes)
+from projects.mv2d_xray.lifting.head import SOURCES
 
 __all__ = ['MV2DXRay']
 
@@ -169,6 +170,21 @@ class MV2DXRay(Base3DDetector):
     def with_2d(self) -> bool:
         """bool: Whether the heads of the 2D stage run."""
         return self.with_roi_queries or self.loss_weight_2d > 0
+
+    @property
+    def search_ranges(self) -> Dict[str, List[float]]:
+        """dict: Where each source of boxes looks for findings, by name:
+        ``[x0, y0, z0, x1, y1, z1]`` (mm)."""
+        ranges = {}
+        if self.volume_head is not None:
+            ranges['volume'] = self.volume_head.volume_range
+        head = self.lifting_head
+        if head is not None:
+            ranges.update({
+                name: head.scene_range
+                for name in (SOURCES[i] for i in head.sources)
+                if name != 'volume'})
+        return ranges
 
     def _check_strides(self) -> None:
         """Every part must agree on pixels per cell.

@@ -250,6 +250,38 @@ def test_finding_that_does_not_count_may_lie_outside(tmp_path, flags):
     assert len(data[0]['data_samples'].ignored_instances_3d) == 1
 
 
+def test_finding_outside_the_scene_is_told_and_not_trained_on(
+        tmp_path, monkeypatch):
+    """A scan of 680 mm has findings that no scene box of 400 mm holds."""
+    scene = [-200.] * 3 + [200.] * 3
+
+    def beyond(infos):
+        infos['data_list'][0]['instances'][0]['bbox_3d'][2] = 248.
+        infos['data_list'][3]['instances'][-1]['bbox_3d'][2] = -202.
+
+    infos = rewrite(tmp_path, beyond)
+    total = sum(not x['ignore'] for s in infos['data_list']
+                for x in s['instances'])
+    told = []
+    monkeypatch.setattr('projects.mv2d_xray.dataset.print_log',
+                        lambda text, **_: told.append(text))
+    for test_mode, what in ((False, 'ignored'), (True, 'counted, and missed')):
+        data = build(tmp_path, scene_range=scene, test_mode=test_mode)
+        token = infos['data_list'][0]['token']
+        said, = told
+        told.clear()
+        assert '2 findings of 2 scans outside the scene box [-200.0' in said
+        assert f'248.0] mm in scan {token}: {what}' in said
+        truth = [data.get_data_info(i)['eval_ann_info' if test_mode
+                                       else 'ann_info'] for i in range(4)]
+        assert sum(len(t['gt_labels_3d']) for t in truth) == (
+            total if test_mode else total - 2)
+        assert len(truth[0]['ignored_bboxes_3d']) == (not test_mode)
+        assert len(data.bank) == total - 2 * (not test_mode)
+        if not test_mode:  # in the views, too
+            assert len(truth[0]['ignored_bboxes']) == 5
+
+
 def test_missing_image_and_wrong_size(tmp_path):
     infos = make_sphere_set(tmp_path)
     path = tmp_path / infos['data_list'][0]['images']['CAM_02']['img_path']

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import DATASETS, MODELS
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from tensorboard.backend.event_processing.event_accumulator import \
@@ -24,7 +24,7 @@ from projects.core.engine.checkpoints import (allow_checkpoint_types,
                                               load_checkpoint)
 from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
-from projects.core.engine.hooks import ClassCheckHook
+from projects.core.engine.hooks import ClassCheckHook, RangeCheckHook
 from projects.core.engine.precision import use_half_precision
 from projects.core.rig import Rig
 from projects.core.files import dump_json
@@ -539,6 +539,37 @@ def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
     with pytest.raises(UserError, match='expected 2, as the set has '
                        'classes pore, inclusion, found 1'):
         check(runner)
+
+
+@pytest.mark.parametrize('options, rest', [
+    ({'model.lifting_head': None, 'model.loss_weight_2d': 0.},
+     'it can never find them'),
+    ({}, 'only roi can find them')])
+def test_findings_where_the_model_does_not_look_are_told(
+        tmp_path, monkeypatch, options, rest):
+    spheres = [[((0, 0, 0), 9.)], [((0, 0, 160), 9.), ((0, 0, -190), 9.)]]
+    infos = make_sphere_set(tmp_path, 2, 4, 64, spheres=spheres,
+                            split='val', ignored=False)
+    cfg = load_config(str(ROOT / CONFIG), options)
+    cfg.test_dataloader.dataset.data_root = str(tmp_path)
+    data = DATASETS.build(cfg.test_dataloader.dataset)
+    told = []
+    monkeypatch.setattr('projects.core.engine.hooks.print_log',
+                        lambda text, **_: told.append(text))
+    loader = SimpleNamespace(dataset=data)
+    runner = SimpleNamespace(model=MODELS.build(cfg.model),
+                             test_dataloader=loader, train_dataloader=loader)
+    RangeCheckHook().before_test(runner)
+    said, = told
+    assert ('2 of 3 findings, in 1 of 2 scans, the first in '
+            + infos['data_list'][1]['token']) in said
+    assert '114.0, 144.0] mm' in said and said.endswith(rest)
+    # What the metric gets has them all.
+    truth = [data[i]['data_samples'].eval_ann_info for i in range(2)]
+    assert [len(t['gt_labels_3d']) for t in truth] == [1, 2]
+    runner.model.volume_head.volume_range = [-200.] * 3 + [200.] * 3
+    RangeCheckHook().before_train(runner)
+    assert told == [said]
 
 
 def test_a_split_that_the_set_has_not(trained, tmp_path):

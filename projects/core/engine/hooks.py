@@ -1,5 +1,6 @@
 """Hooks of trainings and tests: progress, checks, checkpoints, pictures."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Optional
@@ -9,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from mmdet3d.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from tqdm import tqdm
 
 from projects.core.boxes import gravity_boxes
@@ -19,7 +20,7 @@ from projects.core.engine.command_line import UserError
 
 __all__ = [
     'PlainCheckpointHook', 'ClassCheckHook', 'DrawBoxesHook',
-    'ProgressBarHook'
+    'ProgressBarHook', 'RangeCheckHook'
 ]
 
 
@@ -118,6 +119,52 @@ class ClassCheckHook(Hook):
                     f'config key "model.{name}.num_classes": expected '
                     f'{len(classes)}, as the set has classes '
                     f'{", ".join(classes)}, found {count}')
+
+
+@HOOKS.register_module()
+class RangeCheckHook(Hook):
+    """Says how many findings a model cannot find, since they lie outside the
+    part of space in which it looks.
+
+    A model says where it looks as ``search_ranges``: by source of boxes,
+    ``[x0, y0, z0, x1, y1, z1]`` (mm). In training such findings teach that
+    source nothing, in a test they count as missed.
+    """
+
+    def before_train(self, runner) -> None:
+        """Look at the set to train on."""
+        self._tell(runner.model, runner.train_dataloader.dataset)
+
+    def before_test(self, runner) -> None:
+        """Look at the set to test on."""
+        self._tell(runner.model, runner.test_dataloader.dataset)
+
+    @staticmethod
+    def _tell(model: torch.nn.Module, dataset) -> None:
+        ranges = getattr(inner_model(model), 'search_ranges', {})
+        for source, limits in ranges.items():
+            low, high = np.reshape(limits, (2, 3))
+            outside, total = {}, 0
+            for row in range(len(dataset)):
+                info = dataset.get_data_info(row)
+                truth = info.get('ann_info') or info['eval_ann_info']
+                centres = gravity_boxes(truth['gt_bboxes_3d'])[:, :3].numpy()
+                total += len(centres)
+                beyond = ((centres < low) | (centres > high)).any(1).sum()
+                if beyond:
+                    outside[info['token']] = int(beyond)
+            if not outside:
+                continue
+            others = [name for name in ranges if name != source]
+            print_log(
+                f'{sum(outside.values())} of {total} findings, in '
+                f'{len(outside)} of {len(dataset)} scans, the first in '
+                f'{next(iter(outside))}, lie outside the box '
+                f'{[float(v) for v in limits]} mm in which the model\'s '
+                f'source "{source}" looks: '
+                + (f'only {" and ".join(others)} can find them'
+                   if others else 'it can never find them'),
+                logger='current', level=logging.WARNING)
 
 
 @HOOKS.register_module()
