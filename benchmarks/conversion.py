@@ -25,9 +25,9 @@ from data_converters import lidc, phantom
 from data_converters.__main__ import main as convert
 from data_converters.convert import Options, convert_scan
 from data_converters.drr import RENDERERS
-from projects.core.rig import Rig
-from projects.core.files import dump_json
 from projects.core.engine.devices import torch_device
+from projects.core.files import dump_json
+from projects.core.rig import Rig
 
 BASE = dict(image_size=1024, num_views=10, slices=133, renderer='joseph')
 FACTORS = dict(image_size=(256, 512), num_views=(5, 20), slices=(65, 260),

@@ -25,10 +25,10 @@ from mmengine.logging import MMLogger
 from terminaltables import GithubFlavoredMarkdownTable
 from tqdm import tqdm
 
-from projects.core.files import dump_json, load_json
 from projects.core.engine.checkpoints import load_for_split
 from projects.core.engine.command_line import argument_parser, one_sentence
 from projects.core.engine.configs import evaluators_3d_of
+from projects.core.files import dump_json, load_json
 
 # Panel of the figure, and per condition its name and what is done to a scan.
 CONDITIONS = {

@@ -25,23 +25,25 @@ import cv2
 import numpy as np
 import torch
 from measure import in_process, median_seconds, peak_mb, show
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmdet3d.registry import DATASETS, MODELS
-from mmdet3d.structures import LiDARInstance3DBoxes
-from mmdet.structures.bbox import bbox_overlaps
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from projects.core import geometry
-from projects.mv2d_xray.queries import (box_correlation as matching, volume as
-                                        volume_head)
-from projects.mv2d_xray.lifting.decoder import XRayDecoder
-from projects.core.rig import Rig
-from projects.core.engine.devices import torch_device
 from projects.core.engine.configs import load_config
+from projects.core.engine.devices import torch_device
 from projects.core.engine.precision import use_half_precision
+from projects.core.rig import Rig
+from projects.mv2d_xray.lifting.decoder import XRayDecoder
+from projects.mv2d_xray.queries import (
+    box_correlation as matching,
+    volume as volume_head,
+)
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +56,7 @@ def phantom_volume():
     import tempfile
 
     from conversion import scan_of
+
     from data_converters import lidc, phantom
     uid = scan_of(133)
     with tempfile.TemporaryDirectory() as dicom:

@@ -13,13 +13,22 @@ import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.core.rig import Rig
-from projects.core.files import DataError, load_json
 from projects.core.engine.devices import torch_device
+from projects.core.files import DataError, load_json
+from projects.core.rig import Rig
 
 from . import blade, lidc, part, phantom, rigs
-from .convert import (SPLITS, Options, Shard, convert_scans, finish_set,
-                      finish_shard, merge_set, open_set, split_patients)
+from .convert import (
+    SPLITS,
+    Options,
+    Shard,
+    convert_scans,
+    finish_set,
+    finish_shard,
+    merge_set,
+    open_set,
+    split_patients,
+)
 from .drr import RENDERERS
 from .scan import ConversionError
 

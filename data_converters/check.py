@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 from projects.core import geometry
-from projects.core.rig import Rig
+from projects.core.drawing import draw_scans
 from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, load_infos
-from projects.core.drawing import draw_scans
+from projects.core.rig import Rig
 
 from .convert import SPLITS
 

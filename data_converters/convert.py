@@ -17,8 +17,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import (Callable, ContextManager, Dict, Iterable, Iterator, List,
-                    Optional, Tuple)
+from typing import (
+    Callable,
+    ContextManager,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+)
 
 import cv2
 import numpy as np
@@ -27,10 +35,15 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from projects.core import geometry
-from projects.core.rig import Rig
 from projects.core.files import atomic_write, dump_json, load_json
-from projects.core.infos import (SCHEMA_VERSION, as_arrays, build_coco,
-                                 dump_infos, pack_shape)
+from projects.core.infos import (
+    SCHEMA_VERSION,
+    as_arrays,
+    build_coco,
+    dump_infos,
+    pack_shape,
+)
+from projects.core.rig import Rig
 
 from . import __version__
 from .drr import MU_WATER, render

@@ -20,8 +20,13 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter, zoom
 
 from .convert import expect_own_folder
-from .lidc import (UNEVEN_SCANS, Nodule, consensus_nodules, load_pylidc,
-                   query_scan)
+from .lidc import (
+    UNEVEN_SCANS,
+    Nodule,
+    consensus_nodules,
+    load_pylidc,
+    query_scan,
+)
 from .scan import ConversionError
 
 ROWS = COLUMNS = 512

@@ -6,9 +6,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 import projects.mv2d_xray  # noqa: F401  registers everything
-
 from tests.helpers.spheres import make_sphere_set
-
 
 # Objects are looked up as the tools look them up.
 init_default_scope('mmdet3d')

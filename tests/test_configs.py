@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmdet3d.registry import METRICS, MODELS
+from mmengine.config import Config
 
 from projects.core.engine.checkpoints import check_checkpoint
-from projects.core.engine.configs import (evaluators_3d_of,
-                                          match_distance_of)
+from projects.core.engine.configs import evaluators_3d_of, match_distance_of
 from projects.core.evaluation.metric_3d import Indication3DMetric
 
 ROOT = Path(__file__).parent.parent

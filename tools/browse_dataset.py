@@ -12,9 +12,9 @@ from mmengine.runner import set_random_seed
 from tqdm import trange
 
 from projects.core.boxes import gravity_boxes
+from projects.core.drawing import draw_scans
 from projects.core.engine.command_line import argument_parser, one_sentence
 from projects.core.engine.configs import config_errors, config_of, select_split
-from projects.core.drawing import draw_scans
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

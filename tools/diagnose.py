@@ -9,14 +9,17 @@ from mmdet3d.registry import DATASETS
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
+from projects.core.engine.checkpoints import load_for_split
+from projects.core.engine.command_line import (
+    UserError,
+    argument_parser,
+    one_sentence,
+)
+from projects.core.engine.configs import match_distance_of
+from projects.core.files import dump_json
+from projects.mv2d_xray.diagnosis.pictures import draw_findings
 from projects.mv2d_xray.diagnosis.scan import report_scan
 from projects.mv2d_xray.diagnosis.verdicts import VISIBLE, diagnose
-from projects.core.files import dump_json
-from projects.core.engine.checkpoints import load_for_split
-from projects.core.engine.command_line import (UserError, argument_parser,
-                                               one_sentence)
-from projects.core.engine.configs import match_distance_of
-from projects.mv2d_xray.diagnosis.pictures import draw_findings
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

@@ -14,20 +14,28 @@ from terminaltables import AsciiTable
 from tqdm import tqdm
 
 from projects.core.boxes import corners_of
-from projects.mv2d_xray.explain import (FRACTIONS, METHODS, Target,
-                                        faithfulness, segmentation_game,
-                                        summarise)
-from projects.core.files import dump_json
+from projects.core.drawing import draw_scans
+from projects.core.engine.checkpoints import load_for_split
+from projects.core.engine.command_line import (
+    UserError,
+    argument_parser,
+    one_sentence,
+)
+from projects.core.engine.configs import match_distance_of
 from projects.core.evaluation.matching import match
 from projects.core.evaluation.metric_2d import Indication2DMetric, views_of
 from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
 from projects.core.evaluation.ranking import threshold_at
-from projects.core.engine.checkpoints import load_for_split
-from projects.core.engine.command_line import (UserError, argument_parser,
-                                               one_sentence)
-from projects.core.engine.configs import match_distance_of
+from projects.core.files import dump_json
+from projects.mv2d_xray.explain import (
+    FRACTIONS,
+    METHODS,
+    Target,
+    faithfulness,
+    segmentation_game,
+    summarise,
+)
 from projects.mv2d_xray.transforms.insertion import silhouettes
-from projects.core.drawing import draw_scans
 
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}

@@ -3,8 +3,8 @@
 import argparse
 from typing import List, Optional
 
-from projects.core.export import FORMATS, export
 from projects.core.engine.command_line import one_sentence
+from projects.core.export import FORMATS, export
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

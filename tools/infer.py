@@ -12,13 +12,13 @@ from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.dataset import Compose, pseudo_collate
 
 from projects.core.boxes import gravity_boxes
-from projects.core.rig import Rig
-from projects.core.files import dump_json
+from projects.core.drawing import draw_views
 from projects.core.engine.checkpoints import load_model, warn_of_other_views
 from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
-from projects.core.drawing import draw_views
+from projects.core.files import dump_json
+from projects.core.rig import Rig
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

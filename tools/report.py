@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import List, Optional
 
-from projects.core.report.page import write_report
 from projects.core.engine.command_line import one_sentence
+from projects.core.report.page import write_report
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

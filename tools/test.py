@@ -5,14 +5,24 @@ import hashlib
 from pathlib import Path
 from typing import List, Optional
 
+from projects.core.engine.checkpoints import (
+    check_checkpoint,
+    inner_model,
+    load_checkpoint,
+    warn_of_other_views,
+)
+from projects.core.engine.command_line import (
+    UserError,
+    argument_parser,
+    one_sentence,
+)
+from projects.core.engine.configs import (
+    build_runner,
+    config_of,
+    evaluators_3d_of,
+    select_split,
+)
 from projects.core.files import dump_json, load_json
-from projects.core.engine.checkpoints import (check_checkpoint, inner_model,
-                                              load_checkpoint,
-                                              warn_of_other_views)
-from projects.core.engine.command_line import (UserError, argument_parser,
-                                               one_sentence)
-from projects.core.engine.configs import (build_runner, config_of,
-                                          evaluators_3d_of, select_split)
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

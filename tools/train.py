@@ -7,8 +7,11 @@ from typing import List, Optional
 from mmengine.runner import find_latest_checkpoint
 
 from projects.core.engine.checkpoints import allow_checkpoint_types
-from projects.core.engine.command_line import (UserError, argument_parser,
-                                               one_sentence)
+from projects.core.engine.command_line import (
+    UserError,
+    argument_parser,
+    one_sentence,
+)
 from projects.core.engine.configs import build_runner, config_errors, config_of
 from projects.core.engine.precision import keep_freed_memory
 

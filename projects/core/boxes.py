@@ -3,8 +3,10 @@
 from typing import Sequence
 
 import torch
-from mmdet3d.structures import (LiDARInstance3DBoxes,
-                                axis_aligned_bbox_overlaps_3d)
+from mmdet3d.structures import (
+    LiDARInstance3DBoxes,
+    axis_aligned_bbox_overlaps_3d,
+)
 from mmengine.structures import InstanceData
 from torch import Tensor
 

@@ -18,8 +18,13 @@ from typing import Iterable, Union
 
 import numpy as np
 
-from projects.core.files import (DataError, atomic_write, dump_json,
-                                 load_json, read_bytes)
+from projects.core.files import (
+    DataError,
+    atomic_write,
+    dump_json,
+    load_json,
+    read_bytes,
+)
 
 __all__ = [
     'CHARACTERISTICS', 'SCHEMA_VERSION', 'as_arrays', 'build_coco',

@@ -5,8 +5,13 @@ from typing import List
 import numpy as np
 from terminaltables import AsciiTable
 
-from projects.core.evaluation.matching import (DISTANCES, FALSE_POSITIVES,
-                                               IOUS, ScanResult, match)
+from projects.core.evaluation.matching import (
+    DISTANCES,
+    FALSE_POSITIVES,
+    IOUS,
+    ScanResult,
+    match,
+)
 from projects.core.files import DataError, load_json
 
 __all__ = ['results_of', 'table_of']

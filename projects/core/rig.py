@@ -12,8 +12,11 @@ from typing import List, Optional, Sequence, Union
 
 import numpy as np
 
-from projects.core.geometry import (circular_ct2cam, compose_ct2img,
-                                    scale_cam2img)
+from projects.core.geometry import (
+    circular_ct2cam,
+    compose_ct2img,
+    scale_cam2img,
+)
 
 __all__ = ['Rig', 'View']
 

@@ -4,9 +4,13 @@ Importing the package registers everything with mmdet3d, so a config needs
 only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
-from projects.core.engine.hooks import (PlainCheckpointHook, ClassCheckHook,
-                                        DrawBoxesHook, ProgressBarHook,
-                                        RangeCheckHook)
+from projects.core.engine.hooks import (
+                                        ClassCheckHook,
+                                        DrawBoxesHook,
+                                        PlainCheckpointHook,
+                                        ProgressBarHook,
+                                        RangeCheckHook,
+)
 from projects.core.engine.precision import BFloat16OptimWrapper
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
@@ -20,15 +24,24 @@ from projects.mv2d_xray.lifting.decoder import XRayDecoder
 from projects.mv2d_xray.lifting.head import XRayLiftingHead
 from projects.mv2d_xray.lifting.position_encoding import XRayPositionEncoding
 from projects.mv2d_xray.preprocessing import XRayDataPreprocessor
-from projects.mv2d_xray.queries.roi import (XRayRoIQueryGenerator,
-                                            XRayTriangulatedQueryGenerator)
+from projects.mv2d_xray.queries.roi import (
+                                        XRayRoIQueryGenerator,
+                                        XRayTriangulatedQueryGenerator,
+)
 from projects.mv2d_xray.queries.volume import XRayVolumeHead
-from projects.mv2d_xray.transforms import (LoadXRayViews, PackXRayInputs,
-                                           ResizeXRay, XRayGridMask,
-                                           XRayInsertNodules, XRayPhotometric,
-                                           XRayPhotonNoise, XRayPoseError,
-                                           XRayRandomFlip, XRayRandomRotate,
-                                           XRayViewDropout)
+from projects.mv2d_xray.transforms import (
+                                        LoadXRayViews,
+                                        PackXRayInputs,
+                                        ResizeXRay,
+                                        XRayGridMask,
+                                        XRayInsertNodules,
+                                        XRayPhotometric,
+                                        XRayPhotonNoise,
+                                        XRayPoseError,
+                                        XRayRandomFlip,
+                                        XRayRandomRotate,
+                                        XRayViewDropout,
+)
 from projects.mv2d_xray.tta import XRayTTAModel
 
 __all__ = [

@@ -18,8 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
-from projects.core.boxes import (build_box3d_instances, fuse_boxes,
-                                 gravity_boxes)
+from projects.core.boxes import (
+    build_box3d_instances,
+    fuse_boxes,
+    gravity_boxes,
+)
 from projects.mv2d_xray.lifting.head import SOURCES
 
 __all__ = ['MV2DXRay']

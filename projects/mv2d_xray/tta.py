@@ -6,8 +6,11 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseTTAModel
 
-from projects.core.boxes import (build_box3d_instances, fuse_boxes,
-                                 gravity_boxes)
+from projects.core.boxes import (
+    build_box3d_instances,
+    fuse_boxes,
+    gravity_boxes,
+)
 from projects.core.geometry import transform_boxes
 
 __all__ = ['XRayTTAModel']

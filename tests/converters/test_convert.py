@@ -14,13 +14,19 @@ import numpy as np
 import pytest
 
 from data_converters.__main__ import main
-from data_converters.convert import (Options, convert_scans, finish_set,
-                                     finish_shard, merge_set, open_set)
+from data_converters.convert import (
+    Options,
+    convert_scans,
+    finish_set,
+    finish_shard,
+    merge_set,
+    open_set,
+)
 from data_converters.drr import Volume
 from data_converters.scan import ConversionError, Finding, Scan
-from projects.core.rig import Rig
 from projects.core.files import dump_json, load_json
 from projects.core.infos import load_infos
+from projects.core.rig import Rig
 
 NAMES = [f'part-{i}' for i in range(6)]
 OPTIONS = Options(Rig.circle(3, image_size=48).to_dict(),

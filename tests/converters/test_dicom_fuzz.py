@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from pydicom.data import get_testdata_file
 
 from data_converters.dicom import list_series, read_series
 from data_converters.scan import ConversionError
-
 from tests.helpers.series import UID, chest, write_series
 
 HEIGHTS = np.arange(6) * 1.5

@@ -18,13 +18,22 @@ from data_converters import convert, lidc, phantom
 from data_converters.__main__ import BENCHMARKS, main
 from data_converters.convert import Options, convert_scan, finish_set
 from data_converters.drr import Volume, render
-from data_converters.lidc import (UNEVEN_SCANS, find_scans, load_pylidc,
-                                  query_scan, read_scan)
+from data_converters.lidc import (
+    UNEVEN_SCANS,
+    find_scans,
+    load_pylidc,
+    query_scan,
+    read_scan,
+)
 from data_converters.scan import ConversionError
-from projects.core.rig import Rig
 from projects.core.files import load_json
-from projects.core.infos import (CHARACTERISTICS, check_coco, load_infos,
-                                 unpack_shape)
+from projects.core.infos import (
+    CHARACTERISTICS,
+    check_coco,
+    load_infos,
+    unpack_shape,
+)
+from projects.core.rig import Rig
 
 # Two patients, three scans: 0365 has two, of a nodule of 13.4 and one of
 # 11.6 mm with four readers; 0983 one nodule of 6.8 mm with two readers.

@@ -21,10 +21,10 @@ from data_converters.drr import MU_WATER, Volume, hu_to_mu, render
 from data_converters.part import PartReader, find_parts, plan, read_image
 from data_converters.scan import ConversionError
 from projects.core import geometry
-from projects.mv2d_xray.dataset import XRayDataset
-from projects.core.rig import Rig
 from projects.core.files import dump_json, load_json
 from projects.core.infos import load_infos
+from projects.core.rig import Rig
+from projects.mv2d_xray.dataset import XRayDataset
 
 SPACING = (1., 1.5, 2.)
 SHAPE = (40, 32, 28)

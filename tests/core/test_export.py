@@ -19,7 +19,6 @@ from pydicom.sr.codedict import codes
 from projects.core.export import export
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos, load_infos
-
 from tests.helpers.series import UID, chest, edit, write_series
 from tests.helpers.spheres import make_sphere_set
 

@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from projects.core.files import DataError, atomic_write, load_json
-from projects.core.infos import (build_coco, check_coco, dump_infos,
-                                 load_infos, pack_shape, unpack_shape,
-                                 validate_infos)
-
+from projects.core.infos import (
+    build_coco,
+    check_coco,
+    dump_infos,
+    load_infos,
+    pack_shape,
+    unpack_shape,
+    validate_infos,
+)
 from tests.helpers.spheres import make_sphere_set
 
 

@@ -6,10 +6,12 @@ import torch
 
 from projects.core import geometry
 from projects.core.rig import Rig
-from projects.mv2d_xray.queries.box_correlation import (agreeing_rois,
-                                                        cubes_at_depth,
-                                                        relevant_rois,
-                                                        sweep_overlaps)
+from projects.mv2d_xray.queries.box_correlation import (
+    agreeing_rois,
+    cubes_at_depth,
+    relevant_rois,
+    sweep_overlaps,
+)
 from projects.mv2d_xray.queries.roi import XRayTriangulatedQueryGenerator
 
 SCENE = [-200.] * 3 + [200.] * 3

@@ -8,11 +8,11 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from projects.core.files import DataError
 from projects.core.evaluation.matching import ScanResult, match
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import Ranked, difference, evaluate
+from projects.core.files import DataError
 from projects.core.results import table_of
 
 

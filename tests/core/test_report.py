@@ -11,13 +11,12 @@ import pytest
 import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from projects.core.files import DataError, dump_json, load_json
-from projects.core.infos import build_coco, dump_infos
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import curves_of, evaluate
-from projects.core.results import results_of
+from projects.core.files import DataError, dump_json, load_json
+from projects.core.infos import build_coco, dump_infos
 from projects.core.report.page import write_report
-
+from projects.core.results import results_of
 from tests.helpers.spheres import make_sphere_set
 
 # Text from outside must stay text.

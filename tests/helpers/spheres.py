@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 
 from projects.core import geometry
-from projects.core.rig import Rig
 from projects.core.files import dump_json
 from projects.core.infos import SCHEMA_VERSION, build_coco, dump_infos
+from projects.core.rig import Rig
 
 SCALE = 16 / 65535
 

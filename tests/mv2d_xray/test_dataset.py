@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import DATASETS, MODELS
-from mmengine.dataset import (DefaultSampler, pseudo_collate,
-                              worker_init_fn)
+from mmengine.dataset import DefaultSampler, pseudo_collate, worker_init_fn
 from torch.utils.data import DataLoader
 
 from projects.core import geometry
 from projects.core.files import DataError
 from projects.core.infos import dump_infos, load_infos
-
 from tests.helpers.spheres import SCALE, make_sphere_set
 
 PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from projects.mv2d_xray.lifting.decoder import (SparseCrossAttention,
-                                                XRayDecoder)
+from projects.mv2d_xray.lifting.decoder import (
+    SparseCrossAttention,
+    XRayDecoder,
+)
 
 
 def inputs(queries=5, rois=4, tokens=6, channels=16):

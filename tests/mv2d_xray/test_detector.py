@@ -12,14 +12,12 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from scipy.ndimage import gaussian_filter
 
-from data_converters.__main__ import BENCHMARKS
-from data_converters.__main__ import main as convert
+from data_converters.__main__ import BENCHMARKS, main as convert
 from projects.core import geometry
+from projects.core.engine.configs import build_runner, load_config
 from projects.mv2d_xray.lifting.head import DENOISING, ROI, VOLUME
 from projects.mv2d_xray.preprocessing import gaussian_blur
-from projects.core.engine.configs import build_runner, load_config
 from projects.mv2d_xray.transforms.geometric import keep_views
-
 from tests.helpers.spheres import make_sphere_set
 
 CONFIGS = Path(__file__).parents[2] / 'configs/mv2d_xray'

@@ -7,8 +7,7 @@ only, so that these tests run there, too.
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import (ModulatedDeformConv2dPack, RoIAlign, batched_nms,
-                      nms)
+from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign, batched_nms, nms
 from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
@@ -16,7 +15,6 @@ from data_converters.drr import Volume, render
 from projects.core.boxes import fuse_boxes
 from projects.core.rig import Rig
 from projects.mv2d_xray.queries.volume import _PoolViews
-
 from tests.helpers.spheres import make_sphere_set
 from tests.mv2d_xray.test_detector import PIPELINE, REPORT_ALL, quick
 

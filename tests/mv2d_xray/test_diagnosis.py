@@ -11,16 +11,21 @@ from mmengine.structures import InstanceData
 
 from projects.core import geometry
 from projects.core.boxes import fuse_boxes
+from projects.mv2d_xray.diagnosis.pictures import draw_findings
 from projects.mv2d_xray.diagnosis.scan import report_scan
 from projects.mv2d_xray.diagnosis.trace import trace
 from projects.mv2d_xray.diagnosis.verdicts import diagnose, verdict
 from projects.mv2d_xray.lifting.head import ROI, VOLUME
-from projects.mv2d_xray.diagnosis.pictures import draw_findings
-
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import (CONFIGS, PIPELINE, REPORT_ALL,
-                                           VARIANTS, quick, retina_model,
-                                           without_area)
+from tests.mv2d_xray.test_detector import (
+    CONFIGS,
+    PIPELINE,
+    REPORT_ALL,
+    VARIANTS,
+    quick,
+    retina_model,
+    without_area,
+)
 
 
 def scans_of(root):

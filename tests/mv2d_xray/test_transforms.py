@@ -12,7 +12,6 @@ from projects.core.files import DataError
 from projects.core.rig import View
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules, _Finding
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
-
 from tests.helpers.spheres import chord_lengths, make_sphere_set
 
 

@@ -5,8 +5,7 @@ import torch
 from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
-from projects.core.boxes import gravity_boxes
-from projects.core.boxes import build_box3d_instances
+from projects.core.boxes import build_box3d_instances, gravity_boxes
 from projects.mv2d_xray.tta import XRayTTAModel
 
 

@@ -6,8 +6,11 @@ import torch
 
 from projects.core import geometry
 from projects.core.rig import Rig
-from projects.mv2d_xray.queries.volume import (XRayVolumeHead, _PoolViews,
-                                               draw_gaussians)
+from projects.mv2d_xray.queries.volume import (
+    XRayVolumeHead,
+    _PoolViews,
+    draw_gaussians,
+)
 
 RANGE = [-60., -60, -60, 60, 60, 60]
 

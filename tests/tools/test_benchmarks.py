@@ -4,18 +4,17 @@ import json
 import os
 from contextlib import nullcontext
 
+import ablation
 import pytest
+import speed
 import torch
+from ablation import OURS, ROOT, VARIANTS, slug, table
 from measure import in_process
 from mmdet3d.registry import MODELS
 from mmengine.dataset import pseudo_collate
 
-import ablation
-import speed
-from ablation import OURS, ROOT, VARIANTS, slug, table
 from projects.core.engine.command_line import argument_parser
 from projects.core.engine.configs import config_of
-
 from tests.helpers.spheres import make_sphere_set
 
 

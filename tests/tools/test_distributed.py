@@ -19,7 +19,6 @@ from torch import distributed
 from torch.multiprocessing import spawn
 
 from projects.core.engine.configs import load_config
-
 from tests.helpers.spheres import make_sphere_set
 from tests.mv2d_xray.test_detector import PIPELINE, quick
 from tests.tools.test_tools import CONFIG, ROOT, SMALL

@@ -16,22 +16,24 @@ import torch
 from mmdet3d.registry import DATASETS, MODELS
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from tensorboard.backend.event_processing.event_accumulator import \
-    EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (
+    EventAccumulator,
+)
 
-from projects.core.engine.checkpoints import (allow_checkpoint_types,
-                                              check_checkpoint,
-                                              load_checkpoint)
+from projects.core.engine.checkpoints import (
+    allow_checkpoint_types,
+    check_checkpoint,
+    load_checkpoint,
+)
 from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
 from projects.core.engine.hooks import ClassCheckHook, RangeCheckHook
 from projects.core.engine.precision import use_half_precision
-from projects.core.rig import Rig
 from projects.core.files import dump_json
 from projects.core.infos import build_coco, dump_infos, load_infos
-from tools.infer import find_images
-
+from projects.core.rig import Rig
 from tests.helpers.spheres import make_sphere_set
+from tools.infer import find_images
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'

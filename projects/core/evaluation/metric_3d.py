@@ -13,11 +13,16 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
 from projects.core.boxes import gravity_boxes
-from projects.core.evaluation.matching import (DISTANCES, FALSE_POSITIVES,
-                                               IOUS, MATCH_DISTANCE,
-                                               SIZE_BINS, ScanResult,
-                                               on_ignored)
-from projects.core.evaluation.ranking import mean_over_classes, evaluate
+from projects.core.evaluation.matching import (
+    DISTANCES,
+    FALSE_POSITIVES,
+    IOUS,
+    MATCH_DISTANCE,
+    SIZE_BINS,
+    ScanResult,
+    on_ignored,
+)
+from projects.core.evaluation.ranking import evaluate, mean_over_classes
 from projects.core.files import dump_json
 from projects.core.results import describe_scan, load_thresholds, table_of
 

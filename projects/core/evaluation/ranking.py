@@ -10,9 +10,13 @@ from typing import Dict, Iterable, List, Optional, Sequence, Tuple
 import numpy as np
 from mmdet3d.evaluation.functional.indoor_eval import average_precision
 
-from projects.core.evaluation.matching import (DISTANCES, FALSE_POSITIVES,
-                                               MATCH_DISTANCE, ScanResult,
-                                               match)
+from projects.core.evaluation.matching import (
+    DISTANCES,
+    FALSE_POSITIVES,
+    MATCH_DISTANCE,
+    ScanResult,
+    match,
+)
 from projects.core.files import DataError
 from projects.core.results import results_of
 

@@ -11,9 +11,16 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 
-from projects.core.drawing import (STYLES, STYLE_2D, draw_image,
-                                   draw_rect, draw_view, line_of, save,
-                                   subplots)
+from projects.core.drawing import (
+    STYLE_2D,
+    STYLES,
+    draw_image,
+    draw_rect,
+    draw_view,
+    line_of,
+    save,
+    subplots,
+)
 
 __all__ = [
     'draw_attention', 'draw_boxes_2d', 'draw_features', 'draw_findings',

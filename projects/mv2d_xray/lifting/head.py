@@ -14,8 +14,10 @@ from projects.core import geometry
 from projects.core.boxes import build_box3d_instances, fuse_boxes
 from projects.mv2d_xray.lifting.box_coder import decode_boxes, encode_boxes
 from projects.mv2d_xray.lifting.position_encoding import sine_embedding
-from projects.mv2d_xray.queries.box_correlation import (relevant_rois,
-                                                        sweep_overlaps)
+from projects.mv2d_xray.queries.box_correlation import (
+    relevant_rois,
+    sweep_overlaps,
+)
 from projects.mv2d_xray.queries.roi import inside
 
 __all__ = ['SOURCES', 'XRayLiftingHead']

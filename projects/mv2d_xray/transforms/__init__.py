@@ -6,19 +6,25 @@ Randomness comes from NumPy's global generator, which mmengine seeds in every
 worker. Images are lists of (H, W, 1) float32 line integrals.
 """
 
-from projects.mv2d_xray.transforms.geometric import (ResizeXRay,
+from projects.mv2d_xray.transforms.geometric import (
+                                                     ResizeXRay,
                                                      XRayPoseError,
                                                      XRayRandomFlip,
                                                      XRayRandomRotate,
                                                      XRayViewDropout,
-                                                     keep_views)
-from projects.mv2d_xray.transforms.insertion import (XRayInsertNodules,
-                                                     silhouettes)
+                                                     keep_views,
+)
+from projects.mv2d_xray.transforms.insertion import (
+                                                     XRayInsertNodules,
+                                                     silhouettes,
+)
 from projects.mv2d_xray.transforms.loading import LoadXRayViews
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
-from projects.mv2d_xray.transforms.photometric import (XRayGridMask,
-                                                       XRayPhotometric,
-                                                       XRayPhotonNoise)
+from projects.mv2d_xray.transforms.photometric import (
+                                                     XRayGridMask,
+                                                     XRayPhotometric,
+                                                     XRayPhotonNoise,
+)
 
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
