@@ -20,6 +20,7 @@ from typing import List, Optional
 from terminaltables import GithubFlavoredMarkdownTable
 
 from projects.core.evaluation.ranking import difference
+from projects.core.results import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick.py'
@@ -154,7 +155,7 @@ def table(out_dir: Path, split: str, against: str) -> str:
     """Markdown of all variants with results on a split, and what they have
     more than one of them."""
     results = {
-        name: json.loads(results_of(out_dir / slug(name), split).read_text())
+        name: load_results(results_of(out_dir / slug(name), split))
         for name in VARIANTS
         if results_of(out_dir / slug(name), split).exists()
     }

@@ -6,7 +6,6 @@ done again.
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -92,8 +91,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             '--show-dir', str(pictures))
     else:
         print(f'\n== 3 of 3: the test is done, see {results}')
-        from projects.core.results import table_of
-        print(table_of(json.loads(done.read_text())))
+        from projects.core.results import load_results, table_of
+        print(table_of(load_results(done)))
     spent = int(time.monotonic() - start)
     print(f'\nThe demo took {spent // 60} min {spent % 60} s.\n'
           f'Figures:  {results}\nPictures: {pictures}/ (green: true, dashed '

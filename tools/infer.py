@@ -17,7 +17,7 @@ from projects.core.engine.checkpoints import load_model, warn_of_other_views
 from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
-from projects.core.files import dump_json
+from projects.core.results import dump_boxes
 from projects.core.rig import Rig
 
 
@@ -107,18 +107,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     found = found[found.scores_3d >= args.score_thr]
     boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
     classes = meta.get('dataset_meta', {}).get('classes', ('indication', ))
-    dump_json(
-        dict(
-            frame='ct: RAS+ (x right, y anterior, z superior), origin at the '
-            'isocentre of the rig', units='mm',
-            axis_order='bbox_3d is [x, y, z, dx, dy, dz, yaw], gravity centre',
-            boxes=[
-                dict(bbox_3d=[round(float(v), 3) for v in box],
-                     score=float(score), label=int(label),
-                     class_name=classes[int(label)])
-                for box, score, label in zip(boxes, found.scores_3d,
-                                             found.labels_3d)
-            ]), args.out)
+    dump_boxes(args.out, boxes, found.scores_3d, found.labels_3d, classes)
     if args.show:
         draw_views(packed['inputs']['img'][:, 0].numpy(),
                    np.asarray(result.metainfo['ct2img']), args.show,

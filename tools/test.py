@@ -5,6 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import List, Optional
 
+from mmengine.runner import Runner
+
 from projects.core.engine.checkpoints import (
     check_checkpoint,
     inner_model,
@@ -22,7 +24,9 @@ from projects.core.engine.configs import (
     evaluators_3d_of,
     select_split,
 )
-from projects.core.files import dump_json, load_json
+from projects.core.evaluation.metric_2d import Indication2DMetric
+from projects.core.evaluation.metric_3d import Indication3DMetric
+from projects.core.results import dump_results
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -49,6 +53,13 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def full_results(runner: Runner, kind: type) -> Optional[dict]:
+    """What the metric of a kind has found, None where there is none."""
+    found = [metric.full_results for metric in runner.test_evaluator.metrics
+             if isinstance(metric, kind)]
+    return found[-1] if found else None
+
+
 @one_sentence
 def main(argv: Optional[List[str]] = None) -> None:
     """Build the runner, load the checkpoint strictly, test."""
@@ -57,8 +68,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     dataset = cfg.test_dataloader.dataset
     if args.split:
         select_split(dataset, args.split)
-    for evaluator in evaluators_3d_of(cfg):
-        evaluator.update(out_file=args.out, calibration=args.calibration)
+    evaluators = evaluators_3d_of(cfg)
+    if args.out and not evaluators:
+        raise UserError(f'{args.config}: --out: expected an '
+                        'Indication3DMetric in test_evaluator, found none')
+    for evaluator in evaluators:
+        evaluator.update(calibration=args.calibration)
     if args.show_dir:
         cfg.custom_hooks = [
             *cfg.get('custom_hooks', []),
@@ -83,16 +98,13 @@ def main(argv: Optional[List[str]] = None) -> None:
         runner.test_dataloader.dataset.metainfo.get('rig'))
     runner.test()
     if args.out and runner.rank == 0:  # which alone has computed figures
-        results = load_json(args.out)
-        results['source'] = dict(
-            config=args.config, checkpoint=args.checkpoint,
-            sha256=hashlib.sha256(
-                Path(args.checkpoint).read_bytes()).hexdigest(),
-            ann_file=runner.test_dataloader.dataset.source)
-        for metric in runner.test_evaluator.metrics:
-            if metric.prefix == '2d' and metric.full_results:
-                results['2d'] = metric.full_results
-        dump_json(results, args.out)
+        dump_results(
+            args.out, full_results(runner, Indication3DMetric), dict(
+                config=args.config, checkpoint=args.checkpoint,
+                sha256=hashlib.sha256(
+                    Path(args.checkpoint).read_bytes()).hexdigest(),
+                ann_file=runner.test_dataloader.dataset.source),
+            full_results(runner, Indication2DMetric))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,19 @@
-"""What a test found: ``results.json`` and its table."""
+"""What a test or an inference found: their JSON files and a test's table.
 
-from typing import List
+This module owns both schemas. ``results.json``, of a test, is what the 3D
+metric's ``full_results`` hold, in their order, and then
+
+- ``source``: ``config``, ``checkpoint``, its ``sha256`` and the tested
+  ``ann_file``;
+- ``2d``: ``full_results`` of the 2D metric, where the model has a 2D stage.
+
+``boxes.json``, of an inference, has ``boxes`` and says what their numbers
+mean. Boxes are ``[x, y, z, dx, dy, dz, yaw]``, see
+:mod:`projects.core.geometry`.
+"""
+
+from pathlib import Path
+from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from terminaltables import AsciiTable
@@ -12,23 +25,61 @@ from projects.core.evaluation.matching import (
     ScanResult,
     match,
 )
-from projects.core.files import DataError, load_json
+from projects.core.files import DataError, dump_json, load_json
 
-__all__ = ['results_of', 'table_of']
+__all__ = [
+    'describe_scan', 'dump_boxes', 'dump_results', 'load_found',
+    'load_results', 'load_thresholds', 'results_of', 'table_of'
+]
+
+_NUMBER, _FIGURE = (int, float), (int, float, type(None))
+# Figures of all findings and of those of a range of diameters.
+_PART = dict(
+    {f'AP_iou{iou:g}': _NUMBER for iou in IOUS}, mAP_3d=_NUMBER, CPM=_NUMBER,
+    centre_error_mm=_FIGURE, size_error_mm=_FIGURE, num_gt=int, num_scans=int,
+    froc=dict)
+_KINDS = {_NUMBER: 'a number', _FIGURE: 'a number or null', int: 'a whole '
+          'number', str: 'a text', bool: 'true or false', dict: 'an object',
+          list: 'a list'}
 
 
-def load_thresholds(path: str) -> List[float]:
-    """``froc.threshold`` of a results file."""
-    found = load_json(path)
-    found = found.get('froc') if isinstance(found, dict) else None
-    found = found.get('threshold') if isinstance(found, dict) else None
-    if not isinstance(found, list) or len(found) != len(FALSE_POSITIVES) or (
-            not all(isinstance(v, (int, float)) for v in found)):
-        raise DataError(
-            f'{path}: field "froc.threshold": expected '
-            f'{len(FALSE_POSITIVES)} scores, as tools/test.py --out writes '
-            f'them for one class, found {found!r:.60}')
-    return found
+# ------------------------------------------------------------------- writing
+def dump_results(path: Union[str, Path], full: dict, source: dict,
+                 full_2d: Optional[dict] = None) -> None:
+    """Write ``results.json`` of a test, whole or not at all.
+
+    Args:
+        path: File to write.
+        full (dict): The 3D metric's ``full_results``.
+        source (dict): What was tested on what, see above.
+        full_2d (dict, optional): The 2D metric's.
+    """
+    dump_json(dict(full, source=source, **{'2d': full_2d} if full_2d else {}),
+              path)
+
+
+def dump_boxes(path: Union[str, Path], boxes: Iterable[Sequence[float]],
+               scores: Iterable[float], labels: Iterable[int],
+               classes: Sequence[str]) -> None:
+    """Write ``boxes.json`` of an inference.
+
+    Args:
+        path: File to write.
+        boxes: (N, 7), gravity centre (mm).
+        scores, labels: (N,).
+        classes: Names.
+    """
+    dump_json(
+        dict(
+            frame='ct: RAS+ (x right, y anterior, z superior), origin at the '
+            'isocentre of the rig', units='mm',
+            axis_order='bbox_3d is [x, y, z, dx, dy, dz, yaw], gravity centre',
+            boxes=[
+                dict(bbox_3d=[round(float(v), 3) for v in box],
+                     score=float(score), label=int(label),
+                     class_name=classes[int(label)])
+                for box, score, label in zip(boxes, scores, labels)
+            ]), path)
 
 
 def describe_scan(scan: ScanResult, name: str, distance: float) -> dict:
@@ -50,6 +101,125 @@ def describe_scan(scan: ScanResult, name: str, distance: float) -> dict:
             for box, score, m, c in zip(scan.boxes, scan.scores, found,
                                         counts)
         ])
+
+
+# ------------------------------------------------------------------- reading
+def load_results(path: Union[str, Path]) -> dict:
+    """``results.json`` of a test, verified; what older ones do not say is
+    filled in.
+
+    Raises:
+        DataError: The file is missing, no JSON, or a field is not as
+            expected.
+    """
+    full = load_json(path)
+    if not isinstance(full, dict) or not isinstance(full.get('scans'), list):
+        raise DataError(f'{path}: field "scans": expected a list, as '
+                        'tools/test.py --out writes it, found none')
+    full.setdefault('source', {})
+    full.setdefault('distances_mm', list(DISTANCES))
+    _expect(full, path, source=dict, by_size=dict, distances_mm=list)
+    parts = {'': full, **{f'by_size.{name}.': part
+                          for name, part in full['by_size'].items()}}
+    for where, part in parts.items():
+        _expect(part, path, where, **_PART, **{
+            f'AP_{d:g}mm': _NUMBER for d in full['distances_mm']})
+        _expect(part['froc'], path, f'{where}froc.',
+                false_positives_per_scan=list, sensitivity=list)
+    for row, scan in enumerate(full['scans']):
+        where = f'scans[{row}].'
+        _expect_scan(scan, path, where, match=int, counts=bool)
+        _expect(scan, path, where, ground_truth=list, ignored=list,
+                ignored_diameters=list)
+        _expect_found(scan['ground_truth'], path, f'{where}ground_truth',
+                      diameter=_NUMBER)
+        for i, box in enumerate(scan['ignored']):
+            _expect_box(box, path, f'{where}ignored[{i}]')
+    return full
+
+
+def load_found(path: Union[str, Path]) -> Tuple[List[dict], Optional[dict]]:
+    """The boxes of a test or an inference.
+
+    Returns:
+        tuple: ``token`` and ``boxes`` (each ``bbox_3d``, ``score`` and
+        ``class_name``, at least) of each scan, and a test's ``source``, None
+        of an inference.
+
+    Raises:
+        DataError: The file is neither, or a field is not as expected.
+    """
+    full = load_json(path)
+    full = full if isinstance(full, dict) else {}
+    if isinstance(full.get('scans'), list):
+        full.setdefault('source', {})
+        _expect(full, path, source=dict)
+        scans: dict = {}
+        for row, scan in enumerate(full['scans']):
+            _expect_scan(scan, path, f'scans[{row}].')
+            of_scan = scans.setdefault(
+                scan['token'], dict(token=scan['token'], boxes=[]))
+            of_scan['boxes'] += [dict(p, class_name=scan['class_name'])
+                                 for p in scan['predictions']]
+        return list(scans.values()), full['source']
+    if isinstance(full.get('boxes'), list):
+        _expect_found(full['boxes'], path, 'boxes', score=_NUMBER,
+                      class_name=str)
+        return [dict(token=Path(path).stem, boxes=full['boxes'])], None
+    raise DataError(f'{path}: fields "scans" or "boxes": expected '
+                    'results of tools/test.py or tools/infer.py, found '
+                    'neither')
+
+
+def load_thresholds(path: str) -> List[float]:
+    """``froc.threshold`` of a results file."""
+    found = load_json(path)
+    found = found.get('froc') if isinstance(found, dict) else None
+    found = found.get('threshold') if isinstance(found, dict) else None
+    if not isinstance(found, list) or len(found) != len(FALSE_POSITIVES) or (
+            not all(isinstance(v, (int, float)) for v in found)):
+        raise DataError(
+            f'{path}: field "froc.threshold": expected '
+            f'{len(FALSE_POSITIVES)} scores, as tools/test.py --out writes '
+            f'them for one class, found {found!r:.60}')
+    return found
+
+
+def _expect(item, path, where: str = '', **fields) -> None:
+    """An object that has at least these fields of these kinds."""
+    if not isinstance(item, dict):
+        raise DataError(f'{path}: field "{where.rstrip(".")}": expected an '
+                        f'object, found {item!r:.60}')
+    for name, kind in fields.items():
+        value = item.get(name)
+        # In Python, but not in JSON, truth is a number.
+        if not isinstance(value, kind) or (
+                isinstance(value, bool) and kind is not bool):
+            raise DataError(f'{path}: field "{where}{name}": expected '
+                            f'{_KINDS[kind]}, found '
+                            + (f'{value!r:.60}' if name in item else 'none'))
+
+
+def _expect_box(box, path, where: str) -> None:
+    """Seven numbers."""
+    if not isinstance(box, list) or len(box) != 7 or not all(
+            isinstance(v, _NUMBER) for v in box):
+        raise DataError(f'{path}: field "{where}": expected 7 numbers, found '
+                        f'{box!r:.60}')
+
+
+def _expect_found(items, path, where: str, **fields) -> None:
+    """A list of found or true boxes."""
+    for i, item in enumerate(items):
+        _expect(item, path, f'{where}[{i}].', bbox_3d=list, **fields)
+        _expect_box(item['bbox_3d'], path, f'{where}[{i}].bbox_3d')
+
+
+def _expect_scan(scan, path, where: str, **fields) -> None:
+    """A scan of a test with boxes that have these fields."""
+    _expect(scan, path, where, token=str, class_name=str, predictions=list)
+    _expect_found(scan['predictions'], path, f'{where}predictions',
+                  score=_NUMBER, **fields)
 
 
 def results_of(full: dict, class_name: str) -> List[ScanResult]:
@@ -77,7 +247,7 @@ def table_of(full: dict) -> str:
     def text(value):
         return '-' if value is None else f'{value:.3f}'
 
-    distances = full.get('distances_mm', DISTANCES)
+    distances = full['distances_mm']
 
     def row(name, part, interval=''):
         keys = ['mAP_3d', *(f'AP_{d:g}mm' for d in distances), 'CPM',

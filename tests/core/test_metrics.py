@@ -13,7 +13,7 @@ from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import Ranked, difference, evaluate
 from projects.core.files import DataError
-from projects.core.results import table_of
+from projects.core.results import dump_results, table_of
 
 
 def box(x, size=10., y=0., z=0.):
@@ -292,7 +292,9 @@ def test_thresholds_hold_on_the_scans_they_come_from(tmp_path):
     rng = np.random.default_rng(2)
     scans = [scan([box(rng.choice([0., 60.])) for _ in range(9)],
                   rng.random(9), truth=[box(0)]) for _ in range(8)]
-    first = run(scans, out_file=str(tmp_path / 'val.json'))[1]['froc']
+    full = run(scans)[1]
+    first = full['froc']
+    dump_results(tmp_path / 'val.json', full, {})
     again = run(scans, calibration=str(tmp_path / 'val.json'))[1]
     for name in ('sensitivity', 'threshold'):
         assert again['calibration'][name] == pytest.approx(first[name]), name
@@ -305,7 +307,7 @@ def test_thresholds_hold_on_the_scans_they_come_from(tmp_path):
 
 def test_calibration_by_hand(tmp_path):
     other = [scan([box(90), box(0)], [.5, .8], truth=[box(0)])]
-    run(other, out_file=str(tmp_path / 'val.json'))
+    dump_results(tmp_path / 'val.json', run(other)[1], {})
     # The one false positive there is allowed from one a scan on.
     these = [scan([box(90), box(60), box(0)], [.6, .4, .3], truth=[box(0)])]
     told = run(these, calibration=str(tmp_path / 'val.json'))[1]['calibration']
@@ -364,8 +366,10 @@ def test_bootstrap_agrees_with_doing_it_again():
 
 
 def test_json_for_machines(tmp_path):
-    _, full = run(PERFECT, out_file=str(tmp_path / 'r.json'))
+    _, full = run(PERFECT)
+    dump_results(tmp_path / 'r.json', full, {})
     stored = json.loads((tmp_path / 'r.json').read_text())
+    assert stored.pop('source') == {}
     assert stored == json.loads(json.dumps(full))
     for key in ('mAP_3d', 'AP_5mm', 'AP_10mm', 'AP_15mm', 'AP_20mm',
                 'AP_iou0.1', 'AP_iou0.25', 'AP_iou0.5', 'CPM', 'froc',

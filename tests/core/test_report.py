@@ -16,7 +16,7 @@ from projects.core.evaluation.ranking import curves_of, evaluate
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos
 from projects.core.report.page import write_report
-from projects.core.results import results_of
+from projects.core.results import dump_results, results_of
 from tests.helpers.spheres import make_sphere_set
 
 # Text from outside must stay text.
@@ -44,7 +44,7 @@ def tested(tmp_path_factory):
     dump_infos(infos, root / 'lidc_infos_train.pkl')
     dump_json(build_coco(infos),
               root / 'lidc_infos_train_2d_anno.coco.json')
-    metric = Indication3DMetric(out_file=str(root / 'results.json'))
+    metric = Indication3DMetric()
     metric.dataset_meta = dict(classes=('nodule', ))
     for sample in infos['data_list']:
         truth = np.array([i['bbox_3d'] for i in sample['instances']],
@@ -63,9 +63,8 @@ def tested(tmp_path_factory):
                 gt_labels_3d=np.zeros(len(truth), int),
                 ignored_bboxes_3d=boxes([])))])
     metric.compute_metrics(metric.results)
-    results = load_json(root / 'results.json')
-    results['source'] = dict(ann_file=str(root / 'lidc_infos_train.pkl'))
-    dump_json(results, root / 'results.json')
+    dump_results(root / 'results.json', metric.full_results,
+                 dict(ann_file=str(root / 'lidc_infos_train.pkl')))
     logs = root / 'work' / 'now' / 'vis_data'
     logs.mkdir(parents=True)
     logs.joinpath('scalars.json').write_text('\n'.join(
@@ -248,6 +247,8 @@ def test_curves_are_those_of_the_figures(tested):
 def test_distances_of_the_config_and_hits_at_the_end(tested, tmp_path):
     full = load_json(tested / 'results.json')
     full['distances_mm'] = [1., 3.]
+    for part in (full, *full['by_size'].values()):
+        part.update(AP_1mm=.5, AP_3mm=.5)
     scan = full['scans'][0]
     hit = next(p for p in scan['predictions'] if p['match'] >= 0)
     wrong = next(p for p in scan['predictions'] if p['match'] < 0)

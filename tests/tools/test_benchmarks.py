@@ -15,6 +15,7 @@ from mmengine.dataset import pseudo_collate
 
 from projects.core.engine.command_line import argument_parser
 from projects.core.engine.configs import config_of
+from projects.core.files import dump_json, load_json
 from tests.helpers.spheres import make_sphere_set
 
 
@@ -38,10 +39,12 @@ def test_table_holds_what_was_finished(tmp_path):
     (folder / 'a' / 'vis_data').mkdir(parents=True)
     (folder / 'a' / 'vis_data' / 'scalars.json').write_text(
         '\n'.join(json.dumps(dict(lr=.1, time=t)) for t in (9., .5, .7)))
-    part = dict(mAP_3d=.25)
-    (folder / 'results_val.json').write_text(json.dumps(dict(
+    full = load_json(ROOT / 'tests/core/results.json')
+    part = dict(full['by_size']['below_6mm'], mAP_3d=.25)
+    full.update(
         mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6, AP_5mm=.3, CPM=.2,
-        centre_error_mm=None, by_size=dict(small=part, rest=part))))
+        centre_error_mm=None, by_size=dict(small=part, rest=part))
+    dump_json(full, folder / 'results_val.json')
     rows = table(tmp_path, 'val', 'volume').splitlines()
     assert len(rows) == 3
     cells = [c.strip() for c in rows[2].strip('|').split('|')]

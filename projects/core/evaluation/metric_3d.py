@@ -23,7 +23,6 @@ from projects.core.evaluation.matching import (
     on_ignored,
 )
 from projects.core.evaluation.ranking import evaluate, mean_over_classes
-from projects.core.files import dump_json
 from projects.core.results import describe_scan, load_thresholds, table_of
 
 __all__ = ['Indication3DMetric', 'scans_of']
@@ -53,9 +52,8 @@ class Indication3DMetric(BaseMetric):
             told (mm).
         bootstrap (int): Resamples of scans for the 95 % intervals.
         seed (int): Of the resampling.
-        calibration (str, optional): ``out_file`` of a test on other scans:
-            what its ``froc.threshold`` gives on these is told, too.
-        out_file (str, optional): JSON with everything, scan by scan, too.
+        calibration (str, optional): ``results.json`` of a test on other
+            scans: what its ``froc.threshold`` gives on these is told, too.
 
     Raises:
         DataError: The ``calibration`` file has no thresholds.
@@ -71,7 +69,6 @@ class Indication3DMetric(BaseMetric):
                  bootstrap: int = 1000,
                  seed: int = 0,
                  calibration: Optional[str] = None,
-                 out_file: Optional[str] = None,
                  collect_device: str = 'cpu',
                  prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
@@ -82,7 +79,6 @@ class Indication3DMetric(BaseMetric):
         self.bootstrap = bootstrap
         self.seed = seed
         self.thresholds = load_thresholds(calibration) if calibration else None
-        self.out_file = out_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the boxes of a batch."""
@@ -102,7 +98,8 @@ class Indication3DMetric(BaseMetric):
                     ignored_diameters=diameters_of(truth, 'ignored')))
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
-        """All figures; writes ``out_file`` and prints a table."""
+        """All figures; prints a table. ``full_results`` has them scan by
+        scan, too."""
         classes = self.dataset_meta['classes']
         every = [scans_of(results, c) for c in range(len(classes))]
         per_class = [[s.restricted(self.min_diameter, np.inf) for s in scans]
@@ -130,8 +127,6 @@ class Indication3DMetric(BaseMetric):
             for c, scans in enumerate(per_class) for scan in scans
         ]
         self.full_results = full
-        if self.out_file:
-            dump_json(full, self.out_file)
         print_log('\n' + table_of(full), MMLogger.get_current_instance())
         flat = {k: v for k, v in full.items()
                 if isinstance(v, (int, float))}

@@ -185,7 +185,8 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
     out: the interval is narrower than those of the two figures.
 
     Args:
-        first, second (dict): ``full_results``, or the JSON of them.
+        first, second (dict): ``full_results``, or what
+            :func:`~projects.core.results.load_results` gives.
         bootstrap (int): Resamples of scans for the 95 % interval.
         seed (int): Of the resampling.
 
@@ -198,7 +199,7 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
     names = sorted({scan['class_name'] for scan in first['scans']})
     values = []
     for full in (first, second):
-        distances = full.get('distances_mm', DISTANCES)
+        distances = full['distances_mm']
         per_class = [results_of(full, name) for name in names]
         tokens = [[scan.token for scan in scans] for scans in per_class]
         if not values:

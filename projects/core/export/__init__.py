@@ -32,8 +32,8 @@ from projects.core.export.dicom_sr import write_sr
 from projects.core.export.found import Found
 from projects.core.export.slicer import write_slicer
 from projects.core.export.table import write_csv
-from projects.core.files import DataError, load_json
 from projects.core.infos import load_tested
+from projects.core.results import load_found
 
 __all__ = ['FORMATS', 'export']
 
@@ -61,26 +61,12 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
         DataError: The results are not such a file, or do not fit the infos
             or the CT series.
     """
-    full = load_json(results)
-    infos, scans, source = None, [], {}
-    if isinstance(full, dict) and isinstance(full.get('scans'), list):
-        source = full.get('source', {})
+    scans, source = load_found(results)
+    infos = None
+    if source is not None:  # of an inference there are none
         ann_file = ann_file or source.get('ann_file')
-        infos = (load_tested(ann_file, full['scans'], results) if ann_file
-                 else None)
-        by_token: Dict[str, dict] = {}
-        for scan in full['scans']:
-            boxes = [dict(p, class_name=scan['class_name'])
-                     for p in scan['predictions']]
-            by_token.setdefault(scan['token'], dict(
-                token=scan['token'], boxes=[]))['boxes'] += boxes
-        scans = list(by_token.values())
-    elif isinstance(full, dict) and isinstance(full.get('boxes'), list):
-        scans = [dict(token=Path(results).stem, boxes=full['boxes'])]
-    else:
-        raise DataError(f'{results}: fields "scans" or "boxes": expected '
-                         'results of tools/test.py or tools/infer.py, found '
-                         'neither')
+        infos = load_tested(ann_file, scans, results) if ann_file else None
+    source = source or {}
     samples = {s['token']: s for s in infos['data_list']} if infos else {}
     for scan in scans:
         scan['boxes'] = [b for b in scan['boxes'] if b['score'] >= score_thr]

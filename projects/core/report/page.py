@@ -17,11 +17,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from projects.core import geometry
-from projects.core.evaluation.matching import DISTANCES
 from projects.core.evaluation.ranking import curves_of
-from projects.core.files import DataError, load_json
+from projects.core.files import DataError
 from projects.core.infos import load_tested
-from projects.core.results import results_of
+from projects.core.results import load_results, results_of
 
 __all__ = ['write_report']
 
@@ -49,11 +48,8 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
     Raises:
         DataError: The results or infos are missing or do not fit together.
     """
-    full = load_json(results)
-    if not isinstance(full, dict) or not isinstance(full.get('scans'), list):
-        raise DataError(f'{results}: field "scans": expected a list, as '
-                         'tools/test.py --out writes it, found none')
-    source = full.get('source') or {}
+    full = load_results(results)
+    source = full['source']
     ann_file = ann_file or source.get('ann_file')
     if not ann_file:
         raise DataError(f'{results}: field "source.ann_file": expected the '
@@ -161,8 +157,8 @@ def _ranked(scans: List[dict]) -> List[int]:
 
 def _threshold(full: dict) -> float:
     """Score of one false positive per scan, where the slider begins."""
-    froc = full.get('froc', {})
-    rates = froc.get('false_positives_per_scan', [])
+    froc = full['froc']
+    rates = froc['false_positives_per_scan']
     if 1. in rates and 'threshold' in froc:
         return round(froc['threshold'][rates.index(1.)], 3)
     return .3
@@ -176,7 +172,7 @@ def _table(full: dict) -> str:
                'size_error_mm']
     heads = ['findings', '3D mAP', *(f'AP {k[3:-2]} mm' for k in distances),
              'CPM', 'centre error (mm)', 'size error (mm)']
-    rows = [('all', full), *full.get('by_size', {}).items()]
+    rows = [('all', full), *full['by_size'].items()]
 
     def cell(part: dict, key: str) -> str:
         value = part.get(key)
@@ -212,7 +208,7 @@ def _curves(full: dict) -> Dict[str, go.Figure]:
     for name in classes:
         suffix = f' {name}' if len(classes) > 1 else ''
         curves = curves_of(results_of(full, name),
-                           full.get('distances_mm', DISTANCES))
+                           full['distances_mm'])
         rate, found = curves.pop('froc')
         froc.append(go.Scatter(x=rate, y=found, mode='lines',
                                line=dict(shape='hv'), name=f'FROC{suffix}'))
