@@ -38,7 +38,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='boxes below are left out (default: %(default)s)')
     parser.add_argument(
         '--scale', type=float, help='line integral of one grey level; '
-        'defaults to the test pipeline\'s')
+        'defaults to the test pipeline\'s for 16 bits, needed for any other '
+        'numbers (1 where they are line integrals)')
     parser.add_argument(
         '--offset', type=float, help='line integral of grey level 0')
     parser.add_argument(

@@ -304,6 +304,52 @@ def test_eight_bits_are_not_enough(tmp_path):
     assert torch.allclose(image, torch.tensor(.7))
 
 
+def images_of(root, image, suffix='.tif'):
+    """A set whose first scan's third view is this image; its path."""
+    infos = make_sphere_set(root, 1)
+    view = infos['data_list'][0]['images']['CAM_02']
+    view['img_path'] = view['img_path'].replace('.png', suffix)
+    assert cv2.imwrite(str(root / view['img_path']), image)
+    dump_infos(infos, root / 'lidc_infos_train.pkl')
+    return [dict(type='LoadXRayViews', scale=1.), PIPELINE[1]]
+
+
+@pytest.mark.parametrize('image, found', [
+    (np.full((64, 64), 2.5, np.float32), 'floating point.*--scale 1'),
+    (np.full((64, 64), 2.5), 'floating point.*--scale 1'),
+    (np.full((64, 64), -7, np.int16), 'signed numbers'),
+    (np.full((64, 64), 7, np.int32), 'signed numbers')])
+def test_numbers_that_are_no_grey_levels_need_a_scale(tmp_path, image, found):
+    # Line integrals, multiplied by what a 16-bit grey level is worth: all 0.
+    scaled = images_of(tmp_path, image)
+    with pytest.raises(DataError, match=f'CAM_02.*16 bits.*found {found}'):
+        build(tmp_path)[0]
+    read = build(tmp_path, pipeline=scaled)[0]['inputs']['img'][2]
+    assert torch.all(read == float(image[0, 0]))
+
+
+def test_pixels_that_are_not_finite(tmp_path):
+    image = np.ones((64, 64), np.float32)
+    image[3, 4:6] = np.nan, np.inf
+    scaled = images_of(tmp_path, image)
+    with pytest.raises(DataError, match='CAM_02.tif: image: expected finite '
+                       'numbers, found 2 of 4096 pixels'):
+        build(tmp_path, pipeline=scaled)[0]
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+def test_colours_are_no_grey_levels(tmp_path, suffix):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    opaque = np.full_like(grey, 65535)
+    images_of(tmp_path, np.stack([grey] * 3 + [opaque], -1), suffix)
+    read = build(tmp_path)[0]['inputs']['img'][2, 0].numpy()
+    np.testing.assert_allclose(read, grey * SCALE, rtol=1e-6)
+    images_of(tmp_path, np.stack([grey, grey, grey + 1], -1), suffix)
+    with pytest.raises(DataError, match=f'CAM_02{suffix}: image: expected '
+                       'grey levels, found colours'):
+        build(tmp_path)[0]
+
+
 def test_coco_of_another_set(sphere_root, tmp_path):
     make_sphere_set(tmp_path, seed=7)
     with pytest.raises(DataError, match='as in the info pickle'):

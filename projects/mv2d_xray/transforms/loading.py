@@ -30,7 +30,8 @@ class LoadXRayViews(BaseTransform):
 
     Raises:
         DataError: An image is missing, unreadable, of another size than the
-            infos say, or has 8 bits where no scale is given for them.
+            infos say, in colours, not finite, or has anything but 16 bits
+            without a sign where ``scale`` is not given.
     """
 
     def __init__(self, scale: Optional[float] = None,
@@ -65,13 +66,25 @@ class LoadXRayViews(BaseTransform):
 
     def _read(self, view: dict) -> np.ndarray:
         path = view['img_path']
-        image = cv2.imread(path, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if image is None:
             raise DataError(f'{path}: image: expected a readable PNG, found '
                              'none')
-        if image.dtype == np.uint8 and self.scale is None:
+        if image.ndim == 3:  # grey levels stored as colours, opacity
+            image, others = image[..., 0], image[..., 1:3]
+            if (others != image[..., None]).any():
+                raise DataError(f'{path}: image: expected grey levels, found '
+                                'colours')
+        if image.dtype != np.uint16 and self.scale is None:
+            found = {'u': f'{8 * image.itemsize} bits', 'i': 'signed numbers',
+                     'f': 'floating point numbers: give it, as --scale 1 '
+                     'where they are line integrals'}[image.dtype.kind]
             raise DataError(f'{path}: image depth: expected 16 bits, or a '
-                             'scale for other grey levels, found 8 bits')
+                            f'scale for other grey levels, found {found}')
+        broken = image.size - np.isfinite(image).sum()
+        if broken:
+            raise DataError(f'{path}: image: expected finite numbers, found '
+                            f'{broken} of {image.size} pixels that are not')
         expected = (view['height'], view['width'])
         if image.shape != expected:
             raise DataError(
