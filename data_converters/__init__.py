@@ -1,3 +1,5 @@
 """From CT scans to X-ray views with 3D and 2D boxes."""
 
-__version__ = '0.1.0'
+from projects.core import __version__
+
+__all__ = ['__version__']

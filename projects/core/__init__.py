@@ -3,3 +3,5 @@
 The core builds no network and imports no project. Frames and units are those
 of :mod:`projects.core.geometry`.
 """
+
+__version__ = '0.1.0'

@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import difflib
 import gc
+import importlib.util
 import os
 import traceback
 from pathlib import Path
@@ -43,8 +44,13 @@ _RUNNER_KEYS = (
 def load_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config and override parts of it.
 
+    A relative ``data_root`` or ``load_from`` is looked for in the current
+    folder, and where there is none, beside the ``configs`` folder that holds
+    the config.
+
     Args:
-        path (str): Config file. Configs are programs: run only trusted ones.
+        path (str): Config file, or the name of one that was installed with
+            the package. Configs are programs: run only trusted ones.
         options (dict, optional): Dotted keys and values, from
             ``--cfg-options``.
 
@@ -52,7 +58,7 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
         UserError: The file cannot be read, or a key is misspelt.
     """
     if not Path(path).is_file():
-        raise UserError(f'{path}: config: expected a file, found none')
+        path = _installed_config(path)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # whatever a config does wrong
@@ -69,7 +75,40 @@ def load_config(path: str, options: Optional[dict] = None) -> Config:
     cfg.merge_from_dict(options or {})
     if cfg.get('custom_imports'):  # an override may have added to them
         import_modules_from_strings(**cfg.custom_imports)
+    _anchor_paths(cfg, Path(path).resolve())
     return cfg
+
+
+def _installed_config(name: str) -> str:
+    """The file of a config that is given by its name alone."""
+    spec = importlib.util.find_spec('mv2d_xray_configs')
+    folders = spec and spec.submodule_search_locations or ()
+    for folder in folders:
+        for path in Path(folder).glob('[!_]*/*.py'):
+            if name in (path.stem, path.name):
+                return str(path)
+    raise UserError(f'{name}: config: expected a file, found none')
+
+
+def _anchor_paths(cfg: Config, path: Path) -> None:
+    """Let a checkout's configs work from any folder."""
+    root = next((p.parent for p in path.parents if p.name == 'configs'), None)
+    if root is None:
+        return
+
+    def visit(node):
+        if isinstance(node, (list, tuple)):
+            for value in node:
+                visit(value)
+        elif isinstance(node, dict):
+            for key, value in node.items():
+                if key not in ('data_root', 'load_from'):
+                    visit(value)
+                elif value and not Path(value).exists() and (
+                        root / value).exists():
+                    node[key] = str(root / value)
+
+    visit(cfg._cfg_dict)
 
 
 def _check_option(cfg: Config, key: str) -> None:
