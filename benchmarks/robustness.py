@@ -26,7 +26,11 @@ from terminaltables import GithubFlavoredMarkdownTable
 from tqdm import tqdm
 
 from projects.core.engine.checkpoints import load_for_split
-from projects.core.engine.command_line import argument_parser, one_sentence
+from projects.core.engine.command_line import (
+    argument_parser,
+    check_outputs,
+    one_sentence,
+)
 from projects.core.engine.configs import evaluators_3d_of
 from projects.core.files import dump_json, load_json
 
@@ -158,6 +162,7 @@ def table(panels: Dict[str, Dict[str, Dict]]) -> str:
 def main(argv: Optional[List[str]] = None) -> None:
     """Test under every condition, draw, tabulate."""
     args = parse_args(argv)
+    check_outputs(args, 'out_dir')
     beside = {name: load_json(Path(folder) / 'robustness.json')
               for name, folder in (i.split('=', 1) for i in args.beside)}
     cfg, model = load_for_split(args)

@@ -13,7 +13,11 @@ from tqdm import trange
 
 from projects.core.boxes import gravity_boxes
 from projects.core.drawing import draw_scans
-from projects.core.engine.command_line import argument_parser, one_sentence
+from projects.core.engine.command_line import (
+    argument_parser,
+    check_outputs,
+    one_sentence,
+)
 from projects.core.engine.configs import config_errors, config_of, select_split
 
 
@@ -65,6 +69,7 @@ def sheet(sample: dict, channels: np.ndarray) -> list:
 def main(argv: Optional[List[str]] = None) -> None:
     """Draw samples of a split."""
     args = parse_args(argv)
+    check_outputs(args, 'out_dir')
     cfg = config_of(args)
     loader = (cfg.train_dataloader if args.split == 'train'
               else cfg.test_dataloader)

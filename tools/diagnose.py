@@ -13,6 +13,7 @@ from projects.core.engine.checkpoints import load_for_split
 from projects.core.engine.command_line import (
     UserError,
     argument_parser,
+    check_outputs,
     one_sentence,
 )
 from projects.core.engine.configs import match_distance_of
@@ -88,6 +89,7 @@ def table_of(told: dict) -> str:
 def main(argv: Optional[List[str]] = None) -> None:
     """Look at every scan of a split, tabulate, draw."""
     args = parse_args(argv)
+    check_outputs(args, 'out_dir')
     cfg, model = load_for_split(args)
     data = DATASETS.build(cfg.test_dataloader.dataset)
     rows = rows_of(data, args.scan, args.view)

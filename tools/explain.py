@@ -19,6 +19,7 @@ from projects.core.engine.checkpoints import load_for_split
 from projects.core.engine.command_line import (
     UserError,
     argument_parser,
+    check_outputs,
     one_sentence,
 )
 from projects.core.engine.configs import match_distance_of
@@ -186,6 +187,7 @@ def table_of(told: dict) -> str:
 def main(argv: Optional[List[str]] = None) -> None:
     """Find, draw lots, explain, judge, tabulate."""
     args = parse_args(argv)
+    check_outputs(args, 'out_dir')
     cfg, model = load_for_split(args)
     if args.stage == '2d' and not model.with_2d:
         raise UserError(f'{args.config}: model: expected 2D heads that run, '

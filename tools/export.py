@@ -3,7 +3,7 @@
 import argparse
 from typing import List, Optional
 
-from projects.core.engine.command_line import one_sentence
+from projects.core.engine.command_line import check_outputs, one_sentence
 from projects.core.export import FORMATS, export
 
 
@@ -30,6 +30,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> None:
     """Write the files."""
     args = parse_args(argv)
+    check_outputs(args, 'out_dir')
     for path in export(args.results, args.out_dir, args.formats,
                        args.score_thr, args.ann_file,
                        args.dicom_root):

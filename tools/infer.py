@@ -14,7 +14,11 @@ from mmengine.dataset import Compose, pseudo_collate
 from projects.core.boxes import gravity_boxes
 from projects.core.drawing import draw_views
 from projects.core.engine.checkpoints import load_model, warn_of_other_views
-from projects.core.engine.command_line import UserError, one_sentence
+from projects.core.engine.command_line import (
+    UserError,
+    check_outputs,
+    one_sentence,
+)
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
 from projects.core.results import dump_boxes
@@ -78,6 +82,7 @@ def find_images(given: List[Path], rig: Rig) -> List[Path]:
 def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, predict, write."""
     args = parse_args(argv)
+    check_outputs(args, 'out', 'show')
     cfg = load_config(args.config)
     try:
         rig = Rig.load(args.rig)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import List, Optional
 
-from projects.core.engine.command_line import one_sentence
+from projects.core.engine.command_line import check_outputs, one_sentence
 from projects.core.report.page import write_report
 
 
@@ -27,10 +27,12 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> None:
     """Write the report."""
     args = parse_args(argv)
-    out_file = Path(args.out or Path(args.results).with_suffix('.html'))
-    count = write_report(args.results, out_file, args.ann_file, args.work_dir)
-    print(f'{out_file}: {count} scans, '
-          f'{out_file.stat().st_size / 2**20:.1f} MB')
+    if args.out is None:
+        args.out = Path(args.results).with_suffix('.html')
+    check_outputs(args, 'out')
+    count = write_report(args.results, args.out, args.ann_file, args.work_dir)
+    print(f'{args.out}: {count} scans, '
+          f'{Path(args.out).stat().st_size / 2**20:.1f} MB')
 
 
 if __name__ == '__main__':

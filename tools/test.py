@@ -16,6 +16,7 @@ from projects.core.engine.checkpoints import (
 from projects.core.engine.command_line import (
     UserError,
     argument_parser,
+    check_outputs,
     one_sentence,
 )
 from projects.core.engine.configs import (
@@ -64,6 +65,7 @@ def full_results(runner: Runner, kind: type) -> Optional[dict]:
 def main(argv: Optional[List[str]] = None) -> None:
     """Build the runner, load the checkpoint strictly, test."""
     args = parse_args(argv)
+    check_outputs(args, 'out', 'show_dir', 'work_dir')
     cfg = config_of(args)
     dataset = cfg.test_dataloader.dataset
     if args.split:

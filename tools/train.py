@@ -10,6 +10,7 @@ from projects.core.engine.checkpoints import allow_checkpoint_types
 from projects.core.engine.command_line import (
     UserError,
     argument_parser,
+    check_outputs,
     one_sentence,
 )
 from projects.core.engine.configs import build_runner, config_errors, config_of
@@ -31,6 +32,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
 def main(argv: Optional[List[str]] = None) -> None:
     """Build the runner and train."""
     args = parse_args(argv)
+    check_outputs(args, 'work_dir')
     allow_checkpoint_types()
     keep_freed_memory()
     cfg = config_of(args)

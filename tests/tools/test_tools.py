@@ -1,6 +1,7 @@
 """The commands, as a user types them."""
 
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -25,7 +26,7 @@ from projects.core.engine.checkpoints import (
     check_checkpoint,
     load_checkpoint,
 )
-from projects.core.engine.command_line import UserError
+from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
 from projects.core.engine.hooks import ClassCheckHook, RangeCheckHook
 from projects.core.engine.precision import use_half_precision
@@ -423,6 +424,58 @@ def test_missing_image_during_a_test(trained, tmp_path):
                 '--out', tmp_path / 'r.json')
     assert 'CAM_02.png: image: expected a readable PNG' in error_of(done)
     assert not (tmp_path / 'r.json').exists()
+
+
+OUTPUTS = [
+    ('train', (), '--work-dir'), ('test', ('none.pth', ), '--work-dir'),
+    ('test', ('none.pth', ), '--out'), ('test', ('none.pth', ), '--show-dir'),
+    ('infer', ('none.pth', '--images', 'i', '--rig', 'r'), '--out'),
+    ('infer', ('none.pth', '--images', 'i', '--rig', 'r', '--out', 'b.json'),
+     '--show'),
+    ('report', (), '--out'), ('export', (), '--out-dir'),
+    ('diagnose', ('none.pth', ), '--out-dir'),
+    ('explain', ('none.pth', ), '--out-dir'),
+    ('browse_dataset', (), '--out-dir')]
+
+
+@pytest.mark.parametrize('name, given, option', OUTPUTS)
+def test_an_output_that_cannot_be_written_is_told_first(
+        tmp_path, monkeypatch, name, given, option):
+    """Before the config, which is not there either, is looked at."""
+    monkeypatch.chdir(tmp_path)
+    Path('file').write_text('kept')
+    main = importlib.import_module(f'tools.{name}').main
+    places = {'file/below': 'expected a folder, found the file file',
+              '/proc/below': 'expected a place to write to, found /proc: '}
+    if option.endswith('dir'):
+        places['file'] = 'expected a folder, found the file file'
+    else:
+        places['.'] = 'expected a file to write, found a folder'
+        places['/dev/null'] = 'expected a file to write, found a device'
+    for place, sentence in places.items():
+        monkeypatch.setattr(sys, 'argv', [name, 'none.py', *given, option,
+                                          place])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert f'error: {place}: {option}: {sentence}' in stopped.value.code
+    assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize('error, sentence', [
+    (OSError(28, 'No space left on device', 'a.json'),
+     'error: a.json: No space left on device'),
+    (OSError('Caught OSError in DataLoader worker process 0.\nTraceback:\n'
+             '  File "x.py"\nOSError: [Errno 5] Input/output error: "a.png"'),
+     'error: [Errno 5] Input/output error: "a.png"')])
+def test_a_disk_that_fails_is_told_in_one_sentence(error, sentence):
+
+    @one_sentence
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code.endswith(sentence)
 
 
 def test_misspelt_key_in_a_config(trained, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import sys
+import tempfile
 from pathlib import Path
 from typing import Optional
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from projects.core.files import DataError
 
-__all__ = ['UserError', 'argument_parser', 'one_sentence']
+__all__ = ['UserError', 'argument_parser', 'check_outputs', 'one_sentence']
 
 
 class UserError(ValueError):
@@ -19,19 +20,21 @@ class UserError(ValueError):
 
 
 def one_sentence(main):
-    """Decorate a tool's ``main``: wrong input ends in one sentence, not in a
-    traceback, and exit status 1."""
+    """Decorate a tool's ``main``: wrong input, and files that cannot be read
+    or written, end in one sentence, not in a traceback, and exit status 1."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
-        except (UserError, DataError) as error:
+        except (UserError, DataError, OSError) as error:
             # From a worker of the data loader the message holds the worker's
             # traceback, whose last line is the error.
             text = str(error).strip()
             if text.startswith('Caught '):
                 text = text.splitlines()[-1].split(': ', 1)[-1]
+            elif getattr(error, 'filename', None):
+                text = f'{error.filename}: {error.strerror}'
         except KeyboardInterrupt:
             text = 'interrupted'
         for bar in list(tqdm._instances):
@@ -39,6 +42,47 @@ def one_sentence(main):
         sys.exit(f'{Path(sys.argv[0]).name}: error: {text}')
 
     return wrapped
+
+
+def check_outputs(args: argparse.Namespace, *options: str) -> None:
+    """Refuse what a tool cannot write to, before its work is done.
+
+    Nothing is made: a tool may still end without a result.
+
+    Args:
+        args: What the tool was given.
+        *options (str): Those of its options that name outputs. As everywhere
+            in the tools, one that ends in ``dir`` is a folder, any other a
+            file. What is None is not written.
+
+    Raises:
+        UserError: A file is where a folder must be, or a folder where a file
+            must be, or the place cannot be written to.
+    """
+    for option in options:
+        path = getattr(args, option)
+        if path is None:
+            continue
+        name, path = f'--{option.replace("_", "-")}', Path(path)
+        folder = path
+        if not option.endswith('dir'):
+            if path.exists() and not path.is_file():
+                found = 'a folder' if path.is_dir() else 'a device'
+                raise UserError(f'{path}: {name}: expected a file to write, '
+                                f'found {found}')
+            folder = path.parent
+        # The last that is there; the others will be made in it.
+        while not (folder.exists() or folder == folder.parent):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UserError(f'{path}: {name}: expected a folder, found the '
+                            f'file {folder}')
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f'{path}: {name}: expected a place to write to, '
+                            f'found {folder}: {error.strerror}') from None
 
 
 class _Options(DictAction):

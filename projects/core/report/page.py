@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 
 from projects.core import geometry
 from projects.core.evaluation.ranking import curves_of
-from projects.core.files import DataError
+from projects.core.files import DataError, atomic_write
 from projects.core.infos import load_tested
 from projects.core.results import load_results, results_of
 
@@ -82,8 +82,8 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
             # No text of a file may end the script that holds it.
             DATA=json.dumps(data).replace('<', '\\u003c')).items():
         page = page.replace('{{' + key + '}}', text)
-    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
-    Path(out_file).write_text(page, encoding='utf-8')
+    with atomic_write(out_file, 'w') as stream:
+        stream.write(page)
     return len(scans)
 
 
