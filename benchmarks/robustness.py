@@ -165,7 +165,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     check_outputs(args, 'out_dir')
     beside = {name: load_json(Path(folder) / 'robustness.json')
               for name, folder in (i.split('=', 1) for i in args.beside)}
-    cfg, model = load_for_split(args)
+    cfg, model, _ = load_for_split(args)
     MMLogger.get_current_instance().setLevel('WARNING')
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     tests = {(title, name): with_step(cfg, step)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import numpy as np
-from mmdet3d.registry import DATASETS
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
@@ -90,8 +89,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Look at every scan of a split, tabulate, draw."""
     args = parse_args(argv)
     check_outputs(args, 'out_dir')
-    cfg, model = load_for_split(args)
-    data = DATASETS.build(cfg.test_dataloader.dataset)
+    cfg, model, data = load_for_split(args)
     rows = rows_of(data, args.scan, args.view)
     told = diagnose(
         model, tqdm(data, desc='diagnose', unit='scan', dynamic_ncols=True),

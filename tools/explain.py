@@ -7,7 +7,6 @@ from typing import Dict, Iterator, List, Optional
 
 import numpy as np
 import torch
-from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 from terminaltables import AsciiTable
@@ -188,11 +187,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Find, draw lots, explain, judge, tabulate."""
     args = parse_args(argv)
     check_outputs(args, 'out_dir')
-    cfg, model = load_for_split(args)
+    cfg, model, data = load_for_split(args)
     if args.stage == '2d' and not model.with_2d:
         raise UserError(f'{args.config}: model: expected 2D heads that run, '
                         'found none')
-    data = DATASETS.build(cfg.test_dataloader.dataset)
     hits_of = hits_2d if args.stage == '2d' else partial(
         hits_3d, distance=match_distance_of(cfg))
     hits, wrong, places = [], [], 0

@@ -13,7 +13,11 @@ from mmengine.dataset import Compose, pseudo_collate
 
 from projects.core.boxes import gravity_boxes
 from projects.core.drawing import draw_views
-from projects.core.engine.checkpoints import load_model, warn_of_other_views
+from projects.core.engine.checkpoints import (
+    class_names,
+    load_model,
+    warn_of_other_views,
+)
 from projects.core.engine.command_line import (
     UserError,
     check_outputs,
@@ -90,6 +94,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(str(error)) from error
     paths = find_images(args.images, rig)
     model, meta = load_model(cfg, args.checkpoint, args.device)
+    classes = class_names(args.checkpoint, meta, model)
     warn_of_other_views(args.checkpoint, meta, rig.to_dict())
     steps = [dict(step) for step in cfg.test_pipeline]
     for step in steps:
@@ -112,7 +117,6 @@ def main(argv: Optional[List[str]] = None) -> None:
     found = result.pred_instances_3d
     found = found[found.scores_3d >= args.score_thr]
     boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
-    classes = meta.get('dataset_meta', {}).get('classes', ('indication', ))
     dump_boxes(args.out, boxes, found.scores_3d, found.labels_3d, classes)
     if args.show:
         draw_views(packed['inputs']['img'][:, 0].numpy(),

@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 
 from projects.core.engine.checkpoints import (
     check_checkpoint,
+    check_classes,
     inner_model,
     load_checkpoint,
     warn_of_other_views,
@@ -95,9 +96,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     model = inner_model(runner.model)
     checkpoint = check_checkpoint(args.checkpoint, model)
     model.load_state_dict(checkpoint['state_dict'])
-    warn_of_other_views(
-        args.checkpoint, checkpoint.get('meta', {}),
-        runner.test_dataloader.dataset.metainfo.get('rig'))
+    meta, tested = checkpoint.get('meta', {}), runner.test_dataloader.dataset
+    check_classes(args.checkpoint, meta, tested.metainfo['classes'])
+    warn_of_other_views(args.checkpoint, meta, tested.metainfo.get('rig'))
     runner.test()
     if args.out and runner.rank == 0:  # which alone has computed figures
         dump_results(
@@ -105,7 +106,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                 config=args.config, checkpoint=args.checkpoint,
                 sha256=hashlib.sha256(
                     Path(args.checkpoint).read_bytes()).hexdigest(),
-                ann_file=runner.test_dataloader.dataset.source),
+                ann_file=tested.source),
             full_results(runner, Indication2DMetric))
 
 

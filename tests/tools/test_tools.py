@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 from projects.core.engine.checkpoints import (
     allow_checkpoint_types,
     check_checkpoint,
+    class_names,
     load_checkpoint,
 )
 from projects.core.engine.command_line import UserError, one_sentence
@@ -594,6 +595,86 @@ def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
     with pytest.raises(UserError, match='expected 2, as the set has '
                        'classes pore, inclusion, found 1'):
         check(runner)
+
+
+def test_a_checkpoint_of_other_classes_than_the_set(trained, tmp_path):
+    source = trained / 'work' / 'iter_4.pth'
+    checkpoint = load_checkpoint(str(source))
+
+    def test(name, *classes):
+        checkpoint['meta']['dataset_meta']['classes'] = classes
+        torch.save(checkpoint, tmp_path / f'{name}.pth')
+        return tool(
+            'test.py', CONFIG, tmp_path / f'{name}.pth', '--work-dir',
+            tmp_path, '--data-root', trained / 'data', options=SMALL)
+
+    assert ("more.pth: field \"dataset_meta.classes\": expected the set's "
+            'classes, nodule, in this order, found crack, pore'
+            ) in error_of(test('more', 'crack', 'pore'))
+    # One by another name may be the same: figures, and a warning.
+    done = test('other', 'lesion')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'found lesion: figures hold if' in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize('found', [
+    ('crack', 'pore'), ('pore', 'inclusion'), ('inclusion', ),
+    ('inclusion', 'pore', 'crack')])
+def test_class_names_and_their_order_are_compared(found):
+    data = SimpleNamespace(metainfo=dict(classes=('inclusion', 'pore')))
+    loader = SimpleNamespace(dataset=data)
+    runner = SimpleNamespace(
+        model=torch.nn.Identity(), test_dataloader=loader,
+        train_dataloader=loader, _load_from='a.pth', _resume=True)
+    hook = ClassCheckHook()
+    hook.after_load_checkpoint(runner, dict(state_dict={}))
+    hook.before_test(runner)  # says nothing of its classes
+    for classes in (['inclusion', 'pore'], found):
+        hook.after_load_checkpoint(
+            runner, dict(meta=dict(dataset_meta=dict(classes=classes))))
+        for check in (hook.before_test, hook.before_train):
+            if classes is not found:
+                check(runner)
+                continue
+            with pytest.raises(UserError, match='a.pth: .*expected the set.s '
+                               'classes, inclusion, pore, in this order, '
+                               'found ' + ', '.join(found)):
+                check(runner)
+    # A start may be of other classes.
+    runner._resume = False
+    hook.before_train(runner)
+
+
+def test_names_of_boxes_without_a_set():
+    model = torch.nn.Module()
+    model.volume_head = torch.nn.Module()
+    model.volume_head.num_classes = 2
+    names = dict(dataset_meta=dict(classes=('pore', 'inclusion')))
+    assert class_names('a.pth', names, model) == ('pore', 'inclusion')
+    assert class_names('a.pth', {}, model) == ('indication_0', 'indication_1')
+    model.volume_head.num_classes = 1
+    assert class_names('a.pth', {}, model) == ('indication', )
+    with pytest.raises(UserError, match='expected 1 names, as the config.s '
+                       'model has classes, found pore, inclusion'):
+        class_names('a.pth', names, model)
+
+
+def test_infer_without_names_of_several_classes(trained, tmp_path):
+    (tmp_path / 'config.py').write_text(
+        f'_base_ = ["{ROOT / CONFIG}"]\n'
+        'model = dict(lifting_head=None, loss_weight_2d=0.,\n'
+        '             volume_head=dict(num_classes=2, voxel_size=24.))\n')
+    model = MODELS.build(load_config(str(tmp_path / 'config.py')).model)
+    torch.nn.init.normal_(model.volume_head.heatmap.weight)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'two.pth')
+    done = tool('infer.py', tmp_path / 'config.py', tmp_path / 'two.pth',
+                '--images', next(trained.glob('data/images/*')), '--rig',
+                trained / 'data' / 'rig.json', '--out',
+                tmp_path / 'boxes.json', '--device', 'cpu')
+    assert done.returncode == 0, done.stderr[-2000:]
+    boxes = json.loads((tmp_path / 'boxes.json').read_text())['boxes']
+    assert {b['class_name'] for b in boxes} == {'indication_0',
+                                                'indication_1'}
 
 
 @pytest.mark.parametrize('options, rest', [

@@ -3,12 +3,13 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import DATASETS, MODELS
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
@@ -17,8 +18,9 @@ from projects.core.engine.configs import config_errors, config_of, select_split
 from projects.core.rig import Rig
 
 __all__ = [
-    'allow_checkpoint_types', 'check_checkpoint', 'inner_model',
-    'load_checkpoint', 'load_for_split', 'load_model', 'warn_of_other_views'
+    'allow_checkpoint_types', 'check_checkpoint', 'check_classes',
+    'class_counts', 'class_names', 'inner_model', 'load_checkpoint',
+    'load_for_split', 'load_model', 'warn_of_other_views'
 ]
 
 
@@ -93,6 +95,75 @@ def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
     return checkpoint
 
 
+# ------------------------------------------------------------------- classes
+def class_counts(model: torch.nn.Module) -> Dict[str, int]:
+    """Number of classes of each part of a detector, by its name in the model.
+
+    The 2D stage may have any number where its heads do not run.
+    """
+    model, counts = inner_model(model), {}
+    for name, part in model.named_modules():
+        count = getattr(part, 'num_classes', None)
+        idle = name.startswith('detector_2d') and not model.with_2d
+        if not (count is None or idle or name.endswith('rpn_head')):
+            counts[name] = count
+    return counts
+
+
+def _trained_classes(meta: dict) -> Tuple[str, ...]:
+    """Names that a checkpoint's metadata has, by label; none in many."""
+    return tuple(meta.get('dataset_meta', {}).get('classes') or ())
+
+
+def check_classes(path: str, meta: dict, classes: Sequence[str]) -> None:
+    """A checkpoint's classes must be the set's, in the set's order: a network
+    knows a class as a number.
+
+    One class by another name may mean the same, as a lesion and a nodule: it
+    is logged. Checkpoints that say nothing of their classes pass.
+
+    Args:
+        path (str): Checkpoint, for the message.
+        meta (dict): What it says of itself.
+        classes (Sequence[str]): Of the set.
+
+    Raises:
+        UserError: They are others, or in another order.
+    """
+    trained, classes = _trained_classes(meta), tuple(classes)
+    if not trained or trained == classes:
+        return
+    text = (f'{path}: field "dataset_meta.classes": expected the set\'s '
+            f'classes, {", ".join(classes)}, in this order, found '
+            f'{", ".join(trained)}')
+    if len(trained) == len(classes) == 1:
+        print_log(f'{text}: figures hold if these are the same',
+                  logger='current', level=logging.WARNING)
+    else:
+        raise UserError(text)
+
+
+def class_names(path: str, meta: dict,
+                model: torch.nn.Module) -> Tuple[str, ...]:
+    """What a checkpoint's labels mean; without metadata ``indication``, or
+    ``indication_0``, ``indication_1``... of a model of several classes.
+
+    Raises:
+        UserError: It has more or fewer names than the model has classes.
+    """
+    names, count = _trained_classes(meta), max(
+        class_counts(model).values(), default=1)
+    if not names:
+        return ('indication', ) if count == 1 else tuple(
+            f'indication_{label}' for label in range(count))
+    if len(names) != count:
+        raise UserError(
+            f'{path}: field "dataset_meta.classes": expected {count} names, '
+            f'as the config\'s model has classes, found {", ".join(names)}')
+    return names
+
+
+# --------------------------------------------------------------------- views
 def _pixel_size(rig: dict, source: str) -> float:
     """Of the views of a ``rig.json``, in the middle (mm)."""
     try:
@@ -130,6 +201,7 @@ def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
             level=logging.WARNING)
 
 
+# -------------------------------------------------------------------- models
 def load_model(cfg: Config, path: str,
                device: Optional[str] = None
                ) -> Tuple[torch.nn.Module, dict]:
@@ -156,16 +228,20 @@ def load_model(cfg: Config, path: str,
 
 
 def load_for_split(args: argparse.Namespace
-                   ) -> Tuple[Config, torch.nn.Module]:
-    """What a tool looks at: the config, whose test set is the split, and the
-    model that its arguments say.
+                   ) -> Tuple[Config, torch.nn.Module, BaseDataset]:
+    """What a tool looks at: the config, whose test set is the split, the
+    model that its arguments say, and that set.
 
     Args:
         args: Those of :func:`argument_parser` with a split.
 
     Raises:
-        UserError: As :func:`load_config` and :func:`load_model`.
+        UserError: As :func:`load_config`, :func:`load_model` and
+            :func:`check_classes`.
     """
     cfg = config_of(args)
     select_split(cfg.test_dataloader.dataset, args.split)
-    return cfg, load_model(cfg, args.checkpoint)[0]
+    model, meta = load_model(cfg, args.checkpoint)
+    data = DATASETS.build(cfg.test_dataloader.dataset)
+    check_classes(args.checkpoint, meta, data.metainfo['classes'])
+    return cfg, model, data

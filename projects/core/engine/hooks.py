@@ -15,7 +15,11 @@ from tqdm import tqdm
 
 from projects.core.boxes import gravity_boxes
 from projects.core.drawing import draw_views
-from projects.core.engine.checkpoints import inner_model
+from projects.core.engine.checkpoints import (
+    check_classes,
+    class_counts,
+    inner_model,
+)
 from projects.core.engine.command_line import UserError
 
 __all__ = [
@@ -91,34 +95,40 @@ class ProgressBarHook(Hook):
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
-    """Refuses a model of more or fewer classes than the set's.
+    """Refuses a model of more or fewer classes than the set's, and a
+    checkpoint that was trained on others or in another order.
 
-    mmdet's NumClassCheckHook does not look at tests. The 2D stage may have
-    any number where its heads do not run.
+    mmdet's NumClassCheckHook does not look at tests, nor at names. A training
+    may start from the weights of other classes (``load_from``), it cannot go
+    on with them (``resume``).
     """
+
+    def __init__(self) -> None:
+        self.loaded = {}
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Keep what the checkpoint says of itself."""
+        self.loaded = checkpoint.get('meta', {})
 
     def before_train(self, runner) -> None:
         """Look at the set to train on."""
-        self._check(runner.model, runner.train_dataloader.dataset)
+        self._check(runner, runner.train_dataloader.dataset, runner._resume)
 
     def before_test(self, runner) -> None:
         """Look at the set to test on."""
-        self._check(runner.model, runner.test_dataloader.dataset)
+        self._check(runner, runner.test_dataloader.dataset, True)
 
-    @staticmethod
-    def _check(model: torch.nn.Module, dataset) -> None:
-        model = inner_model(model)
+    def _check(self, runner, dataset, names: bool) -> None:
         classes = dataset.metainfo['classes']
-        for name, part in model.named_modules():
-            count = getattr(part, 'num_classes', None)
-            idle = name.startswith('detector_2d') and not model.with_2d
-            if count is None or idle or name.endswith('rpn_head'):
-                continue
+        for name, count in class_counts(runner.model).items():
             if count != len(classes):
                 raise UserError(
                     f'config key "model.{name}.num_classes": expected '
                     f'{len(classes)}, as the set has classes '
                     f'{", ".join(classes)}, found {count}')
+        if names and self.loaded:
+            check_classes(str(runner._load_from or runner.work_dir),
+                          self.loaded, classes)
 
 
 @HOOKS.register_module()
