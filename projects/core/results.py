@@ -29,7 +29,8 @@ from projects.core.files import DataError, dump_json, load_json
 
 __all__ = [
     'describe_scan', 'dump_boxes', 'dump_results', 'load_found',
-    'load_results', 'load_thresholds', 'results_of', 'table_of'
+    'load_results', 'load_thresholds', 'results_of', 'table_of',
+    'unjudged_of'
 ]
 
 _NUMBER, _FIGURE = (int, float), (int, float, type(None))
@@ -119,6 +120,12 @@ def load_results(path: Union[str, Path]) -> dict:
     full.setdefault('source', {})
     full.setdefault('distances_mm', list(DISTANCES))
     _expect(full, path, source=dict, by_size=dict, distances_mm=list)
+    if 'classes_without_findings' in full:
+        _expect(full, path, classes_without_findings=list)
+    for row, told in enumerate(full.get('classes_without_findings', ())):
+        _expect(told, path, f'classes_without_findings[{row}].',
+                class_name=str, predictions=int, false_positives=int,
+                highest_score=_FIGURE)
     parts = {'': full, **{f'by_size.{name}.': part
                           for name, part in full['by_size'].items()}}
     for where, part in parts.items():
@@ -240,6 +247,18 @@ def results_of(full: dict, class_name: str) -> List[ScanResult]:
     ]
 
 
+def unjudged_of(full: dict) -> List[str]:
+    """A line for each class that has predictions and no findings."""
+    return [
+        'class {class_name}: no findings that count, {false_positives} false '
+        'positives at any score, the highest {highest_score:.3f}: in no '
+        'figure here'
+        .format(**told)
+        for told in full.get('classes_without_findings', ())
+        if told['highest_score'] is not None
+    ]
+
+
 def table_of(full: dict) -> str:
     """What the screen shows after a test, from ``full_results`` or the JSON
     of them."""
@@ -279,4 +298,5 @@ def table_of(full: dict) -> str:
     froc = AsciiTable(froc, 'FROC').table
     ious = ', '.join(f'{iou:g}: {text(full[f"AP_iou{iou:g}"])}'
                      for iou in IOUS)
-    return '\n'.join([*lines, froc, f'AP at 3D IoU {ious}'])
+    return '\n'.join([*lines, froc, f'AP at 3D IoU {ious}',
+                      *unjudged_of(full)])

@@ -254,6 +254,41 @@ def test_two_classes_weigh_the_same():
     assert flat['mAP_3d'] == pytest.approx(.5) and flat['num_gt'] == 3
 
 
+def test_predictions_of_a_class_without_findings_are_counted():
+    """Fifty boxes of cracks where there are none, beside a perfect mean."""
+    def boxes(xs):
+        return LiDARInstance3DBoxes(
+            torch.tensor([box(x) for x in xs]).reshape(-1, 7),
+            origin=(.5, .5, .5))
+
+    places = np.arange(50) * 20. - 500
+    metric = Indication3DMetric(bootstrap=0)
+    metric.dataset_meta = dict(classes=('pore', 'crack', 'seam'))
+    for token in 'ab':
+        metric.process({}, [
+            dict(token=token, pred_instances_3d=dict(
+                bboxes_3d=boxes([0., *places]),
+                scores_3d=torch.linspace(.9, .4, 51),
+                labels_3d=torch.tensor([0] + [1] * 50)),
+                eval_ann_info=dict(
+                    gt_bboxes_3d=boxes([0.]), gt_labels_3d=np.array([0]),
+                    ignored_bboxes_3d=boxes([300.])))])
+    flat = metric.compute_metrics(metric.results)
+    assert flat['mAP_3d'] == 1 and flat['CPM'] == 1
+    crack, seam = metric.full_results['classes_without_findings']
+    # One in each scan is on a finding that does not count.
+    assert crack == dict(class_name='crack', predictions=100,
+                         false_positives=98,
+                         highest_score=pytest.approx(.89))
+    assert seam == dict(class_name='seam', predictions=0, false_positives=0,
+                        highest_score=None)
+    assert table_of(metric.full_results).splitlines()[-1] == (
+        'class crack: no findings that count, 98 false positives at any '
+        'score, the highest 0.890: in no figure here')
+    json.dumps(metric.full_results, allow_nan=False)
+    assert 'classes_without_findings' not in run(PERFECT)[1]
+
+
 def test_small_findings_are_left_out_by_size():
     mixed = [scan([box(0, 5.), box(50, 9.)], truth=[box(0, 5.), box(50, 9.),
                                                     box(-50, 20.)])]

@@ -149,6 +149,17 @@ def drawn(page):
         return count; }''')
 
 
+def test_false_positives_of_a_class_without_findings(tested, tmp_path):
+    results = load_json(tested / 'results.json')
+    line = '{}: no findings that count, 50 false positives at any score'
+    results['classes_without_findings'] = [
+        dict(class_name='a<b', predictions=60, false_positives=50,
+             highest_score=.8)]
+    dump_json(results, tmp_path / 'r.json')
+    write_report(tmp_path / 'r.json', tmp_path / 'r.html')
+    assert line.format('a&lt;b') in (tmp_path / 'r.html').read_text()
+
+
 @pytest.mark.parametrize('width', [1280, 390])
 def test_the_page_renders_and_fits(opened, width):
     page = opened(width)

@@ -26,8 +26,11 @@ class Indication2DMetric(BaseMetric):
     Evaluated by pycocotools on the ``pred_instances`` of all views; findings
     that do not count are crowd regions, which COCO forgives. Where samples
     have ``proposals`` (``bboxes``, ``view_ids``), their recall is told, too.
-    Without any ground truth all figures are 0. ``full_results`` has, besides
-    the figures, ``recall_per_view`` by name and ``recall_at_10_by_size``.
+    Without any ground truth all figures are 0. AP and ``recall`` are means
+    over the classes with findings; ``recall_at_10`` is of all classes
+    together, with the false positives of those without findings.
+    ``full_results`` has, besides the figures, ``recall_per_view`` by name and
+    ``recall_at_10_by_size``.
 
     Args:
         size_bins (dict): Name and range of diameters (mm) of each group that

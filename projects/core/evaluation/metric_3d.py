@@ -22,7 +22,11 @@ from projects.core.evaluation.matching import (
     ScanResult,
     on_ignored,
 )
-from projects.core.evaluation.ranking import evaluate, mean_over_classes
+from projects.core.evaluation.ranking import (
+    evaluate,
+    mean_over_classes,
+    without_findings,
+)
 from projects.core.results import describe_scan, load_thresholds, table_of
 
 __all__ = ['Indication3DMetric', 'scans_of']
@@ -39,7 +43,14 @@ class Indication3DMetric(BaseMetric):
       nearer to it than to any that counts;
     - ``froc``, ``CPM``: sensitivity at 1/8 to 8 false positives per scan with
       LUNA16's hit criterion (centre within the finding's radius), and mean;
-    - errors of the matches at ``match_distance``, and all of it by diameter.
+    - errors of the matches at ``match_distance``, and all of it by diameter;
+    - ``classes_without_findings``: those that the scans have nothing of, if
+      there are any, with the number of their false positives.
+
+    Of several classes the figures are means, also AP, FROC and CPM, whose
+    false positives per scan are those of one class. A class without findings
+    is in none of them: its false positives are only in
+    ``classes_without_findings``, which table and report show.
 
     Args:
         min_diameter (float): Findings below (mm) do not count, except in
@@ -109,6 +120,10 @@ class Indication3DMetric(BaseMetric):
                       self.distances, self.match_distance)
              for s in per_class])
         full.update(self._iou(per_class))
+        unjudged = without_findings(dict(zip(classes, per_class)),
+                                    self.match_distance)
+        if unjudged:
+            full['classes_without_findings'] = unjudged
         full['by_size'] = {}
         for name, limits in self.size_bins.items():
             chosen = [[s.restricted(*limits) for s in scans]

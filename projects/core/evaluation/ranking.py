@@ -247,8 +247,36 @@ def _errors(scans: Sequence[ScanResult], distance: float) -> dict:
         size_error_mean_mm=value(np.mean, size), num_matches=len(centre))
 
 
+def without_findings(scans: Dict[str, Sequence[ScanResult]],
+                     distance: float) -> List[dict]:
+    """What is predicted of the classes that no scan has a finding of, all of
+    it wrong: no AP and no FROC would show it.
+
+    Args:
+        scans (dict): The set, by class.
+        distance (float): From an ignored finding, up to which a prediction
+            counts as nothing (mm).
+
+    Returns:
+        list[dict]: ``class_name``, number of ``predictions`` at any score, of
+        ``false_positives`` among them, and their ``highest_score``.
+    """
+    told = []
+    for name, these in scans.items():
+        if any(len(scan.truth) for scan in these):
+            continue
+        wrong = Ranked.of(these, distance, True).scores
+        told.append(dict(
+            class_name=name,
+            predictions=sum(len(scan.boxes) for scan in these),
+            false_positives=len(wrong),
+            highest_score=float(wrong[0]) if len(wrong) else None))
+    return told
+
+
 def mean_over_classes(parts: List[dict]) -> dict:
-    """Classes weigh the same; classes without findings are left out.
+    """Classes weigh the same; classes without findings are left out, as they
+    have no recall: :func:`without_findings` counts what is predicted of them.
 
     Bounds of intervals are averaged, too: too wide rather than too narrow.
     """

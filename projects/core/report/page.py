@@ -20,7 +20,7 @@ from projects.core import geometry
 from projects.core.evaluation.ranking import curves_of
 from projects.core.files import DataError, atomic_write
 from projects.core.infos import load_tested
-from projects.core.results import load_results, results_of
+from projects.core.results import load_results, results_of, unjudged_of
 
 __all__ = ['write_report']
 
@@ -189,6 +189,8 @@ def _table(full: dict) -> str:
         + ''.join(cell(part, key) for key in columns) + '</tr>'
         for name, part in rows)
     head = ''.join(f'<th scope="col">{text}</th>' for text in heads)
+    body += ''.join(f'<tr><td colspan="{len(heads) + 1}">{html.escape(line)}'
+                    '</td></tr>' for line in unjudged_of(full))
     return f'<tr><td></td>{head}</tr>{body}'
 
 
