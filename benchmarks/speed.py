@@ -35,6 +35,7 @@ from mmengine.runner import Runner
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from projects.core import geometry
+from projects.core.boxes import lidar_boxes
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
 from projects.core.engine.precision import use_half_precision
@@ -185,7 +186,7 @@ def made_up_scan(num_views: int, size: int, seed: int = 0) -> dict:
         img=[rng.uniform(0, 6, (size, size, 1)).astype(np.float32)
              for _ in rig.views],
         img_shape=(size, size), num_views=num_views,
-        gt_bboxes_3d=LiDARInstance3DBoxes(boxes, origin=(.5, .5, .5)),
+        gt_bboxes_3d=lidar_boxes(boxes),
         gt_labels_3d=np.zeros(3, np.int64), gt_bboxes=rects,
         gt_bboxes_labels=np.zeros(len(rects), np.int64),
         gt_bboxes_view=np.repeat(np.arange(num_views), 3),

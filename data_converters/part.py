@@ -24,6 +24,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from projects.core import geometry
+from projects.core.geometry import LPS_TO_RAS
 
 from .drr import MU_WATER, Volume
 from .scan import ConversionError, Finding, Scan
@@ -34,7 +35,6 @@ BOX_FRAMES = ('world', 'patient', 'ras')
 LABEL_VALUES = ('classes', 'findings')
 _SUFFIXES = ('.nii', '.nii.gz', '.mha', '.mhd', '.nrrd', '.nhdr', '.tif',
              '.tiff')
-_LPS_TO_RAS = np.diag([-1., -1., 1.])
 _AIR = -1000.  # HU
 
 __all__ = [
@@ -372,7 +372,7 @@ def _array(image: sitk.Image) -> np.ndarray:
 
 def _axes(image: sitk.Image) -> np.ndarray:
     """Directions of the index axes in the world, (3, 3) columns."""
-    return _LPS_TO_RAS @ np.reshape(image.GetDirection(), (3, 3))
+    return LPS_TO_RAS @ np.reshape(image.GetDirection(), (3, 3))
 
 
 def _centre(image: sitk.Image) -> np.ndarray:
@@ -467,7 +467,7 @@ class PartReader:
                 '--mu-offset say what they are')
         volume = Volume.centred(values, _axes(hu) @ np.diag(hu.GetSpacing()))
         ct2patient = np.eye(4)
-        ct2patient[:3, :3] = _LPS_TO_RAS
+        ct2patient[:3, :3] = LPS_TO_RAS
         ct2patient[:3, 3] = _centre(hu)
         if part.labels is not None:
             findings = self._labelled(part, image, grid, volume)
@@ -489,8 +489,8 @@ class PartReader:
             box = geometry.transform_boxes(box[None], axes)[0]
         elif self.box_frame != 'world':
             if self.box_frame == 'ras':
-                box[:3] = _LPS_TO_RAS @ box[:3]
-            box[:3] = _LPS_TO_RAS @ (box[:3] - ct2patient[:3, 3])
+                box[:3] = LPS_TO_RAS @ box[:3]
+            box[:3] = LPS_TO_RAS @ (box[:3] - ct2patient[:3, 3])
         reach = spacing * count / 2
         outside = np.abs(axes.T @ box[:3]) > reach
         too_large = box[3:6] > 2 * np.abs(axes) @ reach + 1e-3

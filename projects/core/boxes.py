@@ -1,7 +1,14 @@
-"""3D boxes: two conventions of the centre, corners, fusion."""
+"""3D boxes: two conventions of the centre, corners, fusion; and the cells of
+a grid that they cover.
 
-from typing import Sequence
+Boxes are ``[x, y, z, dx, dy, dz, yaw]`` of the gravity centre everywhere but
+in mmdet3d's own: :func:`gravity_boxes` and :func:`lidar_boxes` are the only
+way there and back.
+"""
 
+from typing import Sequence, Union
+
+import numpy as np
 import torch
 from mmdet3d.structures import (
     LiDARInstance3DBoxes,
@@ -11,14 +18,27 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 __all__ = [
-    'build_box3d_instances', 'corners_of', 'fuse_boxes', 'gravity_boxes'
+    'build_box3d_instances', 'cells_in_boxes', 'corners_of', 'draw_gaussians',
+    'fuse_boxes', 'gravity_array', 'gravity_boxes', 'lidar_boxes'
 ]
 
 
-def gravity_boxes(boxes) -> Tensor:
+def gravity_boxes(boxes: LiDARInstance3DBoxes) -> Tensor:
     """mmdet3d boxes, which are bottom-centred, to (N, 7) with the gravity
     centre (mm)."""
     return torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1)
+
+
+def lidar_boxes(boxes: Union[Tensor, np.ndarray]) -> LiDARInstance3DBoxes:
+    """Inverse of :func:`gravity_boxes`, in float32."""
+    return LiDARInstance3DBoxes(
+        torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 7),
+        origin=(.5, .5, .5))
+
+
+def gravity_array(boxes: LiDARInstance3DBoxes) -> np.ndarray:
+    """:func:`gravity_boxes` as an array of float64."""
+    return gravity_boxes(boxes).detach().cpu().numpy().astype(np.float64)
 
 
 def corners_of(boxes: Tensor) -> Tensor:
@@ -89,5 +109,54 @@ def build_box3d_instances(boxes: Tensor, scores: Tensor,
     """
     boxes = torch.cat([boxes, boxes.new_zeros(len(boxes), 1)], 1)
     return InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(boxes, origin=(.5, .5, .5)),
-        scores_3d=scores, labels_3d=labels)
+        bboxes_3d=lidar_boxes(boxes), scores_3d=scores, labels_3d=labels)
+
+
+# ----------------------------------------------------------------------- grids
+def draw_gaussians(centres: Tensor, sigmas: Tensor,
+                   grids: Sequence[Tensor]) -> Tensor:
+    """Heatmap of Gaussians with value 1 in the cell nearest each centre.
+
+    As in CenterNet (arXiv 1904.07850) §3, for any number of dimensions;
+    overlapping Gaussians take the maximum.
+
+    Args:
+        centres (Tensor): (N, D).
+        sigmas (Tensor): (N,), in the unit of ``centres``.
+        grids (Sequence[Tensor]): D sorted 1D tensors of cell centres.
+
+    Returns:
+        Tensor: (len(grids[0]), ..., len(grids[D - 1])).
+    """
+    shape = [len(g) for g in grids]
+    heat = centres.new_zeros(shape)
+    for centre, sigma in zip(centres, sigmas):
+        # Snap to the cell, so that its target is exactly 1.
+        axes = [
+            torch.exp(-.5 * ((g - g[(g - c).abs().argmin()]) / sigma)**2)
+            for g, c in zip(grids, centre)
+        ]
+        bump = axes[0]
+        for axis in axes[1:]:
+            bump = bump[..., None] * axis
+        heat = torch.maximum(heat, bump)
+    return heat
+
+
+def cells_in_boxes(low: Tensor, high: Tensor,
+                   grids: Sequence[Tensor]) -> Tensor:
+    """Cells whose centre lies in any of some boxes.
+
+    Args:
+        low, high (Tensor): (N, D), the boxes' corners.
+        grids (Sequence[Tensor]): As for :func:`draw_gaussians`.
+
+    Returns:
+        Tensor: (len(grids[0]), ..., len(grids[D - 1])), boolean.
+    """
+    inside = low.new_ones(len(low), dtype=torch.bool)
+    for grid, start, end in zip(grids, low.T, high.T):
+        within = (grid >= start[:, None]) & (grid <= end[:, None])
+        inside = inside[..., None] & within.view(
+            len(low), *[1] * (inside.dim() - 1), len(grid))
+    return inside.any(0)

@@ -26,7 +26,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 __all__ = [
-    'box_corners', 'camera_centres', 'circular_ct2cam', 'compose_ct2img',
+    'LPS_TO_RAS', 'box_corners', 'camera_centres', 'circular_ct2cam',
+    'clamp_points', 'compose_ct2img',
     'denormalise_points', 'depth_bounds', 'frustum_points', 'invert_rigid',
     'mirror_view', 'nearest_rotation', 'normalise_points', 'project',
     'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
@@ -35,6 +36,10 @@ __all__ = [
 ]
 
 Array = Union[np.ndarray, torch.Tensor]
+
+# DICOM's axes of the patient to the world's, and back: its own inverse.
+LPS_TO_RAS = np.diag([-1., -1., 1.])
+LPS_TO_RAS.setflags(write=False)
 
 
 # --------------------------------------------------------------- small helpers
@@ -368,6 +373,13 @@ def transform_boxes(boxes: Array, matrix: Array) -> Array:
 
 
 # ---------------------------------------------------------------- scene, depth
+def clamp_points(points: torch.Tensor,
+                 scene_range: Sequence[float]) -> torch.Tensor:
+    """Points (N, 3) (mm) moved to the nearest place in the scene box."""
+    low, high = points.new_tensor(scene_range).view(2, 3)
+    return torch.minimum(torch.maximum(points, low), high)
+
+
 def normalise_points(points: Array, scene_range: Sequence[float]) -> Array:
     """World points (*, 3) (mm) to [0, 1] of the scene box.
 

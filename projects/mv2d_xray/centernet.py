@@ -8,7 +8,7 @@ from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from projects.mv2d_xray.queries.volume import cells_in_boxes
+from projects.core.boxes import cells_in_boxes
 
 __all__ = ['XRayCenterNetHead']
 

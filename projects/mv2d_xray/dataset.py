@@ -8,9 +8,9 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import numpy as np
 from mmdet3d.datasets import Det3DDataset
 from mmdet3d.registry import DATASETS
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.logging import print_log
 
+from projects.core.boxes import lidar_boxes
 from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, load_infos, unpack_shape
 
@@ -244,7 +244,7 @@ class XRayDataset(Det3DDataset):
         def boxes_3d(rows):
             tensor = np.array([instances[i]['bbox_3d'] for i in rows],
                               dtype=np.float32).reshape(-1, 7)
-            return LiDARInstance3DBoxes(tensor, origin=(.5, .5, .5))
+            return lidar_boxes(tensor)
 
         return dict(
             gt_bboxes_3d=boxes_3d(kept),

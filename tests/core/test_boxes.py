@@ -1,9 +1,18 @@
 """Boxes of several hints become one box of each finding."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from projects.core.boxes import fuse_boxes
+from projects.core.boxes import (
+    fuse_boxes,
+    gravity_array,
+    gravity_boxes,
+    lidar_boxes,
+)
 
 
 def fuse(rows, sources=(0, 1), iou_thr=.1, absent=.01):
@@ -67,3 +76,30 @@ def test_order_of_boxes_does_not_matter():
                        sources[order], range(3), .05)
     for one, two in zip(fused, again):
         torch.testing.assert_close(one, two)
+
+
+def test_mmdet3d_boxes_there_and_back():
+    boxes = np.array([[1., 2, 3, 4, 5, 6, 0], [-7, 8, 9, 1, 2, 30, 0]])
+    lidar = lidar_boxes(boxes)
+    np.testing.assert_allclose(lidar.tensor[:, 2], boxes[:, 2] - boxes[:, 5]
+                               / 2)  # the bottom
+    np.testing.assert_array_equal(gravity_array(lidar), boxes)
+    assert gravity_array(lidar).dtype == np.float64
+    assert torch.equal(gravity_boxes(lidar_boxes(torch.tensor(boxes))),
+                       torch.tensor(boxes).float())
+    assert len(lidar_boxes(np.zeros((0, 7)))) == 0
+
+
+@pytest.mark.parametrize('pattern, owner', [
+    # Of what is bottom-centred and what is not nothing else has to know.
+    (r'origin\s*=\s*\(', 'projects/core/boxes.py'),
+    (r'diag\(\[-1\.?, -1\.?, 1\.?\]\)', 'projects/core/geometry.py'),
+])
+def test_a_convention_is_written_in_one_file(pattern, owner):
+    root = Path(__file__).parents[2]
+    found = [
+        path.relative_to(root).as_posix()
+        for folder in ('projects', 'tools', 'data_converters', 'benchmarks')
+        for path in (root / folder).rglob('*.py')
+        if re.search(pattern, path.read_text())]
+    assert found == [owner]

@@ -5,12 +5,9 @@ import pytest
 import torch
 
 from projects.core import geometry
+from projects.core.boxes import draw_gaussians
 from projects.core.rig import Rig
-from projects.mv2d_xray.queries.volume import (
-    XRayVolumeHead,
-    _PoolViews,
-    draw_gaussians,
-)
+from projects.mv2d_xray.queries.volume import XRayVolumeHead, _PoolViews
 
 RANGE = [-60., -60, -60, 60, 60, 60]
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from mmdet3d.evaluation.functional.indoor_eval import indoor_eval
 from mmdet3d.registry import METRICS
-from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmdet3d.structures import Box3DMode
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
-from projects.core.boxes import gravity_boxes
+from projects.core.boxes import gravity_array, lidar_boxes
 from projects.core.evaluation.matching import (
     DISTANCES,
     FALSE_POSITIVES,
@@ -96,16 +96,17 @@ class Indication3DMetric(BaseMetric):
         for sample in data_samples:
             found, truth = sample['pred_instances_3d'], sample['eval_ann_info']
             order = found['scores_3d'].argsort(descending=True, stable=True)
+            boxes = gravity_array(found['bboxes_3d'])
             self.results.append(
                 dict(
                     token=str(sample.get('token', len(self.results))),
-                    boxes=_array(found['bboxes_3d'])[order.cpu().numpy()],
+                    boxes=boxes[order.cpu().numpy()],
                     scores=found['scores_3d'][order].cpu().numpy(),
                     labels=found['labels_3d'][order].cpu().numpy(),
-                    truth=_array(truth['gt_bboxes_3d']),
+                    truth=gravity_array(truth['gt_bboxes_3d']),
                     truth_labels=np.asarray(truth['gt_labels_3d']),
                     diameters=diameters_of(truth, 'gt'),
-                    ignored=_array(truth['ignored_bboxes_3d']),
+                    ignored=gravity_array(truth['ignored_bboxes_3d']),
                     ignored_diameters=diameters_of(truth, 'ignored')))
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
@@ -160,12 +161,12 @@ class Indication3DMetric(BaseMetric):
                 counts = ~on_ignored(scan)
                 predicted.append(
                     dict(
-                        bboxes_3d=_boxes(scan.boxes[counts]),
+                        bboxes_3d=lidar_boxes(scan.boxes[counts]),
                         scores_3d=torch.as_tensor(scan.scores[counts]),
                         labels_3d=torch.zeros(counts.sum(),
                                               dtype=torch.long)))
                 annotated.append(
-                    dict(gt_bboxes_3d=_boxes(scan.truth),
+                    dict(gt_bboxes_3d=lidar_boxes(scan.truth),
                          gt_labels_3d=np.zeros(len(scan.truth), dtype=int)))
             with contextlib.redirect_stdout(io.StringIO()):
                 result = indoor_eval(annotated, predicted, list(IOUS),
@@ -189,20 +190,9 @@ def scans_of(results: List[dict], label: int) -> List[ScanResult]:
     return scans
 
 
-def _array(boxes) -> np.ndarray:
-    """mmdet3d boxes to (N, 7) with the gravity centre (mm)."""
-    return gravity_boxes(boxes).detach().cpu().numpy().astype(np.float64)
-
-
-def _boxes(array: np.ndarray) -> LiDARInstance3DBoxes:
-    return LiDARInstance3DBoxes(
-        torch.as_tensor(array, dtype=torch.float32).reshape(-1, 7),
-        origin=(.5, .5, .5))
-
-
 def diameters_of(truth: dict, kind: str) -> np.ndarray:
     """Stored diameters (mm); the box's mean edge where there is none."""
-    edges = _array(truth[f'{kind}_bboxes_3d'])[:, 3:6].mean(1)
+    edges = gravity_array(truth[f'{kind}_bboxes_3d'])[:, 3:6].mean(1)
     stored = truth.get(f'{kind}_diameters')
     if stored is None:
         return edges

@@ -18,7 +18,6 @@ from projects.mv2d_xray.queries.box_correlation import (
     relevant_rois,
     sweep_overlaps,
 )
-from projects.mv2d_xray.queries.roi import inside
 
 __all__ = ['SOURCES', 'XRayLiftingHead']
 
@@ -217,7 +216,7 @@ class XRayLiftingHead(BaseModule):
         noise = torch.rand_like(boxes) * 2 - 1
         centres = boxes[:, :3] + noise[:, :3] * self.denoising['centre_noise']
         queries = InstanceData(
-            centres=inside(centres, self.scene_range),
+            centres=geometry.clamp_points(centres, self.scene_range),
             sizes=boxes[:, 3:] *
             (1 + noise[:, 3:] * self.denoising['size_noise']),
             content=self.denoising_content.expand(len(boxes), -1))

@@ -95,7 +95,8 @@ class XRayRoIQueryGenerator(BaseModule):
         sizes = cubes_at_depth(rois, depth.detach()[:, None], cam2img,
                                ct2img)[:, 0, 3:]
         return InstanceData(
-            centres=inside(points, self.scene_range), sizes=sizes,
+            centres=geometry.clamp_points(points, self.scene_range),
+            sizes=sizes,
             content=content)
 
     def describe(self, roi_feats: Tensor, rois: Tensor,
@@ -152,7 +153,7 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
         alone = cubes_at_depth(boxes, middle, cam2img[views],
                                ct2img[views])[:, 0, :3]
         points = torch.where(points.isnan(), alone, points)
-        points = inside(points, self.scene_range)
+        points = geometry.clamp_points(points, self.scene_range)
         _, depth = geometry.project(points, ct2img)  # (V, R)
         # Edge of the cube that each view's box would show at the point.
         sides = torch.stack([
@@ -168,9 +169,3 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
         if roi_feats is not None:
             queries.content = self.describe(roi_feats, boxes, cam2img[views])
         return queries
-
-
-def inside(points: Tensor, scene_range: list) -> Tensor:
-    """Points (N, 3) (mm) moved to the nearest place in the scene box."""
-    low, high = points.new_tensor(scene_range).view(2, 3)
-    return torch.minimum(torch.maximum(points, low), high)

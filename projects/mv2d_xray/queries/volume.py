@@ -12,57 +12,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from projects.core import geometry
+from projects.core.boxes import cells_in_boxes, draw_gaussians
 
-__all__ = ['XRayVolumeHead', 'cells_in_boxes', 'draw_gaussians']
-
-
-def draw_gaussians(centres: Tensor, sigmas: Tensor,
-                   grids: Sequence[Tensor]) -> Tensor:
-    """Heatmap of Gaussians with value 1 in the cell nearest each centre.
-
-    As in CenterNet (arXiv 1904.07850) §3, for any number of dimensions;
-    overlapping Gaussians take the maximum.
-
-    Args:
-        centres (Tensor): (N, D).
-        sigmas (Tensor): (N,), in the unit of ``centres``.
-        grids (Sequence[Tensor]): D sorted 1D tensors of cell centres.
-
-    Returns:
-        Tensor: (len(grids[0]), ..., len(grids[D - 1])).
-    """
-    shape = [len(g) for g in grids]
-    heat = centres.new_zeros(shape)
-    for centre, sigma in zip(centres, sigmas):
-        # Snap to the cell, so that its target is exactly 1.
-        axes = [
-            torch.exp(-.5 * ((g - g[(g - c).abs().argmin()]) / sigma)**2)
-            for g, c in zip(grids, centre)
-        ]
-        bump = axes[0]
-        for axis in axes[1:]:
-            bump = bump[..., None] * axis
-        heat = torch.maximum(heat, bump)
-    return heat
-
-
-def cells_in_boxes(low: Tensor, high: Tensor,
-                   grids: Sequence[Tensor]) -> Tensor:
-    """Cells whose centre lies in any of some boxes.
-
-    Args:
-        low, high (Tensor): (N, D), the boxes' corners.
-        grids (Sequence[Tensor]): As for :func:`draw_gaussians`.
-
-    Returns:
-        Tensor: (len(grids[0]), ..., len(grids[D - 1])), boolean.
-    """
-    inside = low.new_ones(len(low), dtype=torch.bool)
-    for grid, start, end in zip(grids, low.T, high.T):
-        within = (grid >= start[:, None]) & (grid <= end[:, None])
-        inside = inside[..., None] & within.view(
-            len(low), *[1] * (inside.dim() - 1), len(grid))
-    return inside.any(0)
+__all__ = ['XRayVolumeHead']
 
 
 class _PoolViews(torch.autograd.Function):

@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
-from mmdet3d.structures import LiDARInstance3DBoxes
 
 from projects.core import geometry
-from projects.core.boxes import gravity_boxes
+from projects.core.boxes import gravity_boxes, lidar_boxes
 
 __all__ = [
     'ResizeXRay', 'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate',
@@ -142,10 +141,8 @@ def _move_boxes(results: dict, matrix: np.ndarray) -> None:
         matrix[:3, :3] @ results['world_augmentation'])
     for annotations in annotations_of(results):
         for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
-            annotations[key] = LiDARInstance3DBoxes(
-                geometry.transform_boxes(
-                    gravity_boxes(annotations[key]), matrix),
-                origin=(.5, .5, .5))
+            annotations[key] = lidar_boxes(geometry.transform_boxes(
+                gravity_boxes(annotations[key]), matrix))
 
 
 @TRANSFORMS.register_module()

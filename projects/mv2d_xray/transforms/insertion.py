@@ -12,6 +12,7 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
 from projects.core import geometry
+from projects.core.boxes import lidar_boxes
 from projects.core.infos import SHAPE_CELLS
 
 __all__ = ['XRayInsertNodules', 'silhouettes']
@@ -178,10 +179,8 @@ class XRayInsertNodules(BaseTransform):
     def _annotate(results: dict, finding: _Finding, rects: dict) -> None:
         boxes = results['gt_bboxes_3d']
         count = len(boxes)
-        results['gt_bboxes_3d'] = LiDARInstance3DBoxes.cat([
-            boxes, LiDARInstance3DBoxes(
-                finding.box[None].astype(np.float32),
-                origin=(.5, .5, .5))])
+        results['gt_bboxes_3d'] = LiDARInstance3DBoxes.cat(
+            [boxes, lidar_boxes(finding.box)])
         new = dict(
             gt_labels_3d=[finding.label], gt_bboxes=list(rects.values()),
             gt_bboxes_labels=[finding.label] * len(rects),
