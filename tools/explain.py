@@ -27,6 +27,7 @@ from projects.core.evaluation.metric_2d import Indication2DMetric, views_of
 from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
 from projects.core.evaluation.ranking import threshold_at
 from projects.core.files import dump_json
+from projects.core.findings import silhouettes
 from projects.mv2d_xray.explain import (
     FRACTIONS,
     METHODS,
@@ -35,7 +36,6 @@ from projects.mv2d_xray.explain import (
     segmentation_game,
     summarise,
 )
-from projects.mv2d_xray.transforms.insertion import silhouettes
 
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}

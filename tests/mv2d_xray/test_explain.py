@@ -7,6 +7,7 @@ from mmdet3d.registry import DATASETS
 from mmengine.structures import InstanceData
 
 from projects.core.boxes import corners_of
+from projects.core.findings import silhouettes
 from projects.core.rig import Rig
 from projects.mv2d_xray.explain import (
     FRACTIONS,
@@ -20,7 +21,6 @@ from projects.mv2d_xray.explain import (
     summarise,
 )
 from projects.mv2d_xray.preprocessing import gaussian_blur
-from projects.mv2d_xray.transforms.insertion import silhouettes
 from tests.helpers.spheres import chord_lengths, make_sphere_set
 from tests.mv2d_xray.test_detector import PIPELINE, boxes_of, quick
 

@@ -9,8 +9,9 @@ from mmdet3d.registry import DATASETS, TRANSFORMS
 
 from projects.core import geometry
 from projects.core.files import DataError
+from projects.core.findings import Finding
 from projects.core.rig import View
-from projects.mv2d_xray.transforms.insertion import XRayInsertNodules, _Finding
+from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
 from tests.helpers.spheres import chord_lengths, make_sphere_set
 
@@ -186,7 +187,7 @@ def test_an_inserted_sphere_is_a_sphere(loaded):
     results = loaded()
     centre, radius = np.array([20., -30., 35.]), 11.
     rotation, _ = np.linalg.qr(np.random.normal(size=(3, 3)))
-    sphere = _Finding(centre, rotation / radius, ball(48), .02, 0)
+    sphere = Finding(centre, rotation / radius, ball(48), .02, 0)
     np.testing.assert_allclose(
         sphere.box, [*centre, *[2 * radius] * 3, 0], atol=.6)
     for view, image in enumerate(results['img']):
@@ -208,7 +209,7 @@ def test_an_inserted_shape_is_turned_with_its_box():
     half = np.zeros((16, 16, 16), bool)
     half[8:] = True  # x > 0
     turn = np.array([[0., 1, 0], [-1, 0, 0], [0, 0, 1]])  # y takes x's place
-    finding = _Finding(np.array([5., 0, 0]),
+    finding = Finding(np.array([5., 0, 0]),
                        turn / np.array([10., 6, 4])[:, None], half, .02, 0)
     np.testing.assert_allclose(finding.box, [5, 5, 0, 12, 10, 8, 0])
     rays = np.eye(3)

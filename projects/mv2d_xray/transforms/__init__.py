@@ -14,10 +14,7 @@ from projects.mv2d_xray.transforms.geometric import (
                                                      XRayViewDropout,
                                                      keep_views,
 )
-from projects.mv2d_xray.transforms.insertion import (
-                                                     XRayInsertNodules,
-                                                     silhouettes,
-)
+from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.loading import LoadXRayViews
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import (
@@ -30,5 +27,5 @@ __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
     'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
     'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout',
-    'keep_views', 'silhouettes'
+    'keep_views'
 ]
