@@ -17,6 +17,14 @@ from projects.core.infos import check_coco, load_infos, unpack_shape
 __all__ = ['XRayDataset']
 
 
+class Bank(tuple):
+    """All findings of a set that count, as :meth:`XRayDataset.findings` gives
+    them. No sample changes them, so that its copies share them."""
+
+    def __deepcopy__(self, memo: dict) -> 'Bank':
+        return self
+
+
 @DATASETS.register_module()
 class XRayDataset(Det3DDataset):
     """X-ray views of one object per sample, with 3D and 2D boxes.
@@ -92,7 +100,7 @@ class XRayDataset(Det3DDataset):
         infos, self._infos = self._infos, None
         for key, value in infos['metainfo'].items():
             self._metainfo.setdefault(key, value)
-        samples, self.bank, outside = [], [], {}
+        samples, bank, outside = [], [], {}
         if not infos['data_list']:
             raise DataError(f'{self.source}: field "data_list": expected at '
                              'least one sample, found 0')
@@ -104,17 +112,16 @@ class XRayDataset(Det3DDataset):
                     sample['instances'][i]['bbox_3d'][:3] for i in rows]
             samples.append(self.parse_data_info(sample))
             samples[-1]['intensity'] = infos['metainfo'].get('intensity')
-            self.bank += self.findings(sample['instances'])
+            bank += self.findings(sample['instances'])
+        self.bank = Bank(bank)
         if outside:
             self._tell_outside(outside)
         return samples
 
-    def full_init(self) -> None:
-        """As mmengine's; transforms that insert findings get the set's."""
-        super().full_init()
-        for transform in self.pipeline.transforms:
-            if hasattr(transform, 'bank'):
-                transform.bank = self.bank
+    def get_data_info(self, idx: int) -> dict:
+        """As mmengine's, with the set's :class:`Bank` as ``bank``: a
+        transform may show its findings in this scan."""
+        return dict(super().get_data_info(idx), bank=self.bank)
 
     def _counting(self, instances: List[dict]
                   ) -> Tuple[List[int], np.ndarray, List[int]]:

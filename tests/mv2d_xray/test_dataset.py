@@ -1,6 +1,7 @@
 """The data set hands over what is on disk, and says what is wrong with it."""
 
 import copy
+import pickle
 from functools import partial
 
 import cv2
@@ -355,3 +356,26 @@ def test_coco_of_another_set(sphere_root, tmp_path):
     with pytest.raises(DataError, match='as in the info pickle'):
         build(sphere_root,
               coco_file=str(tmp_path / 'lidc_infos_train_2d_anno.coco.json'))
+
+
+def test_the_bank_is_in_every_sample_and_is_not_copied(sphere_root):
+    """Nor handed to a transform: copies and other processes have it, too."""
+    data = build(sphere_root, lazy_init=False)
+    assert len(data.bank) == 5 and data.get_data_info(1)['bank'] is data.bank
+    assert copy.deepcopy(data.get_data_info(0))['bank'] is data.bank
+    assert data.get_subset(2).bank is data.bank
+    assert data.data_bytes.nbytes < 1e6  # not once more for each sample
+    step = dict(type='XRayInsertNodules', max_nodules=20)
+    data = build(sphere_root, pipeline=[PIPELINE[0], step, PIPELINE[1]])
+
+    def most(samples):
+        return max(len(sample.gt_instances_3d) for sample in samples)
+
+    loader = DataLoader(
+        data, num_workers=1, collate_fn=pseudo_collate,
+        persistent_workers=True)
+    for _ in range(2):  # epochs
+        assert most(batch['data_samples'][0] for batch in loader) > 4
+    # As a process that is spawned gets the set.
+    other = pickle.loads(pickle.dumps(data))
+    assert most(other[i]['data_samples'] for i in range(4)) > 4

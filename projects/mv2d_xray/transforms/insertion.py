@@ -1,6 +1,6 @@
 """Findings of a set, shown in other scans of it."""
 
-from typing import List, Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -18,8 +18,8 @@ class XRayInsertNodules(BaseTransform):
     """Show findings of the set in other scans, turned, scaled and mirrored.
 
     It costs little and gives a small training set as many findings as it
-    needs. The dataset fills :attr:`bank` with its findings that count. Each
-    is put near where another one was, since that is where they occur.
+    needs. They are those of the sample's ``bank``, which the dataset gives.
+    Each is put near where another one was, since that is where they occur.
 
     Args:
         max_nodules (int): Most per sample; the number is uniform from 0.
@@ -44,12 +44,11 @@ class XRayInsertNodules(BaseTransform):
         self.spread = spread
         self.contrasts = contrasts
         self.attenuation = attenuation
-        self.bank: List[dict] = []
 
-    def _draw(self) -> Finding:
-        """One of the bank's findings, changed, at another one's place."""
-        item = self.bank[np.random.randint(len(self.bank))]
-        other = self.bank[np.random.randint(len(self.bank))]
+    def draw(self, bank: Sequence[dict]) -> Finding:
+        """One of a bank's findings, changed, at another one's place."""
+        item = bank[np.random.randint(len(bank))]
+        other = bank[np.random.randint(len(bank))]
         centre = other['centre'] + np.random.normal(0, self.spread, 3)
         scale = np.exp(np.random.uniform(*np.log(self.sizes)))
         scale /= item['size'].mean()
@@ -86,9 +85,10 @@ class XRayInsertNodules(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Add to one sample."""
         results['img'] = [image.copy() for image in results['img']]
-        most = self.max_nodules if self.bank else 0
+        bank = results['bank']
+        most = self.max_nodules if bank else 0
         for _ in range(np.random.randint(most + 1)):
-            finding = self._draw()
+            finding = self.draw(bank)
             rects = {}
             for view, image in enumerate(results['img']):
                 rect = self.add(image, results['ct2img'][view], finding)
