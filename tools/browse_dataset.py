@@ -43,20 +43,13 @@ def sheet(sample: dict, channels: np.ndarray) -> list:
     """
     data = sample['data_samples']
     meta = data.metainfo
-    truth = data.get('eval_ann_info')
-    if truth is None:  # boxes of training
-        boxes = (data.gt_instances_3d.bboxes_3d,
-                 data.ignored_instances_3d.bboxes_3d)
-        rects, views = data.gt_instances.bboxes, data.gt_instances.view_ids
-    else:
-        boxes = truth['gt_bboxes_3d'], truth['ignored_bboxes_3d']
-        rects, views = truth['gt_bboxes'], truth['gt_bboxes_view']
-    rects, views = np.asarray(rects), np.asarray(views)
+    truth = data.eval_ann_info
+    rects, views = truth['gt_bboxes'], truth['gt_bboxes_view']
     height, width = meta['img_shape'][:2]
     common = dict(
         names=meta['view_names'], ct2img=np.asarray(meta['ct2img']),
-        ground_truth=gravity_boxes(boxes[0]).numpy(),
-        ignored=gravity_boxes(boxes[1]).numpy(),
+        ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
+        ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
         boxes_2d=[rects[views == v] for v in range(len(channels))])
     return [
         dict(common, title=f'channel {c}',

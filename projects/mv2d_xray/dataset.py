@@ -209,14 +209,14 @@ class XRayDataset(Det3DDataset):
             logger='current', level=logging.WARNING)
 
     def parse_data_info(self, info: dict) -> dict:
-        """Absolute image paths; annotations for training or evaluation."""
+        """Absolute image paths; annotations, for training and testing alike,
+        in ``ann_info``."""
         info = dict(info, images={
             name: dict(view, img_path=osp.join(self.data_root or '',
                                                view['img_path']))
             for name, view in info['images'].items()
         })
-        key = 'eval_ann_info' if self.test_mode else 'ann_info'
-        info[key] = self.parse_ann_info(info)
+        info['ann_info'] = self.parse_ann_info(info)
         return info
 
     def parse_ann_info(self, info: dict) -> dict:

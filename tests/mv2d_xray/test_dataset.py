@@ -271,8 +271,7 @@ def test_finding_outside_the_scene_is_told_and_not_trained_on(
         told.clear()
         assert '2 findings of 2 scans outside the scene box [-200.0' in said
         assert f'248.0] mm in scan {token}: {what}' in said
-        truth = [data.get_data_info(i)['eval_ann_info' if test_mode
-                                       else 'ann_info'] for i in range(4)]
+        truth = [data.get_data_info(i)['ann_info'] for i in range(4)]
         assert sum(len(t['gt_labels_3d']) for t in truth) == (
             total if test_mode else total - 2)
         assert len(truth[0]['ignored_bboxes_3d']) == (not test_mode)

@@ -12,6 +12,7 @@ from projects.core.files import DataError
 from projects.core.findings import Finding
 from projects.core.rig import View
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
+from projects.mv2d_xray.transforms.packing import ANNOTATIONS, PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
 from tests.helpers.spheres import chord_lengths, make_sphere_set
 
@@ -95,19 +96,20 @@ def test_all_of_them_together(loaded):
     dict(type='XRayRandomFlip', prob=1.),
     dict(type='XRayRandomRotate', max_angle=180.),
     dict(type='XRayViewDropout', prob=1., min_views=2),
+    dict(type='XRayInsertNodules', sizes=(18., 30.)),
 ])
 def test_what_the_metrics_read_moves_along(loaded, transform):
-    """Test pipelines may transform, too: then the truth is in eval_ann_info
-    alone."""
+    """Test pipelines may transform, too; samples of training and of tests
+    have their annotations in one place."""
     results = loaded()
-    truth = results.pop('ann_info')
-    for key in truth:
-        results.pop(key)
-    kept = {k: copy.deepcopy(v) for k, v in truth.items()}
-    results['eval_ann_info'] = truth
+    assert 'ann_info' not in results
+    truth = {key: results[key] for key in ANNOTATIONS}
+    kept = copy.deepcopy(truth)
     results = TRANSFORMS.build(transform)(results)
-    consistent(dict(results, **results['eval_ann_info']), 1.5)
-    for key, value in kept.items():
+    told = PackXRayInputs()(results)['data_samples'].eval_ann_info
+    assert list(told) == list(ANNOTATIONS)
+    consistent(dict(results, **told), 1.5)
+    for key, value in kept.items():  # what was loaded has not changed
         same = (torch.equal(value.tensor, truth[key].tensor)
                 if hasattr(value, 'tensor') else
                 np.array_equal(value, truth[key]))
@@ -240,6 +242,7 @@ def test_inserted_nodules_are_annotated(loaded):
         boxes = after['gt_bboxes_3d']
         counts.append(len(boxes) - 3)
         assert len(after['gt_labels_3d']) == len(boxes)
+        assert len(after['gt_diameters']) == len(boxes)
         assert after['gt_bboxes_instance'].max() == len(boxes) - 1
         sizes += boxes.tensor[3:, 3:6].flatten().tolist()
     assert min(counts) == 0 and max(counts) == 5

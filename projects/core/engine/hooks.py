@@ -157,8 +157,8 @@ class RangeCheckHook(Hook):
             outside, total = {}, 0
             for row in range(len(dataset)):
                 info = dataset.get_data_info(row)
-                truth = info.get('ann_info') or info['eval_ann_info']
-                centres = gravity_boxes(truth['gt_bboxes_3d'])[:, :3].numpy()
+                truth = info['ann_info']['gt_bboxes_3d']
+                centres = gravity_boxes(truth)[:, :3].numpy()
                 total += len(centres)
                 beyond = ((centres < low) | (centres > high)).any(1).sum()
                 if beyond:

@@ -20,16 +20,13 @@ __all__ = [
 
 PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')
 BOXES_2D = ('gt_bboxes', 'ignored_bboxes')
+BOXES_3D = ('gt_bboxes_3d', 'ignored_bboxes_3d')
 
 
-def annotations_of(results: dict) -> List[dict]:
-    """Where boxes are: in a sample for training and, for testing, in what the
-    metrics will read, which is as much in the sample's frame."""
-    held = [results] if 'gt_bboxes' in results else []
-    if 'eval_ann_info' in results:
-        results['eval_ann_info'] = dict(results['eval_ann_info'])
-        held.append(results['eval_ann_info'])
-    return held
+def held(results: dict, keys: Sequence[str]) -> List[str]:
+    """Those of some annotations that a sample has: one of an object to look
+    at has none."""
+    return [key for key in keys if key in results]
 
 
 @TRANSFORMS.register_module()
@@ -61,11 +58,10 @@ class ResizeXRay(BaseTransform):
         ])
         results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
                                                     results['ct2cam'])
-        for annotations in annotations_of(results):
-            for key in BOXES_2D:
-                factor = factors[annotations[f'{key}_view']]
-                annotations[key] = (annotations[key] *
-                                    np.tile(factor, 2)).astype(np.float32)
+        for key in held(results, BOXES_2D):
+            factor = factors[results[f'{key}_view']]
+            results[key] = (results[key] *
+                            np.tile(factor, 2)).astype(np.float32)
         results['img_shape'] = (height, width)
         return results
 
@@ -96,14 +92,13 @@ class XRayRandomFlip(BaseTransform):
         results['ct2cam'] = np.stack([m[1] for m in mirrored])
         results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
                                                     results['ct2cam'])
-        for annotations in annotations_of(results):
-            for key in BOXES_2D:
-                width = widths[annotations[f'{key}_view']][:, None]
-                boxes = annotations[key]
-                annotations[key] = np.concatenate([
-                    width - boxes[:, 2:3], boxes[:, 1:2],
-                    width - boxes[:, 0:1], boxes[:, 3:4]
-                ], 1).astype(np.float32)
+        for key in held(results, BOXES_2D):
+            width = widths[results[f'{key}_view']][:, None]
+            boxes = results[key]
+            results[key] = np.concatenate([
+                width - boxes[:, 2:3], boxes[:, 1:2],
+                width - boxes[:, 0:1], boxes[:, 3:4]
+            ], 1).astype(np.float32)
         _move_boxes(results, np.diag([-1., 1., 1.]))
         return results
 
@@ -139,10 +134,9 @@ class XRayRandomRotate(BaseTransform):
 def _move_boxes(results: dict, matrix: np.ndarray) -> None:
     results['world_augmentation'] = (
         matrix[:3, :3] @ results['world_augmentation'])
-    for annotations in annotations_of(results):
-        for key in ('gt_bboxes_3d', 'ignored_bboxes_3d'):
-            annotations[key] = lidar_boxes(geometry.transform_boxes(
-                gravity_boxes(annotations[key]), matrix))
+    for key in held(results, BOXES_3D):
+        results[key] = lidar_boxes(geometry.transform_boxes(
+            gravity_boxes(results[key]), matrix))
 
 
 @TRANSFORMS.register_module()
@@ -213,14 +207,12 @@ def keep_views(results: dict, views: Sequence[int]) -> dict:
         results[key] = [results[key][v] for v in views]
     results['num_views'] = len(views)
     place = {view: row for row, view in enumerate(views.tolist())}
-    for annotations in annotations_of(results):
-        for key in BOXES_2D:
-            stays = np.isin(annotations[f'{key}_view'], views)
-            for name in (key, f'{key}_view', f'{key}_labels',
-                         f'{key}_instance'):
-                if name in annotations:
-                    annotations[name] = annotations[name][stays]
-            annotations[f'{key}_view'] = np.array(
-                [place[v] for v in annotations[f'{key}_view'].tolist()],
-                dtype=np.int64)
+    for key in held(results, BOXES_2D):
+        stays = np.isin(results[f'{key}_view'], views)
+        for name in held(results, (key, f'{key}_view', f'{key}_labels',
+                                   f'{key}_instance')):
+            results[name] = results[name][stays]
+        results[f'{key}_view'] = np.array(
+            [place[v] for v in results[f'{key}_view'].tolist()],
+            dtype=np.int64)
     return results

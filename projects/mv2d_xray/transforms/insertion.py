@@ -105,7 +105,9 @@ class XRayInsertNodules(BaseTransform):
         results['gt_bboxes_3d'] = LiDARInstance3DBoxes.cat(
             [boxes, lidar_boxes(finding.box)])
         new = dict(
-            gt_labels_3d=[finding.label], gt_bboxes=list(rects.values()),
+            gt_labels_3d=[finding.label],
+            gt_diameters=[finding.box[3:6].mean()],
+            gt_bboxes=list(rects.values()),
             gt_bboxes_labels=[finding.label] * len(rects),
             gt_bboxes_view=list(rects),
             gt_bboxes_instance=[count] * len(rects))

@@ -18,8 +18,9 @@ class LoadXRayViews(BaseTransform):
     """Read a sample's images, matrices and annotations.
 
     Adds ``img``, ``cam2img``, ``ct2cam``, ``ct2img`` (V, 4, 4), ``img_shape``
-    (of the first view), ``num_views``, ``view_names`` and everything in
-    ``ann_info``.
+    (of the first view), ``num_views`` and ``view_names``. Annotations, of
+    training and testing alike, move from ``ann_info`` into the sample itself,
+    where all transforms look for them.
 
     Args:
         scale (float, optional): Line integral of one grey level. Defaults to
@@ -61,7 +62,7 @@ class LoadXRayViews(BaseTransform):
         results['img_shape'] = results['img'][0].shape[:2]
         # From the world to that of the images, as later transforms move it.
         results['world_augmentation'] = np.eye(3)
-        results.update(results.get('ann_info') or {})
+        results.update(results.pop('ann_info', {}))
         return results
 
     def _read(self, view: dict) -> np.ndarray:

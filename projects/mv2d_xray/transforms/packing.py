@@ -9,6 +9,12 @@ from projects.core.files import DataError
 
 __all__ = ['PackXRayInputs']
 
+# As XRayDataset.parse_ann_info gives them.
+ANNOTATIONS = ('gt_bboxes_3d', 'gt_labels_3d', 'gt_diameters',
+               'ignored_bboxes_3d', 'ignored_diameters', 'gt_bboxes',
+               'gt_bboxes_labels', 'gt_bboxes_view', 'gt_bboxes_instance',
+               'ignored_bboxes', 'ignored_bboxes_view')
+
 
 @TRANSFORMS.register_module()
 class PackXRayInputs(Pack3DDetInputs):
@@ -17,7 +23,9 @@ class PackXRayInputs(Pack3DDetInputs):
     ``inputs['img']`` is (V, 1, H, W). The data sample has, besides mmdet3d's
     fields, ``gt_instances`` (``bboxes``, ``labels``, ``view_ids``,
     ``instance_ids``), ``ignored_instances`` (``bboxes``, ``view_ids``) and
-    ``ignored_instances_3d`` (``bboxes_3d``).
+    ``ignored_instances_3d`` (``bboxes_3d``); and all annotations as
+    ``eval_ann_info``, where metrics and tools find them whatever the sample
+    is for.
     """
 
     def __init__(self) -> None:
@@ -37,6 +45,9 @@ class PackXRayInputs(Pack3DDetInputs):
                 f'scan {results.get("token")}: views of one size are '
                 f'expected after loading, found {sorted(shapes)}; add '
                 'ResizeXRay to the pipeline')
+        if 'gt_bboxes' in results:
+            results = dict(results, eval_ann_info={
+                key: results[key] for key in ANNOTATIONS if key in results})
         packed = super().pack_single_results(results)
         sample = packed['data_samples']
         if 'gt_bboxes' in results:
