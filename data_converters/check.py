@@ -11,7 +11,7 @@ import numpy as np
 from projects.core import geometry
 from projects.core.drawing import draw_scans
 from projects.core.files import DataError, load_json
-from projects.core.infos import check_coco, load_infos
+from projects.core.infos import check_coco, coco_name, infos_name, load_infos
 from projects.core.rig import Rig
 
 from .convert import SPLITS
@@ -62,13 +62,12 @@ def _check_splits(out_dir: Path, records: Dict[str, dict],
                   samples: Dict[str, dict]) -> Iterator[str]:
     """Infos against COCO, records and each other; fills ``samples``."""
     split_of = {}
-    paths = [p for split in SPLITS for suffix in ('.pkl', '.json')
-             if (p := out_dir / f'lidc_infos_{split}{suffix}').exists()]
+    paths = [(split, p) for split in SPLITS for suffix in ('.pkl', '.json')
+             if (p := out_dir / infos_name(split, suffix)).exists()]
     if not paths:
         yield f'{out_dir}: expected infos of at least one split, found none'
-    for path in paths:
-        split = path.stem.split('_')[-1]
-        coco = path.with_name(f'{path.stem}_2d_anno.coco.json')
+    for split, path in paths:
+        coco = out_dir / coco_name(split)
         try:
             infos = load_infos(path)
             check_coco(infos, load_json(coco), str(coco))

@@ -40,7 +40,9 @@ from projects.core.infos import (
     SCHEMA_VERSION,
     as_arrays,
     build_coco,
+    coco_name,
     dump_infos,
+    infos_name,
     pack_shape,
 )
 from projects.core.rig import Rig
@@ -346,8 +348,9 @@ def _read_options(path: Path) -> dict:
 
 def _sweep(out_dir: Path, options: Options) -> None:
     """Remove what a killed run of this set has left half done."""
-    _remove(out_dir, r'\.((options|errors|rig|lidc_infos_\w+(\.coco)?)\.json'
-            rf'|lidc_infos_\w+\.pkl|check\.png){_TEMPORARY}')
+    infos = infos_name(r'\w+', '')
+    _remove(out_dir, rf'\.((options|errors|rig|{infos}(\.coco)?)\.json'
+            rf'|{infos}\.pkl|check\.png){_TEMPORARY}')
     _remove(out_dir / 'scans', rf'\..+\.json{_TEMPORARY}')
     _remove(out_dir / 'shards', rf'\.\d+-of-\d+\.json{_TEMPORARY}')
     for mark in out_dir.glob('images/.*.begun'):
@@ -597,10 +600,8 @@ def finish_set(out_dir: Path, options: Options,
                 as_arrays(dict(s, sample_idx=i))
                 for i, s in enumerate(chosen)
             ])
-        stem = out_dir / f'lidc_infos_{split}'
-        dump_infos(infos, stem.with_suffix(suffix))
-        dump_json(build_coco(infos),
-                  out_dir / f'lidc_infos_{split}_2d_anno.coco.json')
+        dump_infos(infos, out_dir / infos_name(split, suffix))
+        dump_json(build_coco(infos), out_dir / coco_name(split))
         counts[split] = len(chosen)
     rig = out_dir / 'rig.json'
     if not rig.exists():

@@ -28,7 +28,8 @@ from projects.core.files import (
 
 __all__ = [
     'CHARACTERISTICS', 'SCHEMA_VERSION', 'as_arrays', 'build_coco',
-    'check_coco', 'dump_infos', 'load_infos', 'load_tested', 'validate_infos'
+    'check_coco', 'coco_name', 'dump_infos', 'infos_name', 'load_infos',
+    'load_tested', 'validate_infos'
 ]
 
 SCHEMA_VERSION = 1
@@ -44,6 +45,17 @@ _ALLOWED_GLOBALS = {
                          ('multiarray', 'scalar'),
                          ('numeric', '_frombuffer'))
 } | {('numpy', 'ndarray'), ('numpy', 'dtype')}
+
+
+def infos_name(split: str, suffix: str = '.pkl') -> str:
+    """Name of a split's info file in a set's folder; the suffix says whether
+    it is a pickle or JSON."""
+    return f'lidc_infos_{split}{suffix}'
+
+
+def coco_name(split: str) -> str:
+    """Name of a split's COCO file, beside the infos."""
+    return infos_name(split, '_2d_anno.coco.json')
 
 
 class _RestrictedUnpickler(pickle.Unpickler):

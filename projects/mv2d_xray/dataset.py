@@ -12,7 +12,13 @@ from mmengine.logging import print_log
 
 from projects.core.boxes import lidar_boxes
 from projects.core.files import DataError, load_json
-from projects.core.infos import check_coco, load_infos, unpack_shape
+from projects.core.infos import (
+    check_coco,
+    coco_name,
+    infos_name,
+    load_infos,
+    unpack_shape,
+)
 
 __all__ = ['XRayDataset']
 
@@ -169,8 +175,9 @@ class XRayDataset(Det3DDataset):
         path = Path(self.source)
         if path.is_file():
             return
-        others = sorted(p.name for p in path.parent.glob('*_infos_*')
-                        if p.suffix == path.suffix and 'coco' not in p.name)
+        others = sorted(
+            p.name for p in path.parent.glob(infos_name('*', path.suffix))
+            if not p.match(coco_name('*')))
         if others:
             raise DataError(f'{path}: expected infos of this split, found '
                              f'{", ".join(others)} in the set')

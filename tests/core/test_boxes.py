@@ -93,6 +93,7 @@ def test_mmdet3d_boxes_there_and_back():
 @pytest.mark.parametrize('pattern, owner', [
     # Of what is bottom-centred and what is not nothing else has to know.
     (r'origin\s*=\s*\(', 'projects/core/boxes.py'),
+    ('lidc_infos_|_2d_anno', 'projects/core/infos.py'),
     (r'diag\(\[-1\.?, -1\.?, 1\.?\]\)', 'projects/core/geometry.py'),
 ])
 def test_a_convention_is_written_in_one_file(pattern, owner):

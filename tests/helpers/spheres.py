@@ -7,7 +7,13 @@ import numpy as np
 
 from projects.core import geometry
 from projects.core.files import dump_json
-from projects.core.infos import SCHEMA_VERSION, build_coco, dump_infos
+from projects.core.infos import (
+    SCHEMA_VERSION,
+    build_coco,
+    coco_name,
+    dump_infos,
+    infos_name,
+)
 from projects.core.rig import Rig
 
 SCALE = 16 / 65535
@@ -104,8 +110,7 @@ def make_sphere_set(root, num_scans=4, num_views=5, image_size=64, seed=0,
                       units='mm', split=split, rig=rig.to_dict(),
                       intensity=dict(scale=SCALE, offset=0.)),
         data_list=samples)
-    dump_infos(infos, root / f'lidc_infos_{split}.pkl')
-    dump_json(build_coco(infos),
-              root / f'lidc_infos_{split}_2d_anno.coco.json')
+    dump_infos(infos, root / infos_name(split))
+    dump_json(build_coco(infos), root / coco_name(split))
     rig.save(root / 'rig.json')
     return infos

@@ -23,6 +23,7 @@ from projects.core.engine.precision import use_half_precision
 from projects.core.evaluation.matching import MATCH_DISTANCE
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.files import DataError
+from projects.core.infos import coco_name, infos_name
 
 __all__ = [
     'build_runner', 'config_errors', 'config_of', 'evaluators_3d_of',
@@ -180,9 +181,9 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def select_split(dataset: Config, split: str) -> None:
     """Point a data set's config to another split of the same set."""
-    dataset.ann_file = f'lidc_infos_{split}{Path(dataset.ann_file).suffix}'
+    dataset.ann_file = infos_name(split, Path(dataset.ann_file).suffix)
     if dataset.get('coco_file'):
-        dataset.coco_file = f'lidc_infos_{split}_2d_anno.coco.json'
+        dataset.coco_file = coco_name(split)
 
 
 def evaluators_3d_of(cfg: Config) -> List[Config]:
