@@ -26,16 +26,16 @@ from projects.core.evaluation.matching import match
 from projects.core.evaluation.metric_2d import Indication2DMetric, views_of
 from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
 from projects.core.evaluation.ranking import threshold_at
-from projects.core.files import dump_json
-from projects.core.findings import silhouettes
-from projects.mv2d_xray.explain import (
+from projects.core.explain import (
     FRACTIONS,
     METHODS,
-    Target,
     faithfulness,
     segmentation_game,
     summarise,
+    target_of,
 )
+from projects.core.files import dump_json
+from projects.core.findings import silhouettes
 
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}
@@ -117,7 +117,7 @@ def explain(model, sample: dict, hit: dict, finding: dict,
         bboxes=corners if hit['view'] is None else corners[:, [0, 1, 3, 4]],
         scores=torch.tensor([hit['score']]),
         labels=torch.tensor([hit['label']]))
-    target = Target.of(model, sample, detection, hit['view'])
+    target = target_of(model, sample, detection, hit['view'])
     ct2img = np.asarray(sample['data_samples'].metainfo['ct2img'])
     if hit['view'] is not None:
         ct2img = ct2img[[hit['view']]]

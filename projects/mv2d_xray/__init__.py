@@ -19,6 +19,7 @@ from projects.mv2d_xray.baselines import XRayScoreGrid
 from projects.mv2d_xray.centernet import XRayCenterNetHead
 from projects.mv2d_xray.dataset import XRayDataset
 from projects.mv2d_xray.detector import MV2DXRay
+from projects.mv2d_xray.explain import xray_target
 from projects.mv2d_xray.lifting.box_coder import XRayBoxL1Cost
 from projects.mv2d_xray.lifting.decoder import XRayDecoder
 from projects.mv2d_xray.lifting.head import XRayLiftingHead
@@ -55,5 +56,5 @@ __all__ = [
     'XRayPoseError', 'ProgressBarHook', 'XRayRandomFlip',
     'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayScoreGrid',
     'XRayTTAModel', 'XRayTriangulatedQueryGenerator', 'XRayViewDropout',
-    'XRayVolumeHead'
+    'XRayVolumeHead', 'xray_target'
 ]
