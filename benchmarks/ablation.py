@@ -111,9 +111,6 @@ def train(name: str, iters: int, folder: Path, data_root: str) -> None:
     run('tools/train.py', config, '--work-dir', str(folder), '--resume',
         *(['--data-root', data_root] if data_root else []), '--cfg-options',
         *changes, f'train_cfg.max_iters={iters}',
-        f'train_cfg.val_interval={iters + 1}',
-        # As many as the warm-up are not enough for a schedule.
-        f'param_scheduler.1.end={iters + 1}',
         # Often enough for the shortest.
         'default_hooks.logger.interval=5')
 

@@ -1,14 +1,22 @@
 """Every config builds, and its parts agree."""
 
+import ast
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from mmdet3d.registry import METRICS, MODELS
 from mmengine.config import Config
+from mmengine.model import BaseModel
 
 from projects.core.engine.checkpoints import check_checkpoint
-from projects.core.engine.configs import evaluators_3d_of, match_distance_of
+from projects.core.engine.configs import (
+    build_runner,
+    evaluators_3d_of,
+    load_config,
+    match_distance_of,
+)
 from projects.core.evaluation.metric_3d import Indication3DMetric
 
 ROOT = Path(__file__).parent.parent
@@ -109,3 +117,151 @@ def test_the_3d_metric_is_known_by_its_class():
     assert match_distance_of(cfg) == 1.
     one = Config(dict(test_evaluator=dict(type='Indication2DMetric')))
     assert evaluators_3d_of(one) == [] and match_distance_of(one) == 10.
+
+
+# ------------------------------------------------------- a number has a place
+def bases_of(path):
+    """The files that a config names in ``_base_``."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            return [(path.parent / base).resolve()
+                    for base in ast.literal_eval(node.value)]
+    return []
+
+
+def levels(path):
+    """How deep a config's inheritance is, itself included."""
+    return 1 + max(map(levels, bases_of(path)), default=0)
+
+
+def files_of(path):
+    """A config and all that it inherits."""
+    return {path, *(f for base in bases_of(path) for f in files_of(base))}
+
+
+def test_inheritance_is_flat_and_a_part_is_no_chest():
+    for path in CONFIGS:
+        assert levels(path) <= 3, path
+        data = {f.stem for f in files_of(path) if f.parent.stem == 'datasets'}
+        assert path.stem.split('_')[-1] in data
+        assert data == {'blade'} if 'blade' in data else 'blade' not in data
+    blade, chest = (
+        {f.relative_to(ROOT / 'configs/_base_') for f in files_of(path)
+         if '_base_' in f.parts and f.parent.stem != 'datasets'}
+        for path in CONFIGS if path.stem in (
+            'mv2d-xray_small_volume_600i_blade',
+            'mv2d-xray_small_volume_3900i_quick'))
+    assert blade == chest and len(blade) == 4
+
+
+def constants(path, name):
+    """What a file itself writes behind a name, a key or a variable."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.keyword) and node.arg == name or (
+                isinstance(node, ast.Assign)
+                and getattr(node.targets[0], 'id', '') == name):
+            found += [n for n in ast.walk(node.value)
+                      if isinstance(n, ast.Constant)]
+    return found
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_a_number_stands_in_one_place(path):
+    """The scene's range in the data set's file alone; a schedule's length
+    once a file, and in no scheduler."""
+    files = files_of(path)
+    scenes = [f for f in files if constants(f, 'scene_range')]
+    assert [f.parent.stem for f in scenes] == ['datasets']
+    assert len(constants(scenes[0], 'scene_range')) == 6
+    cfg = load(path)
+    loaders = [cfg[f'{name}_dataloader'].dataset
+               for name in ('train', 'val', 'test')]
+    assert all(s.scene_range == cfg.scene_range for s in loaders)
+    assert all(s.data_root == cfg.data_root for s in loaders)
+    assert not [f for f in files if constants(f, 'T_max')]
+    number = cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs
+    schedule = path.stem.split('_')[-2]
+    assert schedule.endswith((f'{number}i', f'{number}e'))
+    typed = [n for f in files for n in ast.walk(ast.parse(f.read_text()))
+             if isinstance(n, ast.Constant) and n.value == number]
+    assert len(typed) == 1
+    for scheduler in cfg.param_scheduler[1:]:
+        assert 'end' not in scheduler
+
+
+@MODELS.register_module()
+class Point(BaseModel):
+    """A model that costs nothing; it notes each iteration's rate."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.rates = []
+
+    def forward(self):
+        """Not used."""
+
+    def train_step(self, data, optim_wrapper):
+        self.rates.append(optim_wrapper.get_lr()['lr'][0])
+        optim_wrapper.update_params((self.weight - 1).sum()**2)
+        return dict(loss=self.weight.detach())
+
+
+def rates_of(path, tmp_path, **options):
+    """Learning rate of each iteration of a config's schedule."""
+    cfg = load_config(str(path), options)
+    data = dict(batch_size=1, dataset=list(range(7)),
+                sampler=cfg.train_dataloader.sampler)
+    cfg = Config(dict(
+        model=dict(type='Point'), work_dir=str(tmp_path), train_dataloader=data,
+        log_level='ERROR', default_scope='mmdet3d',
+        default_hooks=dict(checkpoint=None, logger=None),
+        experiment_name=f'{path.stem}_{len(options)}',
+        **{k: cfg[k] for k in ('train_cfg', 'optim_wrapper', 'param_scheduler',
+                               'log_processor')}))
+    cfg.optim_wrapper.pop('paramwise_cfg', None)
+    runner = build_runner(cfg)
+    runner.train()
+    return runner.model.rates
+
+
+def cosine(share, high, low):
+    return low + (high - low) * (1 + math.cos(math.pi * share)) / 2
+
+
+@pytest.mark.parametrize('path, iters', [
+    ('mv2d-xray_small_roi-volume-decoder_700i_quick', None),
+    ('mv2d-xray_small_roi-volume_3400i-1700i_quick', None),
+    ('mv2d-xray_small_roi-volume-noise_3000i_mid', 170),
+    ('mv2d-xray_small_volume_600i_blade', 31),
+    # Nothing comes after the warm-up.
+    ('mv2d-xray_small_volume_600i_blade', 30),
+    ('mv2d-xray_small_volume_3900i_quick', 2),
+])
+def test_a_schedule_is_as_long_as_its_one_number_says(path, iters, tmp_path):
+    path = ROOT / f'configs/mv2d_xray/{path}.py'
+    cfg = load(path)
+    options = {'train_cfg.max_iters': iters} if iters else {}
+    rates = rates_of(path, tmp_path, **options)
+    total = iters or cfg.train_cfg.max_iters
+    assert len(rates) == total
+    high = cfg.optim_wrapper.optimizer.lr
+    for step, rate in enumerate(rates):
+        expected = high * (.1 + .9 * step / 29) if step < 30 else cosine(
+            (step - 30) / (total - 30), high, 4e-5)
+        assert rate == pytest.approx(expected, rel=1e-6), step
+
+
+def test_the_papers_schedule_is_as_long_as_its_one_number_says(tmp_path):
+    path = next(p for p in CONFIGS if 'r50_roi_1xb1' in p.stem)
+    for epochs in (24, 100):
+        length = {'train_cfg.max_epochs': epochs}
+        rates = rates_of(path, tmp_path, **length)
+        assert len(rates) == 7 * epochs
+        assert rates == rates_of(path, tmp_path, **length, **{
+            'param_scheduler.1.end': epochs, 'param_scheduler.1.T_max': epochs})
+        assert rates[0] == pytest.approx(2e-4 / 3)
+    # A hundred epochs are longer than the warm-up.
+    assert rates[500] == pytest.approx(cosine(5 / 7, 2e-4, 2e-7), rel=.01)
+    assert rates[-1] == pytest.approx(2e-7, rel=.1)

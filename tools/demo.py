@@ -75,8 +75,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     last = ROOT / work / 'final.pth'
     if not last.exists():
         run('2 of 3: training from scratch', 'tools/train.py',
-            config, '--work-dir', str(work), '--data-root', data, '--resume',
-            '--cfg-options', 'train_cfg.val_interval=1000000')
+            config, '--work-dir', str(work), '--data-root', data, '--resume')
         newest = (ROOT / work / 'last_checkpoint').read_text().strip()
         os.replace(newest, last)
     else:

@@ -1,14 +1,11 @@
 _base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 
-# The decoder, on both sources as they are released: it learns best last, slowly
-# and alone. 24 minutes on one core.
+# The decoder, on both sources as they are released: it learns best last,
+# slowly and alone. 24 minutes on one core.
 load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick.pth'
 model = dict(freeze_sources=True)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
-
-max_iters = 2000
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].end = max_iters
+train_cfg = dict(max_iters=2000)
+# Leaves a checkpoint without the optimizer beside the last one.
 default_hooks = dict(
     checkpoint=dict(published_keys=['meta', 'state_dict']))

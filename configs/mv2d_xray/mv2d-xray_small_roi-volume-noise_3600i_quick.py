@@ -6,8 +6,4 @@ load_from = 'checkpoints/triangulation_centernet_12800i_quick.pth'
 train_pipeline = _base_.train_pipeline
 train_pipeline.insert(3, dict(type='XRayPhotonNoise', photons=(3e4, 3e7)))
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-max_iters = 3600
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].end = max_iters
+train_cfg = dict(max_iters=3600)

@@ -1,6 +1,11 @@
-_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
+_base_ = ['../_base_/datasets/quick.py',
+          '../_base_/models/mv2d-xray_small_volume.py',
+          '../_base_/schedules/cosine-iters.py',
+          '../_base_/default_runtime.py']
 
 # Baseline: the 2D heatmaps of all views, averaged in space, no 3D network.
 model = dict(
-    volume_head=dict(type='XRayScoreGrid'), lifting_head=None,
-    loss_weight_2d=0.)
+    data_preprocessor=_base_.bands,
+    detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),
+    volume_head=dict(type='XRayScoreGrid'))
+train_cfg = dict(max_iters=700)

@@ -1,15 +1,18 @@
-_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
+_base_ = ['../_base_/datasets/quick.py',
+          '../_base_/models/mv2d-xray_small.py',
+          '../_base_/schedules/cosine-iters.py',
+          '../_base_/default_runtime.py']
 
 # The 2D stage's boxes, matched over the views and triangulated: without a
 # decoder they are the result. An hour and a half on one core.
 model = dict(
     volume_head=None,
-    lifting_head=dict(decoder=None, position_encoding=None))
-
-max_iters = 12800
-train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-param_scheduler = _base_.param_scheduler
-param_scheduler[1].end = max_iters
+    data_preprocessor=_base_.bands,
+    detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),
+    lifting_head=dict(
+        decoder=None, position_encoding=None,
+        scene_range=_base_.scene_range))
+train_cfg = dict(max_iters=12800)
 # Leaves a checkpoint without the optimizer beside the last one.
 default_hooks = dict(
     checkpoint=dict(published_keys=['meta', 'state_dict']))

@@ -10,7 +10,8 @@ from tests.mv2d_xray.test_detector import CONFIGS
 
 
 def loss_of(heatmap, boxes, ignored):
-    config = Config.fromfile(CONFIGS.parent / '_base_' / 'centernet.py')
+    config = Config.fromfile(
+        CONFIGS.parent / '_base_/models/mv2d-xray_small.py')
     head = MODELS.build(dict(config.model.detector_2d.bbox_head,
                              in_channels=4, feat_channels=4))
     assert isinstance(head, XRayCenterNetHead)

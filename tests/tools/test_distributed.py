@@ -106,7 +106,7 @@ def free_port():
 def run(*command):
     return subprocess.run(
         [*map(str, command), '--cfg-options', *SMALL,
-         'train_cfg.max_iters=2', 'train_cfg.val_interval=2'], cwd=ROOT,
+         'train_cfg.max_iters=2'], cwd=ROOT,
         capture_output=True, text=True, timeout=300, env=dict(
             os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
             PORT=str(free_port()), CUDA_VISIBLE_DEVICES='',

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import traceback
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import torch
 from mmdet3d.registry import METRICS
@@ -130,6 +130,10 @@ def _check_option(cfg: Config, key: str) -> None:
             if typed:
                 return
             close = difflib.get_close_matches(part, known, 1)
+            if not close and part == key:  # of a place that is not named
+                places = _places(cfg)
+                close = [places[name][0] for name in
+                         difflib.get_close_matches(part, places, 1)]
             hint = f'"{close[0]}"' if close else 'one of ' + ', '.join(known)
             raise UserError(f'--cfg-options {key}: expected {hint}, found '
                             f'"{part}"')
@@ -142,22 +146,28 @@ def _refuse_variable(cfg: Config, key: str) -> None:
     change one would do nothing."""
     if key.split('.')[0] in _RUNNER_KEYS:
         return
-    places = []
-
-    def search(node, path):
-        if isinstance(node, dict):
-            for name, value in node.items():
-                search(value, (*path, name))
-        elif isinstance(node, (list, tuple)):
-            for i, value in enumerate(node):
-                search(value, (*path, str(i)))
-        if path and path[-1] == key and path[0] in _RUNNER_KEYS:
-            places.append('.'.join(path))
-
-    search(cfg.to_dict(), ())
+    places = _places(cfg).get(key)
     hint = ', '.join(places) if places else 'a part of what is built'
     raise UserError(f'--cfg-options {key}: expected {hint}, found a variable '
                     'that only helps to write the config')
+
+
+def _places(cfg: Config) -> Dict[str, List[str]]:
+    """Dotted keys of all that is built, by their last names."""
+    places = {}
+
+    def search(node, path):
+        if isinstance(node, dict):
+            for key, value in node.items():
+                search(value, (*path, key))
+        elif isinstance(node, (list, tuple)):
+            for i, value in enumerate(node):
+                search(value, (*path, str(i)))
+        if path and path[0] in _RUNNER_KEYS:
+            places.setdefault(path[-1], []).append('.'.join(path))
+
+    search(cfg.to_dict(), ())
+    return places
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -234,8 +244,22 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('launcher', 'none') != 'none' and not (
             torch.cuda.is_available()):
         _distribute_on_cpu(cfg)
+    _fit_schedule(cfg)
     with config_errors(cfg):
         return Runner.from_cfg(cfg)
+
+
+def _fit_schedule(cfg: Config) -> None:
+    """Leave out what would begin after a short training's last iteration.
+
+    mmengine ends schedulers that have no ``end`` with the training, and
+    refuses those that end before they begin.
+    """
+    iters = (cfg.get('train_cfg') or {}).get('max_iters')
+    if isinstance(iters, int) and isinstance(cfg.get('param_scheduler'), list):
+        cfg.param_scheduler = [
+            s for s in cfg.param_scheduler if 'end' in s
+            or s.get('by_epoch', True) or s.get('begin', 0) < iters]
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

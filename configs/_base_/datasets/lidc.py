@@ -1,6 +1,9 @@
-# LIDC-IDRI, 10 views x 1024², as the converter writes it; ranges in mm.
+# LIDC-IDRI, 10 views x 1024², as the converter writes it. All lengths in mm.
 data_root = 'data/lidc/'
 scene_range = [-200., -200., -200., 200., 200., 200.]
+# Channels of a view and their statistics, for the model's preprocessor: bands
+# at four times the blur of 256² images, the same in mm.
+bands = dict(mean=[3.1, 0., 0.], std=[1.6, .13, .34], band_sigmas=[16., 48.])
 
 train_pipeline = [
     dict(type='LoadXRayViews'),

@@ -1,11 +1,20 @@
-# 10 views x 256²; ranges are in mm and live here and in the model configs.
-data_root = 'data/demo/'
-scene_range = [-200., -200., -200., 200., 200., 200.]
+# Turbine blades (python -m data_converters blade): a part of 80 x 48 x 112 mm
+# with pores and inclusions of 1.5 to 5 mm, 0.5 mm a pixel at the isocentre.
+# All lengths in mm.
+data_root = 'data/blade/'
+scene_range = [-50., -50., -60., 50., 50., 60.]
+size_bins = {'below_2mm': (0., 2.), '2_to_3mm': (2., 3.),
+             'above_3mm': (3., 1000.)}
+num_classes = 2
+# Channels of a view and their statistics, for the model's preprocessor.
+bands = dict(
+    mean=[.26, 0., 0., 0.], std=[.88, .05, .16, .39],
+    band_sigmas=[1.5, 4., 12.])
 
+# Nothing is inserted: a pore is less than the metal round it, and outside
+# the metal there are none.
 train_pipeline = [
     dict(type='LoadXRayViews'),
-    # More indications than a hundred patients have.
-    dict(type='XRayInsertNodules', max_nodules=20, sizes=(8., 30.)),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,
@@ -23,7 +32,7 @@ train_dataloader = dict(
     dataset=dict(
         type='XRayDataset', data_root=data_root,
         ann_file='lidc_infos_train.pkl',
-        coco_file='lidc_infos_train_2d_anno.coco.json', min_diameter=8.,
+        coco_file='lidc_infos_train_2d_anno.coco.json', min_diameter=0.,
         scene_range=scene_range, pipeline=train_pipeline))
 val_dataloader = dict(
     batch_size=1, num_workers=0, persistent_workers=False,
@@ -31,11 +40,18 @@ val_dataloader = dict(
     dataset=dict(
         type='XRayDataset', data_root=data_root,
         ann_file='lidc_infos_val.pkl',
-        coco_file='lidc_infos_val_2d_anno.coco.json', min_diameter=8.,
+        coco_file='lidc_infos_val_2d_anno.coco.json', min_diameter=0.,
         scene_range=scene_range, test_mode=True, pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = [dict(type='Indication3DMetric', min_diameter=8.),
-                 dict(type='Indication2DMetric')]
+test_dataloader = dict(
+    val_dataloader,
+    dataset=dict(
+        val_dataloader['dataset'], ann_file='lidc_infos_test.pkl',
+        coco_file='lidc_infos_test_2d_anno.coco.json'))
+# A defect is a few mm: 20 mm off is not found.
+val_evaluator = [
+    dict(type='Indication3DMetric', size_bins=size_bins,
+         distances=[1., 2., 3., 5.], match_distance=2.)
+]
 test_evaluator = val_evaluator
 
 # tools/test.py --tta: each scan and its mirror image.
