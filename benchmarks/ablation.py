@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick.py'
 # From trained sources, which stay as they are.
 DECODER = 'configs/mv2d_xray/mv2d-xray_small_decoder_2000i_quick.py'
-_VOLUME = ['model.lifting_head=None', 'model.loss_weight_2d=0']
+VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_3900i_quick.py'
 _VIEWS = 'train_dataloader.dataset.pipeline.1'
 _INSERT = 'train_dataloader.dataset.pipeline.2'
 PACE = 30  # iterations that tell a variant's pace
@@ -38,7 +38,7 @@ VARIANTS = {
         'configs/mv2d_xray/triangulation_faster-rcnn_12800i_quick.py', []),
     '2D boxes, triangulated': (
         'configs/mv2d_xray/triangulation_centernet_12800i_quick.py', []),
-    'volume': (OURS, _VOLUME),
+    'volume': (VOLUME, []),
     'roi + volume, no decoder': (OURS, ['model.lifting_head.decoder=None']),
     # What the decoder makes of them.
     # The papers' queries, whose depth is learned, from true boxes, too.
@@ -62,31 +62,30 @@ VARIANTS = {
                   'model.lifting_head.denoising.size_noise=.3']),
     # The volume: what it is trained with, what it sees, how it is made.
     'volume, nothing inserted': (
-        OURS, [*_VOLUME, f'{_INSERT}.max_nodules=0']),
+        VOLUME, [f'{_INSERT}.max_nodules=0']),
     'volume, all views always': (
-        OURS, [*_VOLUME, f'{_VIEWS}.prob=0.']),
+        VOLUME, [f'{_VIEWS}.prob=0.']),
     'volume, no 2D heatmap': (
-        OURS, [*_VOLUME, 'model.volume_head.loss_heatmap_2d=None']),
+        VOLUME, ['model.volume_head.loss_heatmap_2d=None']),
     'volume, no fine band': (
-        OURS, [*_VOLUME, 'model.data_preprocessor.band_sigmas=[4.,12.]',
-               'model.data_preprocessor.mean=[3.1,0.,0.]',
-               'model.data_preprocessor.std=[1.6,.13,.34]',
-               'model.detector_2d.backbone.in_channels=3']),
+        VOLUME, ['model.data_preprocessor.band_sigmas=[4.,12.]',
+                 'model.data_preprocessor.mean=[3.1,0.,0.]',
+                 'model.data_preprocessor.std=[1.6,.13,.34]',
+                 'model.detector_2d.backbone.in_channels=3']),
     'volume, mean only': (
-        OURS, [*_VOLUME, 'model.volume_head.with_deviation=False']),
+        VOLUME, ['model.volume_head.with_deviation=False']),
     'volume, grid of 8 mm': (
-        OURS, [*_VOLUME, 'model.volume_head.voxel_size=8.']),
+        VOLUME, ['model.volume_head.voxel_size=8.']),
     'volume, grid of 4.5 mm': (
-        OURS, [*_VOLUME, 'model.volume_head.voxel_size=4.5']),
+        VOLUME, ['model.volume_head.voxel_size=4.5']),
     'volume, stride 2': (
-        OURS, [*_VOLUME, 'model.detector_2d.backbone.stem='
-               '[(32,2),(32,1)]', 'model.feat_strides=[2]']),
+        VOLUME, ['model.detector_2d.backbone.stem=[(32,2),(32,1)]',
+                 'model.feat_strides=[2]']),
     'volume, wider view': (
-        OURS, [*_VOLUME,
-               'model.detector_2d.backbone.dilations=[1,2,4,8,1]']),
+        VOLUME, ['model.detector_2d.backbone.dilations=[1,2,4,8,1]']),
     'volume, 48 channels': (
-        OURS, [*_VOLUME, 'model.detector_2d.backbone.channels=48',
-               'model.volume_head.in_channels=48']),
+        VOLUME, ['model.detector_2d.backbone.channels=48',
+                 'model.volume_head.in_channels=48']),
     # What a user could pick instead.
     'ImVoxelNet': ('configs/mv2d_xray/imvoxelnet_small_700i_quick.py', []),
     'DETR3D': ('configs/mv2d_xray/detr3d_small_700i_quick.py', []),

@@ -10,7 +10,12 @@ from mmdet3d.registry import METRICS, MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModel
 
-from projects.core.engine.checkpoints import check_checkpoint
+from projects.core.engine.checkpoints import (
+    check_checkpoint,
+    load_checkpoint,
+    load_model,
+)
+from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import (
     build_runner,
     evaluators_3d_of,
@@ -56,6 +61,9 @@ def test_config(path):
                 torch.zeros(1, channels, 4, 4), torch.eye(4)[None], (16, 16))
         assert heatmap.shape[1:] == code.shape[1:] == head.grid_points(
         ).shape[:3]
+    # 2D heads are built where they are used.
+    assert model.with_2d == (path.stem.startswith('triangulation') or (
+        path.stem.startswith('mv2d-xray') and '_volume_' not in path.stem))
     assert Path(path).read_text().count('\n') <= 130
 
 
@@ -117,6 +125,56 @@ def test_the_3d_metric_is_known_by_its_class():
     assert match_distance_of(cfg) == 1.
     one = Config(dict(test_evaluator=dict(type='Indication2DMetric')))
     assert evaluators_3d_of(one) == [] and match_distance_of(one) == 10.
+
+
+@pytest.mark.parametrize('name', [
+    'mv2d-xray_small_volume_3900i_quick', 'mv2d-xray_small_volume_600i_blade'])
+def test_2d_heads_that_were_idle_are_left_out(name, tmp_path):
+    """Exactly these: all else that is not the model's is refused."""
+    path = ROOT / f'checkpoints/{name}.pth'
+    held = load_checkpoint(str(path))['state_dict']
+    cfg = load(ROOT / f'configs/mv2d_xray/{name}.py')
+    model, _ = load_model(cfg, str(path), 'cpu')
+    assert not model.with_2d
+    assert not hasattr(model.detector_2d, 'bbox_head')
+    extra = set(held) - set(model.state_dict())
+    assert len(extra) == 12 and all(
+        n.startswith('detector_2d.bbox_head.') for n in extra)
+    for tensor, value in model.state_dict().items():
+        torch.testing.assert_close(value, held[tensor])
+
+    def refused(changes, match, model=model):
+        state = {k: v for k, v in {**held, **changes}.items()
+                 if v is not None}
+        torch.save(dict(state_dict=state), tmp_path / 'other.pth')
+        with pytest.raises(UserError, match=match):
+            check_checkpoint(str(tmp_path / 'other.pth'), model)
+
+    one = torch.zeros(1)
+    for unknown in ('detector_2d.head.weight', 'detector_2d.neck.weight',
+                    'bbox_head.weight', 'lifting_head.bbox_head.weight'):
+        refused({unknown: one}, r'found 0 missing and 1 unknown \(first '
+                f'"{unknown}"')
+    refused({'volume_head.box.bias': None},
+            r'found 1 missing \(first "volume_head.box.bias"\) and 0 unknown')
+    refused({'volume_head.box.bias': one}, 'box.bias": expected shape')
+    # A model that has heads needs them, and no others.
+    both = MODELS.build(load(next(
+        p for p in CONFIGS if '3400i-1700i' in p.stem)).model)
+    assert both.left_out == ()
+    refused({n: None for n in extra}, '12 missing', both)
+    refused({'detector_2d.rpn_head.weight': one}, 'and 1 unknown', both)
+
+
+def test_a_2d_stage_is_not_switched_off():
+    cfg = load(next(p for p in CONFIGS if '700i_demo' in p.stem))
+    for weight in (0., -1.):
+        with pytest.raises(ValueError, match='loss_weight_2d: expected more'):
+            MODELS.build(dict(cfg.model, loss_weight_2d=weight))
+    features = load(next(
+        p for p in CONFIGS if '600i_blade' in p.stem)).model.detector_2d
+    with pytest.raises(ValueError, match='expected a detector_2d with heads'):
+        MODELS.build(dict(cfg.model, detector_2d=features))
 
 
 # ------------------------------------------------------- a number has a place
@@ -214,12 +272,13 @@ def rates_of(path, tmp_path, **options):
     data = dict(batch_size=1, dataset=list(range(7)),
                 sampler=cfg.train_dataloader.sampler)
     cfg = Config(dict(
-        model=dict(type='Point'), work_dir=str(tmp_path), train_dataloader=data,
-        log_level='ERROR', default_scope='mmdet3d',
+        model=dict(type='Point'), work_dir=str(tmp_path),
+        train_dataloader=data, log_level='ERROR', default_scope='mmdet3d',
         default_hooks=dict(checkpoint=None, logger=None),
         experiment_name=f'{path.stem}_{len(options)}',
-        **{k: cfg[k] for k in ('train_cfg', 'optim_wrapper', 'param_scheduler',
-                               'log_processor')}))
+        **{key: cfg[key] for key in (
+            'train_cfg', 'optim_wrapper', 'param_scheduler',
+            'log_processor')}))
     cfg.optim_wrapper.pop('paramwise_cfg', None)
     runner = build_runner(cfg)
     runner.train()
@@ -260,7 +319,8 @@ def test_the_papers_schedule_is_as_long_as_its_one_number_says(tmp_path):
         rates = rates_of(path, tmp_path, **length)
         assert len(rates) == 7 * epochs
         assert rates == rates_of(path, tmp_path, **length, **{
-            'param_scheduler.1.end': epochs, 'param_scheduler.1.T_max': epochs})
+            'param_scheduler.1.end': epochs,
+            'param_scheduler.1.T_max': epochs})
         assert rates[0] == pytest.approx(2e-4 / 3)
     # A hundred epochs are longer than the warm-up.
     assert rates[500] == pytest.approx(cosine(5 / 7, 2e-4, 2e-7), rel=.01)

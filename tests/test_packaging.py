@@ -13,8 +13,7 @@ import pytest
 from projects.core import __version__
 from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
-
-from .spheres import make_sphere_set
+from tests.helpers.spheres import make_sphere_set
 
 ROOT = Path(__file__).parent.parent
 CONFIG = 'mv2d-xray_small_volume_3900i_quick'

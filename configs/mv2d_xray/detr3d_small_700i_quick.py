@@ -6,7 +6,10 @@ _base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 # finds nothing in half an hour: it starts from a trained 2D stage.
 load_from = 'checkpoints/triangulation_centernet_12800i_quick.pth'
 model = dict(
-    volume_head=None, loss_weight_2d=0.,
+    volume_head=None,
+    detector_2d=dict(
+        _delete_=True, type='mmdet3d.XRayFeatureExtractor',
+        backbone=_base_.model.detector_2d.backbone),
     lifting_head=dict(
         roi_queries=None, free_queries=900, roi_size=1,
         point_rois=dict(scale=0., min_size=4., reproject=True)))

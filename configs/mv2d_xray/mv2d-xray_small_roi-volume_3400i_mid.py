@@ -8,10 +8,10 @@ _base_ = ['../_base_/datasets/mid.py',
 # in space. An hour and a half on one core; half an hour more, as the released
 # one had:
 #   python tools/train.py \
-#       configs/mv2d_xray/mv2d-xray_small_roi-volume_3400i_mid.py --amp \
-#       --work-dir work_dirs/mid_longer --cfg-options \
-#       load_from=work_dirs/mv2d-xray_small_roi-volume_3400i_mid/iter_3400.pth \
-#       optim_wrapper.optimizer.lr=2e-3 train_cfg.max_iters=1200
+#     configs/mv2d_xray/mv2d-xray_small_roi-volume_3400i_mid.py --amp \
+#     --work-dir work_dirs/mid_longer --cfg-options \
+#     load_from=work_dirs/mv2d-xray_small_roi-volume_3400i_mid/iter_3400.pth \
+#     optim_wrapper.optimizer.lr=2e-3 train_cfg.max_iters=1200
 load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick.pth'
 model = dict(
     data_preprocessor=_base_.bands,

@@ -6,9 +6,7 @@ _base_ = ['../_base_/datasets/blade.py',
 # Everything is a third of the chest's; two classes.
 model = dict(
     data_preprocessor=_base_.bands,
-    detector_2d=dict(
-        backbone=dict(in_channels=len(_base_.bands.mean)),
-        bbox_head=dict(num_classes=_base_.num_classes)),
+    detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),
     volume_head=dict(
         volume_range=[-42., -30., -58., 42., 30., 58.], voxel_size=2.,
         base_size=2.5, min_sigma=1.3, num_classes=_base_.num_classes))

@@ -5,8 +5,11 @@ _base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
 # 900 queries, as there, from a trained 2D stage.
 load_from = 'checkpoints/triangulation_centernet_12800i_quick.pth'
 model = dict(
-    volume_head=None, loss_weight_2d=0.,
-    detector_2d=dict(backbone=dict(num_levels=2)), feat_strides=[4, 8],
+    volume_head=None,
+    detector_2d=dict(
+        _delete_=True, type='mmdet3d.XRayFeatureExtractor',
+        backbone=dict(_base_.model.detector_2d.backbone, num_levels=2)),
+    feat_strides=[4, 8],
     lift_level=1,
     lifting_head=dict(
         roi_queries=None, free_queries=900, roi_size=16,

@@ -14,7 +14,7 @@ from projects.core.engine.hooks import (
 from projects.core.engine.precision import BFloat16OptimWrapper
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
-from projects.mv2d_xray.backbone import XRayDilatedNet
+from projects.mv2d_xray.backbone import XRayDilatedNet, XRayFeatureExtractor
 from projects.mv2d_xray.baselines import XRayScoreGrid
 from projects.mv2d_xray.centernet import XRayCenterNetHead
 from projects.mv2d_xray.dataset import XRayDataset
@@ -50,7 +50,7 @@ __all__ = [
     'Indication2DMetric', 'Indication3DMetric', 'BFloat16OptimWrapper',
     'XRayBoxL1Cost', 'XRayCenterNetHead', 'PlainCheckpointHook',
     'ClassCheckHook', 'RangeCheckHook', 'XRayDataPreprocessor',
-    'XRayDataset', 'XRayDecoder', 'XRayDilatedNet',
+    'XRayDataset', 'XRayDecoder', 'XRayDilatedNet', 'XRayFeatureExtractor',
     'DrawBoxesHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
     'XRayPoseError', 'ProgressBarHook', 'XRayRandomFlip',

@@ -1,4 +1,4 @@
-"""A small backbone that keeps fine detail, for training on a CPU."""
+"""What makes features of views: a small backbone, a 2D stage without heads."""
 
 from typing import Optional, Sequence, Tuple
 
@@ -7,7 +7,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 
-__all__ = ['XRayDilatedNet']
+__all__ = ['XRayDilatedNet', 'XRayFeatureExtractor']
 
 
 class _Block(BaseModule):
@@ -80,3 +80,37 @@ class XRayDilatedNet(BaseModule):
         for conv in self.coarser:
             levels.append(conv(levels[-1]))
         return tuple(levels)
+
+
+@MODELS.register_module()
+class XRayFeatureExtractor(BaseModule):
+    """A 2D stage that finds nothing in a view: backbone and neck, no heads.
+
+    In place of an mmdet detector, whose names its tensors have, where no part
+    needs 2D boxes.
+
+    Args:
+        backbone (dict): As of an mmdet detector.
+        neck (dict, optional): As of an mmdet detector.
+    """
+
+    # What a detector's checkpoint may hold that this stage does not need.
+    left_out = ('bbox_head.', 'rpn_head.', 'roi_head.')
+
+    def __init__(self,
+                 backbone: dict,
+                 neck: Optional[dict] = None,
+                 init_cfg=None) -> None:
+        super().__init__(init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck) if neck else None
+
+    @property
+    def with_neck(self) -> bool:
+        """bool: As an mmdet detector's."""
+        return self.neck is not None
+
+    def extract_feat(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """(N, C, H, W) to one map (N, C', h, w) per level."""
+        levels = self.backbone(images)
+        return self.neck(levels) if self.with_neck else levels

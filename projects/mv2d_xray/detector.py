@@ -23,6 +23,7 @@ from projects.core.boxes import (
     fuse_boxes,
     gravity_boxes,
 )
+from projects.mv2d_xray.backbone import XRayFeatureExtractor
 from projects.mv2d_xray.lifting.head import SOURCES
 
 __all__ = ['MV2DXRay']
@@ -49,18 +50,20 @@ class MV2DXRay(Base3DDetector):
     without the lifting head the volume's peaks are the result.
 
     Any mmdet detector can be the 2D stage: its backbone and neck run once on
-    all views, and its own ``loss`` and ``predict`` take the features. Under
+    all views, and its own ``loss`` and ``predict`` take the features. Where
+    no part needs 2D boxes it is an :class:`XRayFeatureExtractor`. Under
     autocast (``--amp``) this stage and the volume's 3D net run in half
     precision; what is in mm is always computed in float32.
 
     Args:
-        detector_2d (dict): An mmdet detector.
+        detector_2d (dict): An mmdet detector, or an
+            :class:`XRayFeatureExtractor`.
         feat_strides (Sequence[int]): Pixels per cell of the neck's outputs.
         lifting_head (dict, optional): Turns queries into boxes.
         lift_level (int): Neck output that the lifting head reads.
         volume_head (dict, optional): The ``volume`` source.
         volume_level (int): Neck output that the volume head reads.
-        loss_weight_2d (float): Of the 2D stage. 0 leaves its heads out.
+        loss_weight_2d (float): Of the 2D stage's heads, more than 0.
         loss_weight_3d (float): Of the lifting head; Betancur et al. §4.3: 0.1.
         view_chunk (int, optional): Views that go through backbone and neck at
             a time. In training their activations are computed again for the
@@ -106,6 +109,11 @@ class MV2DXRay(Base3DDetector):
         # that all parts share one pass through backbone and neck.
         self.detector_2d.extract_feat = _identity
         self.lift_level, self.volume_level = lift_level, volume_level
+        if loss_weight_2d <= 0:
+            raise ValueError(
+                'MV2DXRay: loss_weight_2d: expected more than 0, found '
+                f'{loss_weight_2d}; a 2D stage without heads is an '
+                'XRayFeatureExtractor')
         self.loss_weight_2d = loss_weight_2d
         self.loss_weight_3d = loss_weight_3d
         self.view_chunk = view_chunk
@@ -118,6 +126,10 @@ class MV2DXRay(Base3DDetector):
                      feat_stride=self.feat_strides[lift_level],
                      point_channels=self.volume_head.hidden_channels
                      if self.volume_head else 0))
+        if self.with_roi_queries and not self.with_2d:
+            raise ValueError(
+                'MV2DXRay: roi_queries: expected a detector_2d with heads, '
+                'found an XRayFeatureExtractor')
         self._guard_parts()
         self.freeze_sources = freeze_sources
         if freeze_sources:
@@ -171,8 +183,17 @@ class MV2DXRay(Base3DDetector):
 
     @property
     def with_2d(self) -> bool:
-        """bool: Whether the heads of the 2D stage run."""
-        return self.with_roi_queries or self.loss_weight_2d > 0
+        """bool: Whether the 2D stage has heads."""
+        return not isinstance(self.detector_2d, XRayFeatureExtractor)
+
+    @property
+    def left_out(self) -> Tuple[str, ...]:
+        """tuple[str]: What tensors begin with that a checkpoint may hold
+        beside this model's: of 2D heads that once were idle."""
+        if self.with_2d:
+            return ()
+        return tuple(f'detector_2d.{name}'
+                     for name in self.detector_2d.left_out)
 
     @property
     def search_ranges(self) -> Dict[str, List[float]]:

@@ -25,6 +25,12 @@ PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
 REPORT_ALL = dict(score_thr=0., iou_thr=.05, max_per_img=50)
 
 
+# No 2D heads, of the images of :func:`quick`.
+FEATURES = dict(
+    _delete_=True, type='mmdet3d.XRayFeatureExtractor',
+    backbone=dict(type='mmdet3d.XRayDilatedNet', num_levels=1))
+
+
 def quick(**changes):
     """The small config, for images of 64² and a smaller volume."""
     cfg = Config.fromfile(
@@ -99,8 +105,8 @@ VARIANTS = {
     'both': {},
     'faster rcnn': faster_rcnn(),
     'roi': dict(volume_head=None),
-    'volume': {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.},
-    'peaks': dict(lifting_head=None, loss_weight_2d=0.),
+    'volume': {'lifting_head.roi_queries': None, 'detector_2d': FEATURES},
+    'peaks': dict(lifting_head=None, detector_2d=FEATURES),
     'no decoder': {'lifting_head.decoder': None},
     'all overlapped': {'lifting_head.relevance.mode': 'all'},
     'denoising': {'lifting_head.denoising': dict(
@@ -112,12 +118,12 @@ VARIANTS = {
     'sources frozen': {'freeze_sources': True},
     'reprojected': {'lifting_head.point_rois.reproject': True},
     'free queries at a point': {
-        'volume_head': None, 'loss_weight_2d': 0.,
+        'volume_head': None, 'detector_2d': FEATURES,
         'lifting_head.roi_queries': None, 'lifting_head.free_queries': 9,
         'lifting_head.roi_size': 1, 'lifting_head.point_rois': dict(
             scale=0., min_size=4., reproject=True)},
     'free queries, whole views': {
-        'volume_head': None, 'loss_weight_2d': 0.,
+        'volume_head': None, 'detector_2d': FEATURES,
         'lifting_head.roi_queries': None, 'lifting_head.free_queries': 9,
         'lifting_head.roi_size': 4,
         'lifting_head.point_rois': dict(whole_view=True)},
@@ -270,8 +276,8 @@ def test_an_untrained_decoder_changes_nothing(samples, variant):
 
 
 def test_an_untrained_head_leaves_volume_peaks_alone(samples):
-    peaks = quick(lifting_head=None, loss_weight_2d=0.)
-    both = quick(**{'lifting_head.roi_queries': None, 'loss_weight_2d': 0.,
+    peaks = quick(lifting_head=None, detector_2d=FEATURES)
+    both = quick(**{'lifting_head.roi_queries': None, 'detector_2d': FEATURES,
                     'lifting_head.test_cfg': REPORT_ALL})
     copy_weights(both, peaks)
     one = boxes_of(peaks, samples(0))[0].pred_instances_3d

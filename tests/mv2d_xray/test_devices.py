@@ -16,7 +16,7 @@ from projects.core.boxes import fuse_boxes
 from projects.core.rig import Rig
 from projects.mv2d_xray.queries.volume import _PoolViews
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import PIPELINE, REPORT_ALL, quick
+from tests.mv2d_xray.test_detector import FEATURES, PIPELINE, REPORT_ALL, quick
 
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 pytestmark = pytest.mark.parametrize('device', DEVICES)
@@ -110,7 +110,7 @@ def test_the_model_gives_the_same_everywhere(tmp_path, device):
         # Without 2D boxes, whose samplers draw differently.
         model = quick(**{'lifting_head.roi_queries': None,
                          'lifting_head.test_cfg': REPORT_ALL,
-                         'loss_weight_2d': 0.}).to(place)
+                         'detector_2d': FEATURES}).to(place)
         model.train()
         batch = model.data_preprocessor(pseudo_collate([data[0]]), True)
         losses = model(**batch, mode='loss')

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData
 from projects.core.boxes import corners_of
 from projects.core.explain import METHODS, score_cam, target_of
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import PIPELINE, boxes_of, quick
+from tests.mv2d_xray.test_detector import FEATURES, PIPELINE, boxes_of, quick
 
 
 def generator():
@@ -25,7 +25,7 @@ def sample(tmp_path_factory):
 
 
 def test_a_target_in_space(sample):
-    model = quick(lifting_head=None, loss_weight_2d=0.)
+    model = quick(lifting_head=None, detector_2d=FEATURES)
     result = boxes_of(model, [sample])[0].pred_instances_3d
     boxes = torch.cat([result.bboxes_3d.gravity_center,
                        result.bboxes_3d.tensor[:, 3:6]], 1)

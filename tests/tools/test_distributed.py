@@ -20,10 +20,11 @@ from torch.multiprocessing import spawn
 
 from projects.core.engine.configs import load_config
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import PIPELINE, quick
-from tests.tools.test_tools import CONFIG, ROOT, SMALL
+from tests.mv2d_xray.test_detector import FEATURES, PIPELINE, quick
 
-WITHOUT_2D = {'lifting_head.roi_queries': None, 'loss_weight_2d': 0.}
+from .test_tools import CONFIG, ROOT, SMALL
+
+WITHOUT_2D = {'lifting_head.roi_queries': None, 'detector_2d': FEATURES}
 
 
 def gradients(model, root, rows):

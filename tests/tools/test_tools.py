@@ -35,6 +35,7 @@ from projects.core.files import dump_json
 from projects.core.infos import build_coco, dump_infos, load_infos
 from projects.core.rig import Rig
 from tests.helpers.spheres import make_sphere_set
+from tests.mv2d_xray.test_detector import FEATURES
 from tools.infer import find_images
 
 ROOT = Path(__file__).parents[2]
@@ -277,14 +278,11 @@ def test_explain_judges_what_was_found(trained, tmp_path):
 
 
 def test_explain_needs_2d_heads_for_the_2d_stage(trained, tmp_path):
-    options = {'model.lifting_head': None, 'model.loss_weight_2d': 0.}
-    model = MODELS.build(load_config(str(ROOT / CONFIG),
-                                             options).model)
-    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'peaks.pth')
+    name = 'mv2d-xray_small_volume_3900i_quick'
     done = tool(
-        'explain.py', CONFIG, tmp_path / 'peaks.pth', '--stage', '2d',
-        '--data-root', trained / 'data', '--out-dir', tmp_path,
-        options=[f'{k}={v}' for k, v in options.items()])
+        'explain.py', f'configs/mv2d_xray/{name}.py',
+        f'checkpoints/{name}.pth', '--stage', '2d', '--data-root',
+        trained / 'data', '--out-dir', tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].endswith(
         'expected 2D heads that run, found none')
@@ -579,16 +577,15 @@ def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
                  options=['model.lifting_head.num_classes=2'])
     assert ('"model.lifting_head.num_classes": expected 1, as the set has '
             'classes nodule, found 2') in error_of(done)
-    cfg = load_config(str(ROOT / CONFIG), {
-        'model.detector_2d.bbox_head.num_classes': 3,
-        'model.lifting_head': None, 'model.loss_weight_2d': 0.})
+    cfg = load_config(str(
+        ROOT / 'configs/mv2d_xray/mv2d-xray_small_volume_3900i_quick.py'))
     init_default_scope('mmdet3d')
     model = MODELS.build(cfg.model)
     check = ClassCheckHook().before_test
     data = SimpleNamespace(metainfo=dict(classes=('nodule', )))
     runner = SimpleNamespace(
         model=model, test_dataloader=SimpleNamespace(dataset=data))
-    check(runner)  # heads that do not run
+    check(runner)
     data.metainfo['classes'] = ('pore', 'inclusion')
     with pytest.raises(UserError, match='expected 2, as the set has '
                        'classes pore, inclusion, found 1'):
@@ -660,7 +657,7 @@ def test_names_of_boxes_without_a_set():
 def test_infer_without_names_of_several_classes(trained, tmp_path):
     (tmp_path / 'config.py').write_text(
         f'_base_ = ["{ROOT / CONFIG}"]\n'
-        'model = dict(lifting_head=None, loss_weight_2d=0.,\n'
+        f'model = dict(lifting_head=None, detector_2d={FEATURES},\n'
         '             volume_head=dict(num_classes=2, voxel_size=24.))\n')
     model = MODELS.build(load_config(str(tmp_path / 'config.py')).model)
     torch.nn.init.normal_(model.volume_head.heatmap.weight)
@@ -675,16 +672,16 @@ def test_infer_without_names_of_several_classes(trained, tmp_path):
                                                 'indication_1'}
 
 
-@pytest.mark.parametrize('options, rest', [
-    ({'model.lifting_head': None, 'model.loss_weight_2d': 0.},
-     'it can never find them'),
+@pytest.mark.parametrize('parts, rest', [
+    (dict(lifting_head=None, detector_2d=FEATURES), 'it can never find them'),
     ({}, 'only roi can find them')])
 def test_findings_where_the_model_does_not_look_are_told(
-        tmp_path, monkeypatch, options, rest):
+        tmp_path, monkeypatch, parts, rest):
     spheres = [[((0, 0, 0), 9.)], [((0, 0, 160), 9.), ((0, 0, -190), 9.)]]
     infos = make_sphere_set(tmp_path, 2, 4, 64, spheres=spheres,
                             split='val', ignored=False)
-    cfg = load_config(str(ROOT / CONFIG), options)
+    cfg = load_config(str(ROOT / CONFIG))
+    cfg.merge_from_dict(dict(model=parts))
     cfg.test_dataloader.dataset.data_root = str(tmp_path)
     data = DATASETS.build(cfg.test_dataloader.dataset)
     told = []

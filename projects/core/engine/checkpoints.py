@@ -71,11 +71,18 @@ def load_checkpoint(path: str) -> dict:
 def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
     """Read a checkpoint that must be of this very model.
 
+    Tensors that begin with a name in the model's ``left_out``, if it has
+    that, are known not to be needed: they are dropped.
+
     Raises:
         UserError: A parameter is missing, unknown or of another shape.
     """
     checkpoint = load_checkpoint(path)
-    found, expected = checkpoint['state_dict'], model.state_dict()
+    expected = model.state_dict()
+    left_out = getattr(inner_model(model), 'left_out', ())
+    found = checkpoint['state_dict'] = {
+        name: tensor for name, tensor in checkpoint['state_dict'].items()
+        if name in expected or not name.startswith(left_out)}
     missing = sorted(set(expected) - set(found))
     unknown = sorted(set(found) - set(expected))
     if missing or unknown:
@@ -98,14 +105,11 @@ def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
 # ------------------------------------------------------------------- classes
 def class_counts(model: torch.nn.Module) -> Dict[str, int]:
     """Number of classes of each part of a detector, by its name in the model.
-
-    The 2D stage may have any number where its heads do not run.
     """
     model, counts = inner_model(model), {}
     for name, part in model.named_modules():
         count = getattr(part, 'num_classes', None)
-        idle = name.startswith('detector_2d') and not model.with_2d
-        if not (count is None or idle or name.endswith('rpn_head')):
+        if count is not None and not name.endswith('rpn_head'):
             counts[name] = count
     return counts
 
