@@ -84,8 +84,7 @@ def dump_boxes(path: Union[str, Path], boxes: Iterable[Sequence[float]],
 
 
 def describe_scan(scan: ScanResult, name: str, distance: float) -> dict:
-    """One scan for the JSON: boxes, and what was matched at a distance (mm).
-    """
+    """One scan for the JSON: boxes, and what matches within distance (mm)."""
     found, counts = match(scan, distance, True)
     return dict(
         token=scan.token, class_name=name,

@@ -12,6 +12,7 @@ from projects.core.infos import build_coco
 
 
 def write_coco(found: Found) -> List[Path]:
+    """Write ``coco.json``: projected boxes of all views."""
     if found.infos is None:
         raise DataError('coco: expected infos, whose image ids its boxes '
                          'have, found none')

@@ -13,6 +13,7 @@ _MARKUPS = ('https://raw.githubusercontent.com/slicer/slicer/master/Modules/'
 
 
 def write_slicer(found: Found) -> List[Path]:
+    """Write ``<scan>.mrk.json``: a ROI for each box."""
     paths = []
     for scan in found.scans:
         matrix = scan['ct2patient']

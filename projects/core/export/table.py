@@ -9,6 +9,7 @@ from projects.core.files import atomic_write
 
 
 def write_csv(found: Found) -> List[Path]:
+    """Write ``boxes.csv``: a row for each box."""
     path = found.out_dir / 'boxes.csv'
     with atomic_write(path, 'w') as stream:
         writer = csv.writer(stream)
