@@ -104,8 +104,7 @@ def check_checkpoint(path: str, model: torch.nn.Module) -> dict:
 
 # ------------------------------------------------------------------- classes
 def class_counts(model: torch.nn.Module) -> Dict[str, int]:
-    """Number of classes of each part of a detector, by its name in the model.
-    """
+    """Number of classes of each part of a detector, by the part's name."""
     model, counts = inner_model(model), {}
     for name, part in model.named_modules():
         count = getattr(part, 'num_classes', None)

@@ -15,7 +15,7 @@ from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
 from tests.helpers.spheres import make_sphere_set
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = 'mv2d-xray_small_volume_3900i_quick'
 COMMANDS = {
     f'mv2d-xray-{name}'
