@@ -1,6 +1,7 @@
 # make demo   environment, embedded data, training, 3D test, pictures
 # make blade  the same for a part: turbine blades with two kinds of defects
 # make test   environment, then the whole test suite
+# make lint   style, docstrings, types, spelling
 PYTHON ?= python3.11
 DEVICE ?= auto
 VENV := $(CURDIR)/.venv
@@ -31,6 +32,8 @@ test: env
 
 lint: env
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+	@$(BIN)/python -m codespell_lib
 
 clean:
 	rm -rf work_dirs/demo data/demo work_dirs/blade data/blade data/blade_ct
