@@ -7,7 +7,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
+from typing import Any, Dict, Iterable, Optional
 
 import torch
 from terminaltables import AsciiTable
@@ -35,7 +35,7 @@ from .scan import ConversionError
 # The embedded benchmarks: what to write and convert, fixed by seed. 'demo'
 # takes scans of at most 150 slices with a nodule that it counts, so that it
 # is soon made and little of it is empty.
-BENCHMARKS = {
+BENCHMARKS: Dict[str, Dict[str, Any]] = {
     'demo': dict(num_scans=120, image_size=256, min_diameter=8.,
                  fractions=dict(val=1 / 6, test=0.),
                  choice=dict(max_slices=150, needs_diameter=8.)),
@@ -523,15 +523,17 @@ def run_benchmark(args: argparse.Namespace) -> None:
         seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')
     with open_set(args.out_dir, options):
-        patients, total = None, count
-        found = phantom.find_phantoms(count, args.seed, **spec['choice'])
+        patients: Optional[Dict[str, str]] = None
+        total = count
+        found: Iterable[tuple] = phantom.find_phantoms(
+            count, args.seed, **spec['choice'])
         if args.split:
             # The splits are those of the whole set.
-            found = [(lidc.query_scan(uid).patient_id, (uid, field))
+            named = [(lidc.query_scan(uid).patient_id, (uid, field))
                      for uid, field in tqdm(found, total=count, desc='choose',
                                             unit='scan', dynamic_ncols=True)]
-            patients = split_patients([name for name, _ in found], options)
-            found = [scan for name, scan in found
+            patients = split_patients([name for name, _ in named], options)
+            found = [scan for name, scan in named
                      if patients[name] == args.split]
             total = len(found)
         elif len(list((args.out_dir / 'scans').glob('*.json'))) >= count:

@@ -48,7 +48,7 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
             yield str(error)
     if not records:
         yield f'{out_dir / "scans"}: expected records of scans, found none'
-    samples = {}
+    samples: Dict[str, dict] = {}
     yield from _check_splits(out_dir, records, samples)
     for left in sorted(out_dir.rglob('.*.tmp')):
         yield f'{left}: expected no half-written file, found one'
@@ -61,7 +61,7 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
 def _check_splits(out_dir: Path, records: Dict[str, dict],
                   samples: Dict[str, dict]) -> Iterator[str]:
     """Infos against COCO, records and each other; fills ``samples``."""
-    split_of = {}
+    split_of: Dict[str, str] = {}
     paths = [(split, p) for split in SPLITS for suffix in ('.pkl', '.json')
              if (p := out_dir / infos_name(split, suffix)).exists()]
     if not paths:

@@ -45,7 +45,7 @@ from projects.core.infos import (
     infos_name,
     pack_shape,
 )
-from projects.core.rig import Rig
+from projects.core.rig import Rig, View
 
 from . import __version__
 from .drr import MU_WATER, render
@@ -128,10 +128,10 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     for view, image in zip(rig.views, images):
         path = folder / f'{view.name}.png'
         levels = np.rint(image / INTEGRAL_MAX * _LEVELS).clip(0, _LEVELS)
-        ok, png = cv2.imencode('.png', levels.astype(np.uint16))
+        ok, encoded = cv2.imencode('.png', levels.astype(np.uint16))
         if not ok:
             raise ConversionError(f'{path}: image cannot be encoded')
-        png = png.tobytes()
+        png = encoded.tobytes()
         with atomic_write(path) as stream:
             stream.write(png)
         views[view.name] = dict(
@@ -141,7 +141,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             cam2img=view.cam2img.tolist(), lidar2cam=view.ct2cam.tolist(),
             lidar2img=view.ct2img.tolist(),
             sample_data_token=scan.key + view.name.replace('CAM_', 'cam'))
-    instances, cam_instances = [], {name: [] for name in views}
+    instances = []
+    cam_instances: Dict[str, List[dict]] = {name: [] for name in views}
     for number, finding in enumerate(scan.findings):
         box, mask = scan.box(finding), scan.mask(finding)
         corners = scan.corners(finding)
@@ -185,7 +186,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     return sample
 
 
-def _rect(corners: np.ndarray, view) -> Optional[np.ndarray]:
+def _rect(corners: np.ndarray, view: View) -> Optional[np.ndarray]:
     """Rectangle of projected corners within the image, or None."""
     uv, depth = geometry.project(corners, view.ct2img)
     if (depth <= 0).any():
@@ -505,12 +506,12 @@ def merge_set(out_dir: Path, **kwargs) -> Dict[str, int]:
     with open_set(out_dir, options):
         done = {p.stem: load_json(p)['skipped']
                 for p in sorted((out_dir / 'shards').glob('*-of-*.json'))}
-        counts = {name.split('-of-')[1] for name in done}
-        if len(counts) != 1:
+        numbers = {name.split('-of-')[1] for name in done}
+        if len(numbers) != 1:
             raise ConversionError(
                 f'{out_dir / "shards"}: expected all shards of one number, '
                 f'found {", ".join(done) or "none"}')
-        count, = counts
+        count, = numbers
         missing = [f'{i}/{count}' for i in range(1, int(count) + 1)
                    if f'{i}-of-{count}' not in done]
         if missing:
@@ -559,23 +560,23 @@ def finish_set(out_dir: Path, options: Options,
         repaired={s['token']: s['repairs'] for s in samples
                   if s.get('repairs')})
     dump_json(errors, out_dir / 'errors.json')
-    counts = [len(part) for part in errors.values()]
+    faults = [len(part) for part in errors.values()]
     if not samples:
         first = next((f', as {name}: {reason}' for name, reason
                       in errors['skipped'].items()), '')
         raise ConversionError(
             f'{out_dir}: scans: expected at least one converted scan, found '
-            f'none and {counts[0]} skipped{first}')
-    if strict and any(counts):
+            f'none and {faults[0]} skipped{first}')
+    if strict and any(faults):
         raise ConversionError(
             f'{out_dir}: --strict: expected no scan with a fault, found '
-            f'{counts[0]} skipped and {counts[1]} repaired; errors.json says '
+            f'{faults[0]} skipped and {faults[1]} repaired; errors.json says '
             'which')
     whole = patients is None
-    if whole:
+    if patients is None:
         patients = split_patients([s['lidc_id_ref'] for s in samples],
                                   options)
-    counts = {}
+    counts: Dict[str, int] = {}
     for split in SPLITS:
         chosen = [s for s in samples if patients[s['lidc_id_ref']] == split]
         if not chosen and not (whole and options.wants(split)):

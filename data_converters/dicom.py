@@ -22,7 +22,16 @@ import warnings
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Collection, Dict, Iterator, List, Optional, Tuple, Union
+from typing import (
+    Collection,
+    Dict,
+    Iterator,
+    List,
+    Optional,
+    Tuple,
+    Union,
+    cast,
+)
 
 import numpy as np
 import pydicom
@@ -75,7 +84,7 @@ class _Unreadable(Exception):
 class _Slice:
     """One file's header; numbers are finite, None is missing."""
     path: str
-    data: pydicom.Dataset
+    data: Optional[pydicom.Dataset]  # None once the pixels are read
     size: Tuple[int, int]  # rows, columns
     spacing: np.ndarray  # between rows, between columns
     orientation: np.ndarray
@@ -116,8 +125,8 @@ def _walk(folder: Union[str, Path]) -> Iterator[str]:
     while pending:
         place = pending.pop()
         try:
-            with os.scandir(place) as entries:
-                entries = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(place) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
             for entry in entries:
                 if entry.name.startswith('.'):
                     continue
@@ -364,7 +373,7 @@ def _to_hu(values: np.ndarray, used: List[Optional[_Slice]], where
         ConversionError: No rescaling is plausible, or more than one.
     """
     index = [k for k, item in enumerate(used) if item is not None]
-    slices = [used[k] for k in index]
+    slices = [item for item in used if item is not None]
     count = len(slices)
     slopes, lost_slope = _given(
         'RescaleSlope', [s.slope for s in slices], (1., ), where)
@@ -463,7 +472,7 @@ def read_series(folder: Union[str, Path], series_uid: str,
 def _read(where, series_uid, heights, names, needed) -> Series:
     grid = _even_grid(heights, where)
     slices, damaged = _find(where, series_uid)
-    repairs = []
+    repairs: List[str] = []
     if not slices:
         raise _too_few(where, heights, np.zeros(len(heights), bool), damaged)
     _check_alike(slices, where)
@@ -488,7 +497,8 @@ def _read(where, series_uid, heights, names, needed) -> Series:
         repairs.append(
             f'{(~present).sum()} of {len(heights)} slices missing, at z = '
             f'{_list_heights(heights[~present])}: interpolated')
-    first, last = used[0], used[-1]
+    # Both ends are there, or _check_gaps had refused.
+    first, last = cast(_Slice, used[0]), cast(_Slice, used[-1])
     step = (last.position - first.position) / (len(heights) - 1)
     nearest = np.arange(len(heights))
     if grid is not heights:

@@ -253,15 +253,15 @@ def _diffdrr(renderer: str, **options) -> Callable:
             depth = _far_depth(mu, view)
             density = torch.from_numpy(
                 np.ascontiguousarray(_ahead(mu, view))).to(drr.density)
-            source = geometry.camera_centres(view.ct2img)
-            source = torch.as_tensor(source, dtype=torch.float32,
-                                     device=device)[None, None]
+            source = torch.as_tensor(
+                geometry.camera_centres(view.ct2img), dtype=torch.float32,
+                device=device)[None, None]
             strips = []
             for rows in _strips(view, 4096):
                 pixels = _pixels(view, rows)
-                target = geometry.unproject(
+                ends = geometry.unproject(
                     pixels, np.full(len(pixels), depth), view.ct2img)
-                target = torch.as_tensor(target, dtype=torch.float32,
+                target = torch.as_tensor(ends, dtype=torch.float32,
                                          device=device)[None]
                 strips.append(
                     drr.render(density, source, target, **options)

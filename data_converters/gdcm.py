@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from typing import IO, Optional, cast
 
 import numpy as np
 import pydicom
@@ -48,16 +49,18 @@ class _Worker:
             [sys.executable, '-c', _SERVE], cwd=self.folder.name,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL)
+        self.requests = cast(IO[bytes], self.process.stdin)
+        self.answers = cast(IO[bytes], self.process.stdout)
 
     def decode(self, data: pydicom.Dataset) -> np.ndarray:
         path = os.path.join(self.folder.name, 'slice')
         ready = True
         data.save_as(f'{path}.dcm', enforce_file_format=True)
         try:
-            self.process.stdin.write(b'next\n')
-            self.process.stdin.flush()
-            ready = select.select([self.process.stdout], [], [], _SECONDS)[0]
-            answer = self.process.stdout.readline() if ready else b''
+            self.requests.write(b'next\n')
+            self.requests.flush()
+            ready = bool(select.select([self.answers], [], [], _SECONDS)[0])
+            answer = self.answers.readline() if ready else b''
         except BrokenPipeError:
             answer = b''
         if answer == b'done\n':
@@ -74,7 +77,7 @@ class _Worker:
         self.folder.cleanup()
 
 
-_worker = None
+_worker: Optional[_Worker] = None
 
 
 def decode(data: pydicom.Dataset) -> np.ndarray:

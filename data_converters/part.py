@@ -17,7 +17,16 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import (
+    Dict,
+    Iterable,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+    cast,
+)
 
 import numpy as np
 import SimpleITK as sitk
@@ -112,8 +121,8 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
         if not key and len(parts) == 1:
             key = next(iter(parts))
         if key not in parts:
-            names = list(parts)
-            names = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
+            names = ', '.join(list(parts)[:5]) + (
+                ', ...' if len(parts) > 5 else '')
             raise row.fail('scan', f'a volume\'s name ({names})')
         parts[key].boxes.append(row)
     if labels and len(labels) != len(parts):
@@ -219,13 +228,13 @@ def plan(volumes: Sequence[Path], boxes: Optional[Path] = None,
         label_values, spacing, mu_per_value, mu_offset or 0.)
     inputs = dict(vars(reader), **(
         dict(boxes=digest([boxes])) if boxes else
-        dict(labels=digest(labels))))
+        dict(labels=digest(labels or ()))))
     del inputs['inputs'], inputs['classes']
     reader.inputs = inputs
     return reader, parts
 
 
-def digest(paths: Sequence[Path]) -> str:
+def digest(paths: Iterable[Union[str, Path]]) -> str:
     """Of the content of files and folders: tells a changed table from an old
     one."""
     total = hashlib.sha256()
@@ -243,13 +252,13 @@ def digest(paths: Sequence[Path]) -> str:
 def source_digest(part: Part) -> str:
     """Of the files that a part's volume is read from: tells a replaced volume
     from the one that was converted."""
-    path, beside = part.path, []
+    path = part.path
     if path.is_dir():
-        beside = _tiffs(path) or [
+        return digest(_tiffs(path) or [
             name for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(
                 str(path)) for name in
-            sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series)]
-        return digest(beside)
+            sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series)])
+    beside: List[Path] = []
     if path.suffix.lower() in ('.mhd', '.nhdr'):  # the voxels lie beside it
         for line in path.read_text('utf-8', errors='replace').splitlines():
             name = path.parent / re.split('[=:]', line)[-1].strip()
@@ -519,7 +528,7 @@ class PartReader:
                   grid: Optional[sitk.Image], volume: Volume
                   ) -> List[Finding]:
         """The findings of a label image."""
-        labels = read_image(part.labels, self.spacing)
+        labels = read_image(cast(Path, part.labels), self.spacing)
         for name in ('Size', 'Spacing', 'Origin', 'Direction'):
             expected = np.array(getattr(image, f'Get{name}')())
             found = np.array(getattr(labels, f'Get{name}')())

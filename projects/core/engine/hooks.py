@@ -3,10 +3,11 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Dict, Optional
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mmdet3d.registry import HOOKS
 from mmengine.hooks import Hook
@@ -36,7 +37,7 @@ class ProgressBarHook(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self) -> None:
-        self.bars = {}
+        self.bars: Dict[str, tqdm] = {}
 
     def _start(self, runner, mode: str, total: int, done: int = 0) -> None:
         if runner.rank == 0:
@@ -287,8 +288,9 @@ class DrawBoxesHook(Hook):
                 batch, batch_idx * len(outputs)):
             if index < self.max_scans and runner.rank == 0:
                 figure = self._draw(images, sample)
-                figure.canvas.draw()
+                canvas = FigureCanvasAgg(figure)
+                canvas.draw()
                 runner.visualizer.add_image(
                     f'val_{sample.metainfo["token"]}',
-                    np.asarray(figure.canvas.buffer_rgba())[..., :3],
+                    np.asarray(canvas.buffer_rgba())[..., :3],
                     step=runner.iter)

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Indication2DMetric(BaseMetric):
     default_prefix = '2d'
 
     def __init__(self,
-                 size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
+                 size_bins: Mapping[str, Sequence[float]] = SIZE_BINS,
                  collect_device: str = 'cpu',
                  prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
@@ -73,7 +73,9 @@ class Indication2DMetric(BaseMetric):
         self.full_results = {}
         if not results:
             return {}
-        images, truth, found = [], [], []
+        images: List[dict] = []
+        truth: List[dict] = []
+        found: List[dict] = []
         classes = range(len(self.dataset_meta['classes']))
         for r in results:
             first = len(images) + 1
@@ -179,7 +181,7 @@ def _recall_at_10(results: List[dict], low: float = 0.,
 
 def _recall_per_view(results: List[dict]) -> Dict[str, Optional[float]]:
     """Share of the true boxes found, by the view's name."""
-    hits = {}
+    hits: Dict[str, list] = {}
     for r in results:
         for name in r['view_names']:
             hits.setdefault(name, [])

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Indication3DMetric(BaseMetric):
 
     def __init__(self,
                  min_diameter: float = 0.,
-                 size_bins: Dict[str, Sequence[float]] = SIZE_BINS,
+                 size_bins: Mapping[str, Sequence[float]] = SIZE_BINS,
                  distances: Sequence[float] = DISTANCES,
                  match_distance: float = MATCH_DISTANCE,
                  bootstrap: int = 1000,
@@ -152,7 +152,8 @@ class Indication3DMetric(BaseMetric):
 
     def _iou(self, per_class: List[List[ScanResult]]) -> Dict[str, float]:
         """mmdet3d's AP at 3D IoU, mean over classes with findings."""
-        values = {f'AP_iou{iou:g}': [] for iou in IOUS}
+        values: Dict[str, List[float]] = {
+            f'AP_iou{iou:g}': [] for iou in IOUS}
         for scans in per_class:
             if not any(len(s.truth) for s in scans):
                 continue

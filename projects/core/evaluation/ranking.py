@@ -5,7 +5,7 @@ None: never NaN.
 """
 
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 from mmdet3d.evaluation.functional.indoor_eval import average_precision
@@ -36,16 +36,16 @@ class Ranked:
     @classmethod
     def of(cls, scans: Sequence[ScanResult], distance: Optional[float],
            duplicates: bool) -> 'Ranked':
-        scores, hits, rows = [], [], []
+        scores_of, hits_of, rows_of = [], [], []
         for i, scan in enumerate(scans):
             found, counts = match(scan, distance, duplicates)
-            scores.append(scan.scores[counts])
-            hits.append(found[counts] >= 0)
-            rows.append(np.full(counts.sum(), i))
-        scores = np.concatenate(scores) if scans else np.zeros(0)
+            scores_of.append(scan.scores[counts])
+            hits_of.append(found[counts] >= 0)
+            rows_of.append(np.full(counts.sum(), i))
+        scores = np.concatenate(scores_of or [np.zeros(0)])
         order = np.argsort(-scores, kind='stable')
-        hits = np.concatenate(hits or [np.zeros(0)]).astype(bool)
-        rows = np.concatenate(rows or [np.zeros(0)]).astype(int)
+        hits = np.concatenate(hits_of or [np.zeros(0)]).astype(bool)
+        rows = np.concatenate(rows_of or [np.zeros(0)]).astype(int)
         return cls(scores[order], hits[order], rows[order],
                    np.array([len(s.truth) for s in scans], dtype=float))
 
@@ -107,7 +107,8 @@ class Ranked:
                          max(self.findings.sum(), 1)).tolist())
 
 
-def threshold_at(wrong: Sequence[float], rate: float, scans: int) -> float:
+def threshold_at(wrong: Sequence[float] | np.ndarray, rate: float,
+                 scans: int) -> float:
     """Score above which no more than ``rate`` false positives per scan are,
     from the scores of all false positives, best first; 0 where all may
     stay."""
@@ -138,7 +139,7 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     weights = np.ones((1, len(scans)))
     ranked = {d: Ranked.of(scans, d, True) for d in distances}
     luna = Ranked.of(scans, None, False)
-    result = {
+    result: Dict[str, Any] = {
         f'AP_{d:g}mm': float(r.ap(weights)[0]) for d, r in ranked.items()
     }
     result['mAP_3d'] = float(np.mean(list(result.values())))
@@ -197,7 +198,7 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
         DataError: They are not of the same scans.
     """
     names = sorted({scan['class_name'] for scan in first['scans']})
-    values = []
+    values: List[np.ndarray] = []
     for full in (first, second):
         distances = full['distances_mm']
         per_class = [results_of(full, name) for name in names]
@@ -216,7 +217,8 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
             for scans in per_class if any(len(s.truth) for s in scans)
         ] or [np.zeros(len(draws))], 0))
     gap = values[0] - values[1]
-    return (float(gap[0]), *map(float, np.percentile(gap[1:], [2.5, 97.5])))
+    low, high = np.percentile(gap[1:], [2.5, 97.5])
+    return float(gap[0]), float(low), float(high)
 
 
 def bootstrap_weights(count: int, bootstrap: int, seed: int) -> np.ndarray:
@@ -283,7 +285,7 @@ def mean_over_classes(parts: List[dict]) -> dict:
     parts = [p for p in parts if p['num_gt']] or parts[:1]
     if len(parts) == 1:
         return dict(parts[0])
-    mean = {}
+    mean: Dict[str, Any] = {}
     for key, value in parts[0].items():
         if key in ('froc', 'calibration'):
             # Lists, one value for each rate; a threshold is of one class.
@@ -315,8 +317,9 @@ def curves_of(scans: Sequence[ScanResult],
         return hits[0], misses[0], max(total[0], 1)
 
     hits, misses, total = parts(Ranked.of(scans, None, False))
-    curves = dict(froc=((misses / max(len(scans), 1)).tolist(),
-                        (hits / total).tolist()))
+    curves: Dict[Any, tuple] = dict(
+        froc=((misses / max(len(scans), 1)).tolist(),
+              (hits / total).tolist()))
     for distance in distances:
         hits, misses, total = parts(Ranked.of(scans, distance, True))
         curves[distance] = ((hits / total).tolist(),

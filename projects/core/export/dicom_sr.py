@@ -3,9 +3,8 @@
 import json
 import re
 import warnings
-from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import highdicom
 import numpy as np
@@ -14,6 +13,7 @@ from highdicom import sr
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 
+from projects.core import __version__
 from projects.core.export.found import Found, file_name_of, place_box
 from projects.core.files import DataError, atomic_write
 
@@ -61,7 +61,8 @@ def write_sr(found: Found) -> List[Path]:
         raise DataError('sr: expected --dicom-root, the folder of the CT '
                          'series that it refers to, found '
                          f'{found.dicom_root or "none"}')
-    listed, paths = {}, []
+    listed: Dict[Path, Dict[Optional[str], List[Path]]] = {}
+    paths = []
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of headers of strangers
         files = [_find_series(scan, found.dicom_root, listed)
@@ -84,7 +85,8 @@ def write_sr(found: Found) -> List[Path]:
 
 
 def _find_series(scan: dict, root: Path,
-                 listed: Dict[Path, Dict[str, List[Path]]]) -> List[Path]:
+                 listed: Dict[Path, Dict[Optional[str], List[Path]]]
+                 ) -> List[Path]:
     """Files of a scan's CT series.
 
     Where there is a folder for each patient, as TCIA has it, only the
@@ -139,11 +141,11 @@ def _report(scan: dict, files: List[Path], found: Found
     Raises:
         DataError: The series has another frame of reference than the infos.
     """
-    slices = {}
+    by_uid = {}
     for path in files:
         data = pydicom.dcmread(path, stop_before_pixels=True)
-        slices[data.SOPInstanceUID] = data  # the same slice may be there twice
-    slices = [slices[uid] for uid in sorted(slices)]
+        by_uid[data.SOPInstanceUID] = data  # the same slice may be there twice
+    slices = [by_uid[uid] for uid in sorted(by_uid)]
     sample = scan['sample']
     frame = sample['frame_of_reference_uid']
     other = {s.get('FrameOfReferenceUID') for s in slices} - {frame}
@@ -155,14 +157,15 @@ def _report(scan: dict, files: List[Path], found: Found
         if key not in slices[0]:
             setattr(slices[0], key, None)
     name, digest = found.checkpoint
-    release = version('mv2d-xray')
+    release = __version__
     finder = (sample['series_uid'], name, digest)
     algorithm = sr.AlgorithmIdentification(
         'MV2D-Xray', release, parameters=[
             f'checkpoint {name or "unknown"}, SHA-256 {digest or "unknown"}',
             f'boxes with a score of {found.score_thr:g} or more'])
-    groups = [_group(box, number, scan, algorithm, finder)
-              for number, box in enumerate(scan['boxes'], 1)]
+    groups: list = [
+        _group(box, number, scan, algorithm, finder)
+        for number, box in enumerate(scan['boxes'], 1)]
     if not groups:  # a report must say something
         groups = [sr.MeasurementsAndQualitativeEvaluations(
             sr.TrackingIdentifier(_uid(*finder, 'none'), 'no findings'),
@@ -199,7 +202,7 @@ def _report(scan: dict, files: List[Path], found: Found
     return report
 
 
-def _key_images(scan: dict, slices: List[pydicom.Dataset]
+def _key_images(scan: dict, slices: Sequence[pydicom.Dataset]
                 ) -> Optional[List[pydicom.Dataset]]:
     """The slices through the boxes' middles, or any where there are no
     boxes; None where the slices do not say enough of themselves.

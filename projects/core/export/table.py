@@ -20,7 +20,7 @@ def write_csv(found: Found) -> List[Path]:
              *(f'patient_lps_{a}_mm' for a in 'xyz')])
         for scan in found.scans:
             for box in scan['boxes']:
-                patient = ('', ) * 3
+                patient = [''] * 3
                 if scan['ct2patient'] is not None:
                     centre, _ = place_box(box['bbox_3d'], scan['ct2patient'])
                     patient = [f'{v:.9g}' for v in centre]

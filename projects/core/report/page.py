@@ -234,7 +234,8 @@ def _curves(full: dict) -> Dict[str, go.Figure]:
 
 def _sizes(scans: List[dict]) -> Dict[str, go.Figure]:
     """Errors of the centre by diameter; missed findings above them."""
-    found, missed = [], []
+    found: List[tuple] = []  # diameter (mm), error (mm), scan
+    missed: List[tuple] = []
     for scan in scans:
         hits = {f['match']: f for f in scan['found'] if f['match'] >= 0}
         for row, finding in enumerate(scan['truth']):
