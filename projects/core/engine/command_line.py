@@ -33,7 +33,7 @@ def one_sentence(main):
             text = str(error).strip()
             if text.startswith('Caught '):
                 text = text.splitlines()[-1].split(': ', 1)[-1]
-            elif getattr(error, 'filename', None):
+            elif isinstance(error, OSError) and error.filename:
                 text = f'{error.filename}: {error.strerror}'
         except KeyboardInterrupt:
             text = 'interrupted'

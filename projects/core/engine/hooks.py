@@ -105,7 +105,7 @@ class ClassCheckHook(Hook):
     """
 
     def __init__(self) -> None:
-        self.loaded = {}
+        self.loaded: dict = {}
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep what the checkpoint says of itself."""
