@@ -67,6 +67,26 @@ def test_config(path):
     assert Path(path).read_text().count('\n') <= 130
 
 
+# Sizes (mm) and numbers of a chest's findings, which are not a part's.
+SIZES = dict(
+    volume_head=('volume_range', 'voxel_size', 'base_size', 'min_sigma',
+                 'max_queries'),
+    lifting_head=('scene_range', 'reach', 'ignore_margin', 'free_size'),
+    XRayInsertNodules=('max_nodules', 'sizes', 'spread', 'attenuation'))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_sizes_stand_in_the_config(path):
+    cfg = load(path)
+    parts = {name: cfg.model.get(name) or {}
+             for name in ('volume_head', 'lifting_head')}
+    parts.update({step['type']: step
+                  for step in cfg.train_dataloader.dataset.pipeline})
+    for name, keys in SIZES.items():
+        if parts.get(name):
+            assert set(keys) <= set(parts[name]), name
+
+
 def test_papers_numbers():
     cfg = load(next(p for p in CONFIGS if 'r50_roi_1xb1' in p.stem))
     detector = cfg.model.detector_2d

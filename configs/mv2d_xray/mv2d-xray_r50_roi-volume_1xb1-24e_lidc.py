@@ -11,7 +11,8 @@ model = dict(
     volume_head=dict(
         type='XRayVolumeHead', in_channels=256,
         volume_range=[-180., -140., -180., 180., 140., 180.], voxel_size=5.,
-        feat_channels=32, hidden_channels=48, num_convs=3, max_queries=100),
+        feat_channels=32, hidden_channels=48, num_convs=3, max_queries=100,
+        base_size=12., min_sigma=4.),
     lifting_head=dict(
         scene_range=_base_.scene_range,
         point_rois=dict(scale=2., min_size=32.)))

@@ -488,7 +488,8 @@ class MV2DXRay(Base3DDetector):
                 **kwargs) -> list:
         """Fill ``pred_instances_3d`` (mm) and, where the 2D heads run,
         ``pred_instances`` and a two-stage detector's ``proposals`` with the
-        boxes of all views and ``view_ids``."""
+        boxes of all views and ``view_ids``. The metainfo's ``dropped_peaks``
+        are scores of what the volume head had no place for."""
         imgs = batch_inputs['imgs']
         features = self.extract_feat(imgs)
         slices = self._views(batch_data_samples)
@@ -519,9 +520,12 @@ class MV2DXRay(Base3DDetector):
         shape = self._img_shape(sample)
         cameras, points = self._cameras(sample, features[0].device), None
         if self.volume_head is not None:
-            points = self.volume_head.queries(*self.volume_head(
+            volume = self.volume_head(
                 features[self.volume_level][rows], cameras['ct2img'], shape,
-                span))
+                span)
+            points = self.volume_head.queries(*volume)
+            sample.set_metainfo(dict(
+                dropped_peaks=self.volume_head.dropped(volume[0])))
         if self.lifting_head is None:
             return self._peaks_as_boxes(points)
         return self.lifting_head.predict_by_feat(self.lifting_head(

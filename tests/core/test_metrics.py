@@ -1,6 +1,7 @@
 """Figures that can be worked out by hand."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -287,6 +288,34 @@ def test_predictions_of_a_class_without_findings_are_counted():
         'score, the highest 0.890: in no figure here')
     json.dumps(metric.full_results, allow_nan=False)
     assert 'classes_without_findings' not in run(PERFECT)[1]
+
+
+def test_peaks_without_a_place_are_warned_of(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        'projects.core.evaluation.metric_3d.print_log',
+        lambda text, logger, level=logging.INFO: told.append((level, text)))
+    nothing = LiDARInstance3DBoxes(torch.zeros(0, 7))
+    metric = Indication3DMetric(bootstrap=0)
+    metric.dataset_meta = dict(classes=('pore', ))
+    for dropped in ([.4321, .2, .05], [.09], [.3], None):
+        metric.process({}, [dict(
+            {} if dropped is None else dict(dropped_peaks=dropped),
+            pred_instances_3d=dict(
+                bboxes_3d=nothing, scores_3d=torch.zeros(0),
+                labels_3d=torch.zeros(0, dtype=int)),
+            eval_ann_info=dict(
+                gt_bboxes_3d=nothing, gt_labels_3d=np.zeros(0, int),
+                ignored_bboxes_3d=nothing))])
+    metric.compute_metrics(metric.results)
+    assert [text for level, text in told if level == logging.WARNING] == [
+        'max_queries leaves out 3 peaks with scores from 0.1 to 0.432, in 2 '
+        'of 4 scans: findings among them are missed']
+    told.clear()
+    for result in metric.results:
+        result['dropped'] = []
+    metric.compute_metrics(metric.results)
+    assert [level for level, _ in told] == [logging.INFO]
 
 
 def test_small_findings_are_left_out_by_size():

@@ -376,6 +376,33 @@ def test_far_points_do_not_answer_for_a_finding():
     assert loss(VOLUME, 3., 88.) != near
 
 
+def test_sizes_are_the_configs():
+    """None of a chest's is left in the code for a part of a tenth of it."""
+    model = quick(**{'lifting_head.ignore_margin': 1.5,
+                     'lifting_head.free_queries': 3,
+                     'lifting_head.free_size': 1.2})
+    head = model.lifting_head
+    assert head._free_queries().sizes.unique().tolist() == [
+        pytest.approx(1.2)]
+    ignored = torch.tensor([[0., 0, 0, 4, 4, 4, 0]])
+    boxes = torch.tensor([[x, 0., 0, 2, 2, 2] for x in (0., 3.4, 3.6, 6.)])
+    free = torch.zeros(4, dtype=torch.bool)
+    assert head._label_weights(boxes, free, ignored).tolist() == [0, 0, 1, 1]
+    assert head._label_weights(boxes, ~free, ignored).tolist() == [1] * 4
+
+
+def test_peaks_that_had_no_place_are_told(samples):
+    model = quick()
+    model.volume_head.score_thr = 0.
+    told = {}
+    for most in (3, 10**6):
+        model.volume_head.max_queries = most
+        sample, = boxes_of(model, samples(0))
+        told[most] = sample.to_dict()['dropped_peaks']
+    assert told[10**6] == [] and len(told[3]) > 0
+    assert told[3] == sorted(told[3], reverse=True)
+
+
 def test_a_2d_box_answers_for_what_lies_in_it():
     # A 2D box knows no depth: it may have to go far. One that shows nothing
     # must not become a positive because all others are taken.

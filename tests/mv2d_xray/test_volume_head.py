@@ -186,6 +186,18 @@ def test_peaks_are_local_maxima_above_the_threshold():
     assert index[0].item() == (4 * 20 + 4) * 20 + 4
 
 
+def test_peaks_without_a_place_are_known():
+    module = head(max_queries=2, score_thr=.5, num_classes=2)
+    heatmap = torch.full((2, 20, 20, 20), -9.)
+    for place, value in enumerate((3., 1., 2., .5, -1.)):
+        heatmap[place % 2, 4 * place, 4, 4] = value
+    assert module.peaks(heatmap)[1].tolist() == [0, 0]
+    assert module.dropped(heatmap) == pytest.approx(
+        torch.tensor([1., .5]).sigmoid().tolist())
+    module.max_queries = 4
+    assert module.dropped(heatmap) == []
+
+
 def test_a_voxel_that_peaks_in_two_classes_is_one_query():
     """Two would count as two hints of the stronger class."""
     module = head(num_classes=2)

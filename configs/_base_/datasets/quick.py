@@ -14,7 +14,8 @@ train_pipeline = [
     # Half the views cost half the time, and another half each time.
     dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     # More nodules than a hundred patients have.
-    dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.)),
+    dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 30.),
+         spread=15., attenuation=(.006, .02)),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,

@@ -87,6 +87,7 @@ model = dict(
     lift_level=1,
     lifting_head=dict(
         type='XRayLiftingHead', in_channels=256, embed_dims=256,
+        reach=20., ignore_margin=5., free_size=12.,
         roi_queries=dict(type='XRayRoIQueryGenerator'),
         position_encoding=dict(type='XRayPositionEncoding', num_depths=64),
         decoder=dict(

@@ -24,9 +24,10 @@ model = dict(
         type='XRayVolumeHead', in_channels=32,
         volume_range=[-144., -114., -144., 144., 114., 144.], voxel_size=6.,
         feat_channels=16, hidden_channels=24, context_channels=48,
-        num_convs=2, max_queries=16),
+        num_convs=2, max_queries=16, base_size=12., min_sigma=4.),
     lifting_head=dict(
         type='XRayLiftingHead', in_channels=32, embed_dims=64,
+        reach=20., ignore_margin=5., free_size=12.,
         roi_queries=dict(type='XRayTriangulatedQueryGenerator'),
         point_rois=dict(scale=2., min_size=8., reproject=False),
         position_encoding=dict(type='XRayPositionEncoding', num_depths=16),

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
@@ -31,6 +32,8 @@ from projects.core.results import describe_scan, load_thresholds, table_of
 
 __all__ = ['Indication3DMetric', 'scans_of']
 
+_SHOWN = .1  # score from which tools/infer.py shows a box
+
 
 @METRICS.register_module()
 class Indication3DMetric(BaseMetric):
@@ -46,6 +49,9 @@ class Indication3DMetric(BaseMetric):
     - errors of the matches at ``match_distance``, and all of it by diameter;
     - ``classes_without_findings``: those that the scans have nothing of, if
       there are any, with the number of their false positives.
+
+    Where a model says in a sample's ``dropped_peaks`` which scores had no
+    place among its boxes, a warning counts those that would be shown.
 
     Of several classes the figures are means, also AP, FROC and CPM, whose
     false positives per scan are those of one class. A class without findings
@@ -100,6 +106,7 @@ class Indication3DMetric(BaseMetric):
             self.results.append(
                 dict(
                     token=str(sample.get('token', len(self.results))),
+                    dropped=list(sample.get('dropped_peaks', ())),
                     boxes=boxes[order.cpu().numpy()],
                     scores=found['scores_3d'][order].cpu().numpy(),
                     labels=found['labels_3d'][order].cpu().numpy(),
@@ -144,6 +151,7 @@ class Indication3DMetric(BaseMetric):
         ]
         self.full_results = full
         print_log('\n' + table_of(full), MMLogger.get_current_instance())
+        _warn_of_dropped([r['dropped'] for r in results])
         flat = {k: v for k, v in full.items()
                 if isinstance(v, (int, float))}
         for rate, value in zip(FALSE_POSITIVES, full['froc']['sensitivity']):
@@ -177,6 +185,19 @@ class Indication3DMetric(BaseMetric):
                 values[f'AP_iou{iou:g}'].append(
                     result[f'mAP_{iou:.2f}'])
         return {k: float(np.mean(v)) if v else 0. for k, v in values.items()}
+
+
+def _warn_of_dropped(scores: List[List[float]]) -> None:
+    """Log what the scans' peaks without a place would have shown."""
+    shown = [[s for s in scan if s >= _SHOWN] for scan in scores]
+    count = sum(map(len, shown))
+    if count:
+        print_log(
+            f'max_queries leaves out {count} peaks with scores from '
+            f'{_SHOWN:g} to {max(map(max, filter(None, shown))):.3f}, in '
+            f'{sum(map(bool, shown))} of {len(scores)} scans: findings among '
+            'them are missed', MMLogger.get_current_instance(),
+            logging.WARNING)
 
 
 def scans_of(results: List[dict], label: int) -> List[ScanResult]:

@@ -55,6 +55,8 @@ class XRayLiftingHead(BaseModule):
             ``min_iou`` of the box correlation.
         free_queries (int): Number of learned queries that belong to no image,
             as DETR3D's and PETR's. Defaults to 0.
+        free_size (float): Edges of the boxes that these start from (mm): a
+            usual finding's. Defaults to 12.
         point_rois (dict): ``scale`` of the projected box and ``min_size``
             (px) of the RoIs of queries that are points; with ``reproject``
             every layer looks around the last one's boxes, with ``whole_view``
@@ -65,12 +67,18 @@ class XRayLiftingHead(BaseModule):
         prior (float): First score of queries that have none, and of a source
             that found nothing where another did.
         reach (float): A point query farther from a finding (mm) does not
-            answer for it, nor does a 2D box that its centre is not in.
+            answer for it, nor does a 2D box that its centre is not in. No
+            less than the distance of neighbouring findings' centres.
+            Defaults to 20.
+        ignore_margin (float): Round the box of an ignored finding (mm), in
+            which a query that answers for no other learns nothing: about as
+            far as a box may be off. Defaults to 5.
         assigner, loss_cls, loss_box (dict): Training.
         code_weights (Sequence[float]): Weight of centre (3) and log size (3)
             in the box loss.
         test_cfg (dict): ``score_thr``; ``iou_thr``, from which boxes
-            are of one finding; ``max_per_img``.
+            are of one finding; ``max_per_img``, boxes of a scan, of all
+            classes together.
     """
 
     def __init__(
@@ -85,12 +93,14 @@ class XRayLiftingHead(BaseModule):
         roi_queries: Optional[dict] = None,
         point_channels: int = 0,
         free_queries: int = 0,
+        free_size: float = 12.,
         roi_size: int = 7,
         relevance: dict = dict(mode='topk', num_depths=32, min_iou=.1),
         point_rois: dict = dict(scale=2., min_size=8.),
         denoising: Optional[dict] = None,
         prior: float = .01,
         reach: float = 20.,
+        ignore_margin: float = 5.,
         assigner: dict = dict(
             type='mmdet.HungarianAssigner',
             match_costs=[
@@ -115,6 +125,8 @@ class XRayLiftingHead(BaseModule):
         self.denoising = denoising
         self.prior = prior
         self.reach = reach
+        self.ignore_margin = ignore_margin
+        self.free_size = free_size
         self.test_cfg = test_cfg
         self.register_buffer('code_weights', torch.tensor(code_weights),
                              False)
@@ -193,7 +205,7 @@ class XRayLiftingHead(BaseModule):
             centres=geometry.denormalise_points(
                 self.free_places.sigmoid(), self.scene_range),
             content=self.free_queries)
-        queries.sizes = torch.full_like(queries.centres, 12.)
+        queries.sizes = torch.full_like(queries.centres, self.free_size)
         queries.logits = self._prior_logits(queries)
         return queries
 
@@ -501,14 +513,14 @@ class XRayLiftingHead(BaseModule):
                                  & (depth[views] > 0))
         return allowed
 
-    @staticmethod
-    def _label_weights(boxes: Tensor, positive: Tensor,
+    def _label_weights(self, boxes: Tensor, positive: Tensor,
                        ignored: Tensor) -> Tensor:
         """0 for unmatched queries that lie on a finding left out."""
         weight = torch.ones_like(positive, dtype=boxes.dtype)
         if len(ignored):
             distance = (boxes[:, None, :3] - ignored[None, :, :3]).abs()
-            on = (distance <= ignored[None, :, 3:6] / 2 + 5).all(-1).any(1)
+            reach = ignored[None, :, 3:6] / 2 + self.ignore_margin
+            on = (distance <= reach).all(-1).any(1)
             weight[on & ~positive] = 0
         return weight
 

@@ -79,10 +79,14 @@ class XRayVolumeHead(BaseModule):
             views beside the mean.
         norm_cfg (dict): Of the 3D net and of what goes into it.
         num_classes (int): Classes of the heatmap. Defaults to 1.
-        base_size (float): Size that the regression is relative to (mm).
-        max_queries (int): Peaks kept per scan.
+        base_size (float): Size that the regression is relative to (mm): a
+            usual finding's. Defaults to 12.
+        max_queries (int): Peaks kept per scan, of all classes together: more
+            than the findings that a scan may have, since false ones take
+            places, too. Defaults to 50.
         score_thr (float): Peaks below are dropped.
-        min_sigma (float): Smallest Gaussian of the heatmap target (mm).
+        min_sigma (float): Smallest Gaussian of the heatmap target (mm):
+            about two thirds of a voxel. Defaults to 4.
         loss_heatmap, loss_box, loss_heatmap_2d (dict): Losses. The 2D one
             acts on a heatmap predicted from each view's features; None
             leaves it out.
@@ -262,14 +266,27 @@ class XRayVolumeHead(BaseModule):
     @torch.no_grad()
     def peaks(self, heatmap: Tensor) -> Tuple[Tensor, Tensor]:
         """Strongest local maxima: flat voxel index and label, each (N,)."""
-        score = heatmap.sigmoid()
-        local = F.max_pool3d(score[None], 3, 1, 1)[0] == score
-        score = (score * local).flatten()
+        score = self._peak_scores(heatmap)
         count = min(self.max_queries, len(score))
         value, index = score.topk(count)
         index = index[value > self.score_thr]
         voxels = heatmap[0].numel()
         return index % voxels, torch.div(index, voxels, rounding_mode='floor')
+
+    @staticmethod
+    def _peak_scores(heatmap: Tensor) -> Tensor:
+        """Scores of the local maxima, 0 elsewhere, flat."""
+        score = heatmap.sigmoid()
+        local = F.max_pool3d(score[None], 3, 1, 1)[0] == score
+        return (score * local).flatten()
+
+    @torch.no_grad()
+    def dropped(self, heatmap: Tensor) -> List[float]:
+        """Scores of the peaks above the threshold that ``max_queries`` leaves
+        no place for, best first."""
+        score = self._peak_scores(heatmap)
+        score = score[score > self.score_thr].sort(descending=True).values
+        return score[self.max_queries:].tolist()
 
     def queries(self, heatmap: Tensor, code: Tensor,
                 hidden: Tensor) -> InstanceData:
