@@ -195,8 +195,8 @@ def _add_rig(commands) -> None:
     sub = commands.add_parser(
         'rig', help='make or check rig.json',
         description='The geometry of the views: on a circle, or from a table '
-        'of a real scanner (columns: README), or verified with the beads of '
-        'a calibration phantom.')
+        'of a real scanner (columns: docs/geometry.md), or verified with the '
+        'beads of a calibration phantom.')
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument('--circle', type=_count, metavar='N',
                       help='N views on a circle about z')

@@ -1,8 +1,8 @@
 """The files of a converted set: info pickles and COCO JSON.
 
-This module owns their schema (README, "File formats"): it loads them without
-trusting them, verifies them, derives the COCO file from the infos, and writes
-both so that nothing half-written looks whole.
+This module owns their schema (docs/files.md): it loads them without trusting
+them, verifies them, derives the COCO file from the infos, and writes both so
+that nothing half-written looks whole.
 
 Frames and units are those of :mod:`projects.core.geometry`.
 """
