@@ -83,8 +83,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     results, pictures = work / 'results.json', work / 'pictures'
     done = ROOT / results
     if not done.exists() or done.stat().st_mtime < last.stat().st_mtime:
-        what = 'blades' if args.part else 'patients'
-        run(f'3 of 3: test on {what} that the network never saw',
+        what = 'blades' if args.part else 'phantoms'
+        run(f'3 of 3: test on held-out {what}',
             'tools/test.py', config, str(work / 'final.pth'), '--work-dir',
             str(work), '--data-root', data, '--out', str(results),
             '--show-dir', str(pictures))
