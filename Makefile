@@ -2,13 +2,14 @@
 # make blade  the same for a part: turbine blades with two kinds of defects
 # make test   environment, then the whole test suite
 # make lint   style, docstrings, types, spelling
+# make docs   the documents as a site, in build/site
 PYTHON ?= python3.11
 DEVICE ?= auto
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
-.PHONY: demo blade test env lint clean
+.PHONY: demo blade test env lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +35,10 @@ lint: env
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m codespell_lib
+
+docs: env
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "[docs] build/site/index.html"
 
 clean:
 	rm -rf work_dirs/demo data/demo work_dirs/blade data/blade data/blade_ct

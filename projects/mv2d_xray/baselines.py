@@ -20,8 +20,8 @@ class XRayScoreGrid(XRayVolumeHead):
     projections of every voxel, which is a product of the views' evidence, and
     the peaks are the result. All boxes have ``base_size``.
 
-    Args:
-        As for :class:`XRayVolumeHead`, of which the 3D net is left out.
+    Arguments are those of :class:`XRayVolumeHead`, of which the 3D net is
+    left out.
     """
 
     def __init__(self, *args, **kwargs) -> None:

@@ -106,8 +106,7 @@ class SparseCrossAttention(BaseModule):
                 token_pos: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         """How much each query attends to each of its RoIs, for people.
 
-        Args:
-            As for :meth:`forward`.
+        Arguments are those of :meth:`forward`.
 
         Returns:
             Tensor: (Q, 1 + K), the learned token and the RoIs of ``index``,

@@ -17,7 +17,7 @@ class XRayPhotometric(BaseTransform):
     Betancur et al. §3.1, in their order. Amounts are fractions of each image's
     own range (minimum to maximum), so they mean the same for any window. One
     draw holds for all views, as one exposure would; noise differs in every
-    pixel.
+    pixel. 0 (for gamma: 1) turns one off.
 
     Args:
         prob (float): Of each. Defaults to 0.5.
@@ -29,8 +29,6 @@ class XRayPhotometric(BaseTransform):
         blur (float): Largest standard deviation (px). Defaults to 0.7.
         salt_and_pepper (float): Largest share of pixels. Defaults to 0.001.
         vignetting (float): Largest loss in the corners. Defaults to 0.2.
-
-        0 (for gamma: 1) turns one off.
     """
 
     def __init__(self,
