@@ -10,6 +10,8 @@ from tests.helpers.spheres import make_sphere_set
 
 # Objects are looked up as the tools look them up.
 init_default_scope('mmdet3d')
+# Several processes run tests side by side; tensors are small.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

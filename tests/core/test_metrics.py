@@ -15,6 +15,7 @@ from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import Ranked, difference, evaluate
 from projects.core.files import DataError
 from projects.core.results import dump_results, table_of
+from tests.helpers.models import scans_of
 
 
 def box(x, size=10., y=0., z=0.):
@@ -557,12 +558,8 @@ def test_no_2d_stage_no_figures():
 
 def test_through_the_evaluator(sphere_root):
     """As mmengine's loops do it: packed samples, batches of two."""
-    from mmdet3d.registry import DATASETS
     from mmengine.evaluator import Evaluator
-    data = DATASETS.build(
-        dict(type='XRayDataset', data_root=str(sphere_root), test_mode=True,
-             ann_file='lidc_infos_train.pkl', pipeline=[
-                 dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]))
+    data = scans_of(sphere_root, test_mode=True)
     evaluator = Evaluator([dict(type='Indication3DMetric', bootstrap=20),
                            dict(type='Indication2DMetric')])
     evaluator.dataset_meta = data.metainfo

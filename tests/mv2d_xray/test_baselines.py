@@ -4,7 +4,7 @@ import torch
 
 from projects.core import geometry
 from projects.mv2d_xray.baselines import XRayScoreGrid
-from tests.mv2d_xray.test_volume_head import ct2img, head
+from tests.helpers.volume import ct2img, head
 
 RANGE = [-60., -60, -60, 60, 60, 60]
 

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 
 from projects.mv2d_xray.centernet import XRayCenterNetHead
-from tests.mv2d_xray.test_detector import CONFIGS
+from tests.helpers.models import CONFIGS
 
 
 def loss_of(heatmap, boxes, ignored):

@@ -8,23 +8,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.registry import MODELS
 from mmengine.dataset import DefaultSampler, pseudo_collate, worker_init_fn
 from torch.utils.data import DataLoader
 
 from projects.core import geometry
 from projects.core.files import DataError
 from projects.core.infos import dump_infos, load_infos
+from tests.helpers.models import PIPELINE, scans_of as build
 from tests.helpers.spheres import SCALE, make_sphere_set
-
-PIPELINE = [dict(type='LoadXRayViews'), dict(type='PackXRayInputs')]
-
-
-def build(root, **kwargs):
-    return DATASETS.build(
-        dict(dict(type='XRayDataset', data_root=str(root),
-                  ann_file='lidc_infos_train.pkl', pipeline=PIPELINE),
-             **kwargs))
 
 
 def test_sample(sphere_root):

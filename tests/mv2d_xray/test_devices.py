@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign, batched_nms, nms
-from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 
 from data_converters.drr import Volume, render
 from projects.core.boxes import fuse_boxes
 from projects.core.rig import Rig
 from projects.mv2d_xray.queries.volume import _PoolViews
+from tests.helpers.models import FEATURES, REPORT_ALL, quick, scans_of
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import FEATURES, PIPELINE, REPORT_ALL, quick
 
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 pytestmark = pytest.mark.parametrize('device', DEVICES)
@@ -102,9 +101,7 @@ def test_a_rendered_cube(device, renderer):
 
 def test_the_model_gives_the_same_everywhere(tmp_path, device):
     make_sphere_set(tmp_path, 1, 4)
-    data = DATASETS.build(
-        dict(type='XRayDataset', data_root=str(tmp_path),
-             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+    data = scans_of(tmp_path)
     found = {}
     for place in ('cpu', device):
         # Without 2D boxes, whose samplers draw differently.

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from mmdet3d.registry import DATASETS, MODELS
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
@@ -16,28 +16,22 @@ from projects.mv2d_xray.diagnosis.scan import report_scan
 from projects.mv2d_xray.diagnosis.trace import trace
 from projects.mv2d_xray.diagnosis.verdicts import diagnose, verdict
 from projects.mv2d_xray.lifting.head import ROI, VOLUME
-from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import (
+from tests.helpers.models import (
     CONFIGS,
-    PIPELINE,
     REPORT_ALL,
     VARIANTS,
     quick,
     retina_model,
+    scans_of,
     without_area,
 )
-
-
-def scans_of(root):
-    """Packed test samples: three, none, some ignored, some."""
-    return DATASETS.build(
-        dict(type='XRayDataset', data_root=str(root), test_mode=True,
-             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+from tests.helpers.spheres import make_sphere_set
 
 
 @pytest.fixture(scope='module')
 def scans(sphere_root):
-    return scans_of(sphere_root)
+    """Packed test samples: three, none, some ignored, some."""
+    return scans_of(sphere_root, test_mode=True)
 
 
 def papers_model():
@@ -210,7 +204,8 @@ def test_scan_without_findings_and_without_boxes(scans, tmp_path, name):
 
 def test_one_view(tmp_path):
     make_sphere_set(tmp_path / 'set', 2, 1)
-    told, report = all_of(quick(), scans_of(tmp_path / 'set'), tmp_path)
+    scans = scans_of(tmp_path / 'set', test_mode=True)
+    told, report = all_of(quick(), scans, tmp_path)
     assert list(report['views']) == ['CAM_00']
     assert {f['views'] for f in told['findings']} == {1}
 

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from mmdet3d.registry import DATASETS
 from mmengine.structures import InstanceData
 
 from projects.core.boxes import corners_of
 from projects.core.explain import METHODS, score_cam, target_of
+from tests.helpers.models import FEATURES, boxes_of, quick, scans_of
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import FEATURES, PIPELINE, boxes_of, quick
 
 
 def generator():
@@ -19,9 +18,7 @@ def generator():
 def sample(tmp_path_factory):
     root = tmp_path_factory.mktemp('one')
     make_sphere_set(root, 1, 3, 72)  # padded to 80
-    return DATASETS.build(
-        dict(type='XRayDataset', data_root=str(root), test_mode=True,
-             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))[0]
+    return scans_of(root, test_mode=True)[0]
 
 
 def test_a_target_in_space(sample):

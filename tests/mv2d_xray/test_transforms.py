@@ -14,6 +14,7 @@ from projects.core.rig import View
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.packing import ANNOTATIONS, PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
+from tests.helpers.models import scans_of
 from tests.helpers.spheres import chord_lengths, make_sphere_set
 
 
@@ -24,10 +25,7 @@ def loaded(tmp_path_factory):
     spheres = [[((60., 10, 40), 14.), ((-30., 50, -20), 10.),
                 ((0., -65, 5), 12.)]]
     make_sphere_set(root, 1, 6, 96, spheres=spheres, ignored=False)
-    data = DATASETS.build(
-        dict(type='XRayDataset', data_root=str(root),
-             ann_file='lidc_infos_train.pkl',
-             pipeline=[dict(type='LoadXRayViews')]))
+    data = scans_of(root, pipeline=[dict(type='LoadXRayViews')])
 
     def fresh():
         np.random.seed(0)
@@ -120,10 +118,8 @@ def test_ignored_boxes_move_along(tmp_path):
     """The ignored sphere's boxes stay on its image."""
     make_sphere_set(tmp_path, 3, 4, 96, spheres=[
         [], [], [((50., -20, 30), 14.), ((-40., 30, 0), 12.)]])
-    results = DATASETS.build(
-        dict(type='XRayDataset', data_root=str(tmp_path),
-             ann_file='lidc_infos_train.pkl',
-             pipeline=[dict(type='LoadXRayViews')]))[2]
+    results = scans_of(
+        tmp_path, pipeline=[dict(type='LoadXRayViews')])[2]
     np.random.seed(0)
     for transform in (dict(type='ResizeXRay', scale=(64, 48)),
                       dict(type='XRayRandomFlip', prob=1.),

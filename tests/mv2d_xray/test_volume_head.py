@@ -6,24 +6,8 @@ import torch
 
 from projects.core import geometry
 from projects.core.boxes import draw_gaussians
-from projects.core.rig import Rig
-from projects.mv2d_xray.queries.volume import XRayVolumeHead, _PoolViews
-
-RANGE = [-60., -60, -60, 60, 60, 60]
-
-
-def head(**kwargs):
-    module = XRayVolumeHead(
-        in_channels=4, volume_range=RANGE, voxel_size=6., feat_channels=4,
-        hidden_channels=8, num_convs=1, **kwargs)
-    module.init_weights()
-    return module
-
-
-def ct2img(num_views=8, size=64):
-    rig = Rig.circle(num_views, image_size=size)
-    return torch.tensor(np.stack([v.ct2img for v in rig.views]),
-                        dtype=torch.float32)
+from projects.mv2d_xray.queries.volume import _PoolViews
+from tests.helpers.volume import ct2img, head
 
 
 def test_grid_is_centred_on_the_range():

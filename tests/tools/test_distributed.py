@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
@@ -19,19 +18,16 @@ from torch import distributed
 from torch.multiprocessing import spawn
 
 from projects.core.engine.configs import load_config
+from tests.helpers.commands import CONFIG, ROOT, SMALL
+from tests.helpers.models import FEATURES, quick, scans_of
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import FEATURES, PIPELINE, quick
-
-from .test_tools import CONFIG, ROOT, SMALL
 
 WITHOUT_2D = {'lifting_head.roi_queries': None, 'detector_2d': FEATURES}
 
 
 def gradients(model, root, rows):
     """Of a loss on some samples, with the norms as they were trained."""
-    data = DATASETS.build(
-        dict(type='XRayDataset', data_root=str(root),
-             ann_file='lidc_infos_train.pkl', pipeline=PIPELINE))
+    data = scans_of(root)
     inner = getattr(model, 'module', model)
     model.eval()
     batch = inner.data_preprocessor(

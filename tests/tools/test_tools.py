@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,45 +33,18 @@ from projects.core.engine.precision import use_half_precision
 from projects.core.files import dump_json
 from projects.core.infos import build_coco, dump_infos, load_infos
 from projects.core.rig import Rig
+from tests.helpers.commands import (
+    CONFIG,
+    ROOT,
+    SMALL,
+    error_of,
+    losses,
+    tool,
+    train,
+)
+from tests.helpers.models import FEATURES
 from tests.helpers.spheres import make_sphere_set
-from tests.mv2d_xray.test_detector import FEATURES
 from tools.infer import find_images
-
-ROOT = Path(__file__).parents[2]
-CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
-SMALL = [
-    'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'
-    'band_sigmas=[1.,3.]', 'train_dataloader.dataset.min_diameter=0.',
-    'test_dataloader.dataset.min_diameter=0.', 'default_hooks.logger.'
-    'interval=1'
-]
-
-
-def tool(name, *args, cwd=ROOT, options=()):
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, args)]
-    if options:
-        command += ['--cfg-options', *options]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)))
-
-
-def train(work_dir, data, iters, *args, options=()):
-    return tool(
-        'train.py', CONFIG, '--work-dir', work_dir, '--data-root', data,
-        *args, options=[*SMALL, f'train_cfg.max_iters={iters}',
-                        'default_hooks.checkpoint.interval=2', *options])
-
-
-def losses(work_dir):
-    """Loss by iteration from mmengine's own log of scalars."""
-    curve = {}
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if 'loss' in row:
-                curve[row['step']] = row['loss']
-    return curve
 
 
 @pytest.fixture(scope='module')
@@ -314,7 +286,7 @@ def test_robustness_tests_every_condition(trained, tmp_path):
     (tmp_path / 'robustness.json').write_text(json.dumps({'views': {
         'as in training': dict(mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6)}}))
     done = tool(
-        '../benchmarks/robustness.py', CONFIG,
+        'benchmarks/robustness.py', CONFIG,
         trained / 'work' / 'iter_4.pth', '--data-root', trained / 'data',
         '--split', 'val', '--out-dir', tmp_path, '--other-set',
         f'other={trained / "data"}', '--beside', f'before={tmp_path}',
@@ -383,13 +355,6 @@ def test_what_a_training_started_from_is_not_what_is_tested(trained,
 
 
 # --------------------------------------------------------------- wrong input
-def error_of(done):
-    """The one sentence; a traceback is not one."""
-    assert done.returncode != 0
-    assert 'Traceback' not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
-
-
 def test_training_starts_where_the_config_says(trained, tmp_path):
     # Also with --resume, as long as there is nothing to go on from.
     done = train(tmp_path, trained / 'data', 2, '--resume',
