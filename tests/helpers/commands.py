@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 import torch
 from matplotlib import pyplot
+from mmengine.config import config
 from mmengine.utils import ManagerMixin
 from tqdm import tqdm
 
@@ -33,6 +34,18 @@ SMALL = [
     'test_dataloader.dataset.min_diameter=0.', 'default_hooks.logger.'
     'interval=1'
 ]
+
+
+
+def _formatted(text, _format=config.FormatCode, _known={}, **style):
+    """A run formats its config seven times, the same text."""
+    key = text, repr(style)
+    if key not in _known:
+        _known[key] = _format(text, **style)
+    return _known[key]
+
+
+config.FormatCode = _formatted
 
 
 def command_line(name, *args, options=()):

@@ -39,23 +39,13 @@ from tests.helpers.commands import (
     SMALL,
     error_of,
     losses,
+    process,
     tool,
     train,
 )
 from tests.helpers.models import FEATURES
 from tests.helpers.spheres import make_sphere_set
 from tools.infer import find_images
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """A set, and a training of four iterations on it."""
-    root = tmp_path_factory.mktemp('tools')
-    for split, seed in (('train', 0), ('val', 1)):
-        make_sphere_set(root / 'data', 3, 4, 64, seed=seed, split=split)
-    done = train(root / 'work', root / 'data', 4)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return root
 
 
 def test_training_shows_its_progress(trained):
@@ -91,15 +81,20 @@ def test_checkpoint_loads_as_data_only(trained):
 
 
 def test_test_writes_figures_and_pictures(trained, tmp_path):
-    done = tool(
-        'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
-        tmp_path, '--data-root', trained / 'data', '--out',
-        tmp_path / 'results.json', '--show-dir', tmp_path / 'pictures',
-        '--split', 'val', options=SMALL)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert '3D mAP' in done.stdout + done.stderr
-    assert 'at the isocentre' not in done.stdout + done.stderr
-    results = json.loads((tmp_path / 'results.json').read_text())
+    told = []
+    for run in (tool, process):  # which do the same
+        done = run(
+            'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
+            tmp_path, '--data-root', trained / 'data', '--out',
+            tmp_path / 'results.json', '--show-dir', tmp_path / 'pictures',
+            '--split', 'val', options=SMALL)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert '3D mAP' in done.stdout + done.stderr
+        assert 'at the isocentre' not in done.stdout + done.stderr
+        told.append(json.loads((tmp_path / 'results.json').read_text()))
+        (tmp_path / 'results.json').unlink()
+    results, expected = told
+    assert results == expected
     infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
     counting = [i for s in infos['data_list'] for i in s['instances']
                 if not i['ignore']]
@@ -121,7 +116,7 @@ def test_infer_on_one_object_from_any_folder(trained, tmp_path):
     token = infos['data_list'][0]['token']
     (tmp_path / 'rig.json').write_bytes(
         (trained / 'data' / 'rig.json').read_bytes())
-    done = tool(
+    done = process(
         'infer.py', ROOT / CONFIG, trained / 'work' / 'iter_4.pth',
         '--images', trained / 'data' / 'images' / token, '--rig',
         'rig.json', '--out', 'boxes.json', '--show', 'views.png',
@@ -164,7 +159,7 @@ def test_views_coarser_than_the_training_had_are_told(
 def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
     infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
     token = infos['data_list'][0]['token']
-    done = tool(
+    done = process(
         'diagnose.py', CONFIG, trained / 'work' / 'iter_4.pth',
         '--data-root', trained / 'data', '--out-dir', tmp_path, '--scan',
         token, '--view', 'CAM_02', options=SMALL)
@@ -232,7 +227,7 @@ def test_explain_judges_what_was_found(trained, tmp_path):
     dump_infos(infos, path)
     dump_json(build_coco(infos),
               tmp_path / 'data' / 'lidc_infos_val_2d_anno.coco.json')
-    done = tool(
+    done = process(
         'explain.py', CONFIG, trained / 'work' / 'iter_4.pth', '--data-root',
         tmp_path / 'data', '--out-dir', tmp_path / 'out', '--method',
         'score-cam', 'random', '--false-positives', 1000, options=SMALL)
@@ -260,13 +255,14 @@ def test_explain_needs_2d_heads_for_the_2d_stage(trained, tmp_path):
         'expected 2D heads that run, found none')
 
 
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_browse_dataset_draws_what_the_network_sees(trained, tmp_path, split):
+@pytest.mark.parametrize('split, run', [('train', process), ('val', tool)])
+def test_browse_dataset_draws_what_the_network_sees(trained, tmp_path, split,
+                                                    run):
     """A row per channel, the boxes of the pipeline's own sample in it."""
     import cv2
-    done = tool('browse_dataset.py', CONFIG, '--data-root', trained / 'data',
-                '--split', split, '--count', '2', '--out-dir', tmp_path,
-                options=SMALL)
+    done = run('browse_dataset.py', CONFIG, '--data-root', trained / 'data',
+               '--split', split, '--count', '2', '--out-dir', tmp_path,
+               options=SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
     pictures = [cv2.imread(str(p)) for p in tmp_path.glob('*.png')]
     assert len(pictures) == 2
@@ -285,7 +281,7 @@ def test_robustness_tests_every_condition(trained, tmp_path):
     # earlier test left for another model.
     (tmp_path / 'robustness.json').write_text(json.dumps({'views': {
         'as in training': dict(mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6)}}))
-    done = tool(
+    done = process(
         'benchmarks/robustness.py', CONFIG,
         trained / 'work' / 'iter_4.pth', '--data-root', trained / 'data',
         '--split', 'val', '--out-dir', tmp_path, '--other-set',
@@ -320,12 +316,12 @@ def test_tta_and_its_absence(trained, tmp_path):
 @pytest.mark.slow
 def test_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
     # A training that stopped after iteration 2 of 4, then went on.
-    first = train(tmp_path, trained / 'data', 4, options=[
+    first = train(tmp_path, trained / 'data', 4, run=process, options=[
         'custom_hooks.0.type=StopAfterTwo',
         'custom_imports.imports=[projects.mv2d_xray,tests.helpers.stop_hook]'])
     assert first.returncode != 0
     assert sorted(losses(tmp_path)) == [1, 2]
-    second = train(tmp_path, trained / 'data', 4, '--resume')
+    second = train(tmp_path, trained / 'data', 4, '--resume', run=process)
     assert second.returncode == 0, second.stderr[-2000:]
     whole, resumed = losses(trained / 'work'), losses(tmp_path)
     assert sorted(resumed) == [1, 2, 3, 4]
@@ -372,9 +368,11 @@ def test_training_starts_where_the_config_says(trained, tmp_path):
 def test_empty_pickle(trained, tmp_path):
     make_sphere_set(tmp_path, 1, 4, 64, split='val')
     (tmp_path / 'lidc_infos_val.pkl').write_bytes(b'')
-    done = tool('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
-                '--work-dir', tmp_path / 'w', '--data-root', tmp_path,
-                '--out', tmp_path / 'r.json')
+    done = process('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
+                   '--work-dir', tmp_path / 'w', '--data-root', tmp_path,
+                   '--out', tmp_path / 'r.json')
+    assert done.returncode == 1
+    assert error_of(done).startswith('test.py: error: ')
     assert 'lidc_infos_val.pkl: is empty' in error_of(done)
     assert not (tmp_path / 'r.json').exists()
 
@@ -446,9 +444,11 @@ def test_misspelt_key_in_a_config(trained, tmp_path):
         "'../_base_", f"'{ROOT}/configs/_base_")
     path = tmp_path / 'config.py'
     path.write_text(text.replace('context_channels', 'context_chanels'))
-    done = tool('train.py', path, '--work-dir', tmp_path / 'w',
-                '--data-root', trained / 'data')
+    done = process('train.py', path, '--work-dir', tmp_path / 'w',
+                   '--data-root', trained / 'data')
     message = error_of(done)
+    assert done.returncode == 1
+    assert message.startswith('train.py: error: ')
     assert 'config.py' in message and 'context_chanels' in message
 
 
