@@ -29,7 +29,7 @@ blade: env
 
 test: env
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
-	--dist loadfile --durations=15
+	--dist worksteal --durations=15
 
 lint: env
 	@$(BIN)/python -m ruff check .
