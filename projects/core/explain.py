@@ -19,7 +19,7 @@ Shapes: V views, C channels of a feature map (h, w), H and W of an image.
 
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -236,11 +236,11 @@ def segmentation_game(heat: Tensor, masks: np.ndarray) -> dict:
         and pixels, of the views that show it; ``energy_share``: their mean;
         ``gain``: of the energy over the area, 1 for a map that knows nothing.
     """
-    masks = torch.as_tensor(masks)
-    seen = masks.flatten(1).any(1)
-    heat, masks = heat[seen].flatten(1), masks[seen].flatten(1)
-    energy = (heat * masks).sum(1) / heat.sum(1).clamp(min=1e-12)
-    area = masks.float().mean(1)
+    inside = torch.as_tensor(masks).flatten(1)
+    seen = inside.any(1)
+    heat, inside = heat[seen].flatten(1), inside[seen]
+    energy = (heat * inside).sum(1) / heat.sum(1).clamp(min=1e-12)
+    area = inside.float().mean(1)
     share = float(energy.mean()) if len(energy) else 0.
     return dict(
         energy=energy.tolist(), area=area.tolist(), energy_share=share,
@@ -269,7 +269,8 @@ def faithfulness(target: Target, heat: Tensor, rng: torch.Generator,
     order = order[heat.flatten()[order].argsort(
         descending=True, stable=True)]
     whole = max(target.similarity(target.views), 1e-12)
-    curves = dict(deletion_curve=[], insertion_curve=[])
+    curves: Dict[str, List[float]] = dict(
+        deletion_curve=[], insertion_curve=[])
     for fraction in fractions:
         mask = torch.zeros(heat.numel())
         mask[order[:round(fraction * heat.numel())]] = 1.

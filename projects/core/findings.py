@@ -19,7 +19,7 @@ __all__ = ['BALL', 'Finding', 'silhouettes']
 
 _PLACES = np.float32((np.arange(40) + .5) / 40)  # of a ray's samples
 _AXIS = (np.arange(SHAPE_CELLS) + .5) / SHAPE_CELLS * 2 - 1
-BALL = sum(a**2 for a in np.meshgrid(_AXIS, _AXIS, _AXIS)) <= 1
+BALL = np.square(np.meshgrid(_AXIS, _AXIS, _AXIS)).sum(0) <= 1
 
 
 @dataclass
@@ -61,7 +61,8 @@ class Finding:
         step = (direction @ self.to_box.T).astype(np.float32)
         # Where a ray is in the box, in even steps.
         step[np.abs(step) < 1e-9] = 1e-9
-        ends = (np.float32([[[-1.]], [[1.]]]) - start) / step  # (2, N, 3)
+        sides = np.array([[[-1.]], [[1.]]], np.float32)
+        ends = (sides - start) / step  # (2, N, 3)
         near, far = ends.min(0).max(1), ends.max(0).min(1)
         hit = np.flatnonzero(far > near)
         near, length = near[hit], (far - near)[hit]

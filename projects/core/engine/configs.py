@@ -154,7 +154,7 @@ def _refuse_variable(cfg: Config, key: str) -> None:
 
 def _places(cfg: Config) -> Dict[str, List[str]]:
     """Dotted keys of all that is built, by their last names."""
-    places = {}
+    places: Dict[str, List[str]] = {}
 
     def search(node, path):
         if isinstance(node, dict):
