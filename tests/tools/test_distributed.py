@@ -23,6 +23,12 @@ from tests.helpers.models import FEATURES, quick, scans_of
 from tests.helpers.spheres import make_sphere_set
 
 WITHOUT_2D = {'lifting_head.roi_queries': None, 'detector_2d': FEATURES}
+# What is changed of the model, and in the two scans that it is shown.
+CASES = {
+    'without': (WITHOUT_2D, {}),
+    'with': ({}, dict(spheres=[[([10., 20., 0.], 12.)],
+                               [([0., -30., 9.], 9.)]])),
+}
 
 
 def gradients(model, root, rows):
@@ -37,34 +43,43 @@ def gradients(model, root, rows):
     return {name: p.grad for name, p in inner.named_parameters()}
 
 
-def rank_of_two(rank, root, out_dir, changes):
-    """One of two processes with a sample each."""
+def rank_of_two(rank, root):
+    """One of two processes with a sample each, of each case."""
     torch.set_num_threads(1)
     init_default_scope('mmdet3d')
     distributed.init_process_group(
-        'gloo', init_method=f'file://{out_dir}/store', rank=rank,
-        world_size=2)
-    model = MMDistributedDataParallel(
-        quick(**changes), device_ids=None, broadcast_buffers=False)
-    torch.save(gradients(model, root, [rank]), f'{out_dir}/{rank}.pth')
+        'gloo', init_method=f'file://{root}/store', rank=rank, world_size=2)
+    for case, (changes, _) in CASES.items():
+        model = MMDistributedDataParallel(
+            quick(**changes), device_ids=None, broadcast_buffers=False)
+        torch.save(gradients(model, root / case, [rank]),
+                   root / case / f'{rank}.pth')
     set_random_seed(**load_config(str(ROOT / CONFIG)).randomness)
-    Path(f'{out_dir}/{rank}.txt').write_text(str(np.random.rand()))
+    (root / f'{rank}.txt').write_text(str(np.random.rand()))
     distributed.destroy_process_group()
 
 
-def of_both_ranks(tmp_path, changes, **spheres):
+@pytest.fixture(scope='module')
+def both_ranks(tmp_path_factory):
+    """What each of two processes left."""
+    root = tmp_path_factory.mktemp('ranks')
+    for case, (_, spheres) in CASES.items():
+        make_sphere_set(root / case, 2, 4, 64, **spheres)
+    spawn(rank_of_two, (root, ), nprocs=2)
+    return root
+
+
+def of_both_ranks(root, case):
     """Gradients of each of two processes, and of one with both samples."""
-    make_sphere_set(tmp_path / 'data', 2, 4, 64, **spheres)
-    spawn(rank_of_two, (tmp_path / 'data', tmp_path, changes), nprocs=2)
-    ranks = [torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+    ranks = [torch.load(root / case / f'{rank}.pth', weights_only=True)
              for rank in (0, 1)]
-    return (*ranks, gradients(quick(**changes), tmp_path / 'data', [0, 1]))
+    return (*ranks, gradients(quick(**CASES[case][0]), root / case, [0, 1]))
 
 
-def test_two_processes_have_the_gradients_of_a_batch_of_two(tmp_path):
-    first, second, expected = of_both_ranks(tmp_path, WITHOUT_2D)
+def test_two_processes_have_the_gradients_of_a_batch_of_two(both_ranks):
+    first, second, expected = of_both_ranks(both_ranks, 'without')
     # Of the same augmentation, twice the scans would be worth less.
-    drawn = {(tmp_path / f'{rank}.txt').read_text() for rank in (0, 1)}
+    drawn = {(both_ranks / f'{rank}.txt').read_text() for rank in (0, 1)}
     assert len(drawn) == 2
     for name, gradient in expected.items():
         if name.startswith(('detector_2d.backbone', 'volume_head')):
@@ -73,18 +88,16 @@ def test_two_processes_have_the_gradients_of_a_batch_of_two(tmp_path):
         torch.testing.assert_close(first[name], second[name])
         torch.testing.assert_close(first[name], gradient, rtol=1e-3,
                                    atol=1e-6 + 1e-4 * gradient.abs().max())
-    alone = gradients(quick(**WITHOUT_2D), tmp_path / 'data', [0])
+    alone = gradients(quick(**WITHOUT_2D), both_ranks / 'without', [0])
     name = 'volume_head.heatmap.weight'
     assert (first[name] - alone[name]).abs().max() > .1 * (
         alone[name].abs().max())
 
 
-def test_two_processes_with_2d_heads(tmp_path):
+def test_two_processes_with_2d_heads(both_ranks):
     # mmdet divides by the boxes of all images of a process, of which two
     # processes do not have equally many: nearly the same.
-    first, second, expected = of_both_ranks(
-        tmp_path, {},
-        spheres=[[([10., 20., 0.], 12.)], [([0., -30., 9.], 9.)]])
+    first, second, expected = of_both_ranks(both_ranks, 'with')
     for part in ('backbone', 'bbox_head', 'volume_head', 'lifting_head'):
         one, two, both = (
             torch.cat([g.flatten() for name, g in ranks.items() if part in
