@@ -55,6 +55,7 @@ setup(
         'dev': ['codespell', 'hypothesis', 'jsonschema', 'mypy',
                 'playwright', 'pytest', 'pytest-cov', 'pytest-xdist',
                 'ruff'],
+        'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },
     # The folders keep their short names in a checkout; installed, `tools`
     # and `configs` would be everybody's.
