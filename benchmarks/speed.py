@@ -43,7 +43,7 @@ from projects.core.rig import Rig
 from projects.mv2d_xray.lifting.decoder import XRayDecoder
 from projects.mv2d_xray.queries import (
     box_correlation as matching,
-    volume as volume_head,
+    grid as grid_head,
 )
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 
@@ -207,7 +207,7 @@ def plain_pool(sampled, seen, epsilon):
 def without_savings(model):
     """The same model with textbook code in place of ours."""
     with patch.object(model, 'memory_format', torch.contiguous_format), \
-            patch.object(volume_head._PoolViews, 'apply', plain_pool), \
+            patch.object(grid_head._PoolViews, 'apply', plain_pool), \
             sdpa_kernel(SDPBackend.MATH):
         yield
 

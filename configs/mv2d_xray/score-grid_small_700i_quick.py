@@ -7,5 +7,10 @@ _base_ = ['../_base_/datasets/quick.py',
 model = dict(
     data_preprocessor=_base_.bands,
     detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),
-    volume_head=dict(type='XRayScoreGrid'))
+    volume_head=dict(
+        _delete_=True, type='XRayScoreGrid',
+        in_channels=_base_.model.volume_head.in_channels,
+        volume_range=_base_.model.volume_head.volume_range,
+        voxel_size=_base_.model.volume_head.voxel_size,
+        max_queries=_base_.model.volume_head.max_queries))
 train_cfg = dict(max_iters=700)

@@ -1,18 +1,18 @@
 """What a user could pick instead, for comparison on the same files."""
 
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
-from projects.mv2d_xray.queries.volume import XRayVolumeHead
+from projects.mv2d_xray.queries.grid import XRayGridHead
 
 __all__ = ['XRayScoreGrid']
 
 
 @MODELS.register_module()
-class XRayScoreGrid(XRayVolumeHead):
+class XRayScoreGrid(XRayGridHead):
     """The 2D scores of all views, averaged on the grid; nothing is learned in
     3D.
 
@@ -20,14 +20,27 @@ class XRayScoreGrid(XRayVolumeHead):
     projections of every voxel, which is a product of the views' evidence, and
     the peaks are the result. All boxes have ``base_size``.
 
-    Arguments are those of :class:`XRayVolumeHead`, of which the 3D net is
-    left out.
+    Args:
+        in_channels (int): C, channels of the 2D features.
+        volume_range, voxel_size, num_classes, base_size, max_queries,
+            score_thr: As for :class:`XRayVolumeHead`.
+        loss_heatmap_2d (dict): Of the views' heatmaps.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        for part in ('reduce', 'norm', 'convs', 'context', 'heatmap', 'box'):
-            setattr(self, part, None)
+    def __init__(self,
+                 in_channels: int,
+                 volume_range: Sequence[float],
+                 voxel_size: float = 6.,
+                 num_classes: int = 1,
+                 base_size: float = 12.,
+                 max_queries: int = 50,
+                 score_thr: float = .01,
+                 loss_heatmap_2d: dict = dict(
+                     type='mmdet.GaussianFocalLoss', loss_weight=1.),
+                 init_cfg=None) -> None:
+        super().__init__(volume_range, voxel_size, num_classes, base_size,
+                         max_queries, score_thr, False, init_cfg)
+        self._build_heatmap_2d(in_channels, loss_heatmap_2d)
 
     def forward(self, features: Tensor, ct2img: Tensor,
                 img_shape: Tuple[int, int],

@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from data_converters.drr import Volume, render
 from projects.core.boxes import fuse_boxes
 from projects.core.rig import Rig
-from projects.mv2d_xray.queries.volume import _PoolViews
+from projects.mv2d_xray.queries.grid import _PoolViews
 from tests.helpers.models import FEATURES, REPORT_ALL, quick, scans_of
 from tests.helpers.spheres import make_sphere_set
 

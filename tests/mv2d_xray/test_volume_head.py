@@ -6,7 +6,7 @@ import torch
 
 from projects.core import geometry
 from projects.core.boxes import draw_gaussians
-from projects.mv2d_xray.queries.volume import _PoolViews
+from projects.mv2d_xray.queries.grid import _PoolViews
 from tests.helpers.volume import ct2img, head
 
 

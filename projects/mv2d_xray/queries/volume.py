@@ -7,54 +7,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmdet3d.registry import MODELS
-from mmengine.model import BaseModule, bias_init_with_prob
-from mmengine.structures import InstanceData
+from mmengine.model import bias_init_with_prob
 from torch import Tensor
 
-from projects.core import geometry
 from projects.core.boxes import cells_in_boxes, draw_gaussians
+from projects.mv2d_xray.queries.grid import XRayGridHead
 
 __all__ = ['XRayVolumeHead']
 
 
-class _PoolViews(torch.autograd.Function):
-    """Mean and deviation over the views that see each voxel.
-
-    The same as a masked mean and a root of a masked variance, in a third of
-    the passes over the largest tensor of the network.
-    """
-
-    @staticmethod
-    def forward(ctx, sampled: Tensor, seen: Tensor,
-                epsilon: float) -> Tuple[Tensor, Tensor]:
-        count = seen.sum(0).clamp(min=1)
-        total = torch.zeros_like(sampled[0])
-        square = torch.zeros_like(sampled[0])
-        for view, mask in zip(sampled, seen):
-            masked = view * mask
-            total += masked
-            square.addcmul_(masked, masked)
-        mean = total.div_(count)
-        variance = square.div_(count).addcmul_(mean, mean, value=-1)
-        # The epsilon keeps the gradient of the root finite where all agree.
-        deviation = variance.clamp_(min=0).add_(epsilon).sqrt_()
-        ctx.save_for_backward(sampled, seen, mean, deviation, count)
-        return mean, deviation
-
-    @staticmethod
-    def backward(ctx, grad_mean: Tensor, grad_deviation: Tensor):
-        sampled, seen, mean, deviation, count = ctx.saved_tensors
-        slope = grad_deviation / (deviation * count)
-        constant = grad_mean / count - slope * mean
-        grad = torch.empty_like(sampled)
-        for out, view, mask in zip(grad, sampled, seen):
-            torch.addcmul(constant, slope, view, out=out)
-            out *= mask
-        return grad, None, None
-
-
 @MODELS.register_module()
-class XRayVolumeHead(BaseModule):
+class XRayVolumeHead(XRayGridHead):
     """Centre heatmap on a world grid, from 2D features of all views.
 
     The features of every view are sampled at the projections of a coarse
@@ -114,15 +77,9 @@ class XRayVolumeHead(BaseModule):
                  loss_heatmap_2d: Optional[dict] = dict(
                      type='mmdet.GaussianFocalLoss', loss_weight=1.),
                  init_cfg=None) -> None:
-        super().__init__(init_cfg)
-        self.volume_range = list(volume_range)
-        self.voxel_size = voxel_size
-        self.base_size = base_size
-        self.max_queries = max_queries
-        self.score_thr = score_thr
+        super().__init__(volume_range, voxel_size, num_classes, base_size,
+                         max_queries, score_thr, with_deviation, init_cfg)
         self.min_sigma = min_sigma
-        self.num_classes = num_classes
-        self.with_deviation = with_deviation
         self.reduce = nn.Conv2d(in_channels, feat_channels, 1)
         # What the 2D heatmap says of each view is evidence, too.
         sampled = feat_channels + (num_classes if loss_heatmap_2d else 0)
@@ -150,74 +107,16 @@ class XRayVolumeHead(BaseModule):
                 conv(hidden_channels, wide, stride=2), conv(wide))
         self.heatmap = nn.Conv3d(hidden_channels, num_classes, 1)
         self.box = nn.Conv3d(hidden_channels, 6, 1)
-        self.heatmap_2d = (
-            nn.Conv2d(in_channels, num_classes, 1)
-            if loss_heatmap_2d else None)
+        self._build_heatmap_2d(in_channels, loss_heatmap_2d)
         self.loss_heatmap = MODELS.build(loss_heatmap)
         self.loss_box = MODELS.build(loss_box)
-        self.loss_heatmap_2d = (
-            MODELS.build(loss_heatmap_2d) if loss_heatmap_2d else None)
         self.hidden_channels = hidden_channels
 
-    def init_weights(self) -> None:
-        """Start from few detections, as focal losses need."""
-        super().init_weights()
+    def _predictors(self) -> List[tuple]:
         few = bias_init_with_prob(.01)
-        for layer, bias in ((self.heatmap, few), (self.heatmap_2d, few),
-                            (self.box, 0.)):
-            if layer is not None:
-                nn.init.normal_(layer.weight, std=.01)
-                nn.init.constant_(layer.bias, bias)
-
-    # ------------------------------------------------------------------ grid
-    def grid_axes(self, device=None) -> List[Tensor]:
-        """Voxel centres along x, y and z (mm)."""
-        axes = []
-        for low, high in zip(self.volume_range[:3], self.volume_range[3:]):
-            count = max(int(round((high - low) / self.voxel_size)), 1)
-            index = torch.arange(count, device=device, dtype=torch.float32)
-            axes.append(low + (index + .5) * (high - low) / count)
-        return axes
-
-    def grid_points(self, device=None) -> Tensor:
-        """Voxel centres (X, Y, Z, 3) (mm)."""
-        axes = self.grid_axes(device)
-        return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
+        return [(self.heatmap, few), (self.heatmap_2d, few), (self.box, 0.)]
 
     # --------------------------------------------------------------- forward
-    def lift(self, features: Tensor, ct2img: Tensor,
-             img_shape: Tuple[int, int],
-             span: Optional[Tuple[int, int]] = None) -> Tensor:
-        """Sample 2D features on the grid and pool them over views.
-
-        Args:
-            features (Tensor): (V, C, h, w).
-            ct2img (Tensor): (V, 4, 4).
-            img_shape (tuple[int, int]): Height and width of the images (px).
-            span (tuple[int, int], optional): Height and width (px) that the
-                feature maps cover: more where images were padded, at the
-                right and at the bottom.
-
-        Returns:
-            Tensor: (1, 2C + 1, X, Y, Z): mean, deviation (if with it) and
-            fraction of the views that see the voxel.
-        """
-        grid = self.grid_points(features.device)
-        uv, depth = geometry.project(grid.reshape(-1, 3).to(ct2img), ct2img)
-        size, covered = (uv.new_tensor([shape[1], shape[0]])
-                         for shape in (img_shape, span or img_shape))
-        place = uv / covered * 2 - 1
-        seen = ((uv >= 0) & (uv <= size)).all(-1) & (depth > 0)
-        seen = seen.to(features.dtype)
-        sampled = F.grid_sample(
-            features.contiguous(), place[:, None].to(features.dtype),
-            align_corners=False)[:, :, 0]
-        mean, deviation = _PoolViews.apply(sampled, seen[:, None], 1e-4)
-        fraction = seen.sum(0, keepdim=True) / len(features)
-        pooled = torch.cat([mean, deviation, fraction] if self.with_deviation
-                           else [mean, fraction])
-        return pooled.reshape(1, -1, *grid.shape[:3])
-
     def forward(self, features: Tensor, ct2img: Tensor,
                 img_shape: Tuple[int, int],
                 span: Optional[Tuple[int, int]] = None
@@ -252,60 +151,6 @@ class XRayVolumeHead(BaseModule):
         return volume + F.interpolate(
             self.context(volume), size=volume.shape[2:], mode='trilinear',
             align_corners=False)
-
-    def decode(self, code: Tensor, points: Tensor) -> Tuple[Tensor, Tensor]:
-        """Box codes (N, 6) at voxel centres (N, 3) to centres, sizes (mm)."""
-        centres = points + code[:, :3] * self.voxel_size
-        return centres, self.base_size * code[:, 3:].clamp(-3, 3).exp()
-
-    def encode(self, boxes: Tensor, points: Tensor) -> Tensor:
-        """Inverse of :meth:`decode`: boxes (N, 7) to codes (N, 6)."""
-        offset = (boxes[:, :3] - points) / self.voxel_size
-        return torch.cat([offset, (boxes[:, 3:6] / self.base_size).log()], 1)
-
-    @torch.no_grad()
-    def peaks(self, heatmap: Tensor) -> Tuple[Tensor, Tensor]:
-        """Strongest local maxima: flat voxel index and label, each (N,)."""
-        score = self._peak_scores(heatmap)
-        count = min(self.max_queries, len(score))
-        value, index = score.topk(count)
-        index = index[value > self.score_thr]
-        voxels = heatmap[0].numel()
-        return index % voxels, torch.div(index, voxels, rounding_mode='floor')
-
-    @staticmethod
-    def _peak_scores(heatmap: Tensor) -> Tensor:
-        """Scores of the local maxima, 0 elsewhere, flat."""
-        score = heatmap.sigmoid()
-        local = F.max_pool3d(score[None], 3, 1, 1)[0] == score
-        return (score * local).flatten()
-
-    @torch.no_grad()
-    def dropped(self, heatmap: Tensor) -> List[float]:
-        """Scores of the peaks above the threshold that ``max_queries`` leaves
-        no place for, best first."""
-        score = self._peak_scores(heatmap)
-        score = score[score > self.score_thr].sort(descending=True).values
-        return score[self.max_queries:].tolist()
-
-    def queries(self, heatmap: Tensor, code: Tensor,
-                hidden: Tensor) -> InstanceData:
-        """Peaks as queries; a voxel that peaks in several classes is one.
-
-        Returns:
-            InstanceData: ``centres`` and ``sizes`` (N, 3) (mm), ``logits``
-            (N, classes) and ``content`` (N, C'), all detached from the
-            heatmap's own training.
-        """
-        index, _ = self.peaks(heatmap)
-        again = (index[:, None] == index).triu(1).any(0)
-        index = index[~again]
-        points = self.grid_points(heatmap.device).reshape(-1, 3)[index]
-        centres, sizes = self.decode(code.flatten(1).T[index], points)
-        return InstanceData(
-            centres=centres.detach(), sizes=sizes.detach(),
-            logits=heatmap.flatten(1).T[index].detach(),
-            content=hidden.flatten(1).T[index])
 
     # ------------------------------------------------------------------ loss
     def loss_by_feat(self, heatmap: Tensor, code: Tensor, boxes: Tensor,
@@ -370,43 +215,3 @@ class XRayVolumeHead(BaseModule):
             self.encode(boxes.repeat_interleave(len(steps), 0), points),
             weight.reshape(-1, 1).expand_as(predicted),
             avg_factor=6 * weight.sum())
-
-    def loss_2d(self, features: Tensor, stride: float, boxes: List[Tensor],
-                ignored: List[Tensor]) -> dict:
-        """Auxiliary heatmap of each view.
-
-        Args:
-            features (Tensor): (V, C, h, w).
-            stride (float): Pixels per cell.
-            boxes (list[Tensor]): Per view (N, 5), xyxy (px) and label.
-            ignored (list[Tensor]): Per view (M, 4), where nothing is learned.
-
-        Returns:
-            dict: ``loss_heatmap_2d``, or nothing where it is left out.
-        """
-        if self.heatmap_2d is None:
-            return dict()
-        height, width = features.shape[-2:]
-        axes = [(torch.arange(n, device=features.device) + .5) * stride
-                for n in (width, height)]
-        targets, weights = [], []
-        for view, left_out in zip(boxes, ignored):
-            centres = (view[:, :2] + view[:, 2:4]) / 2
-            sigmas = ((view[:, 2:4] - view[:, :2]).mean(1) / 5).clamp(
-                min=stride * .6)
-            labels = view[:, 4]
-            targets.append(
-                torch.stack([
-                    draw_gaussians(centres[labels == c], sigmas[labels == c],
-                                   axes).T for c in range(self.num_classes)
-                ]))
-            free = ~cells_in_boxes(
-                left_out[:, :2] - stride / 2, left_out[:, 2:] + stride / 2,
-                axes).T | (targets[-1] == 1)
-            weights.append(free.to(features.dtype))
-        count = max(sum(len(view) for view in boxes), 1)
-        heat = self.heatmap_2d(features).sigmoid().clamp(1e-4, 1 - 1e-4)
-        return dict(
-            loss_heatmap_2d=self.loss_heatmap_2d(
-                heat, torch.stack(targets), weight=torch.stack(weights),
-                avg_factor=count))
