@@ -22,6 +22,7 @@ from projects.mv2d_xray.detector import MV2DXRay
 from projects.mv2d_xray.explain import xray_target
 from projects.mv2d_xray.lifting.box_coder import XRayBoxL1Cost
 from projects.mv2d_xray.lifting.decoder import XRayDecoder
+from projects.mv2d_xray.lifting.fusion import XRaySourceFusion
 from projects.mv2d_xray.lifting.head import XRayLiftingHead
 from projects.mv2d_xray.lifting.position_encoding import XRayPositionEncoding
 from projects.mv2d_xray.preprocessing import XRayDataPreprocessor
@@ -55,6 +56,7 @@ __all__ = [
     'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
     'XRayPoseError', 'ProgressBarHook', 'XRayRandomFlip',
     'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayScoreGrid',
+    'XRaySourceFusion',
     'XRayTTAModel', 'XRayTriangulatedQueryGenerator', 'XRayViewDropout',
     'XRayVolumeHead', 'xray_target'
 ]

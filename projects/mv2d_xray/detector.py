@@ -1,5 +1,6 @@
 """The detector: 2D stage, query sources and lifting, one sample at a time."""
 
+from inspect import signature
 from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -24,7 +25,8 @@ from projects.core.boxes import (
     gravity_boxes,
 )
 from projects.mv2d_xray.backbone import XRayFeatureExtractor
-from projects.mv2d_xray.lifting.head import SOURCES
+from projects.mv2d_xray.lifting.fusion import SOURCES, XRaySourceFusion
+from projects.mv2d_xray.lifting.head import XRayLiftingHead
 
 __all__ = ['MV2DXRay']
 
@@ -38,6 +40,30 @@ def _in_float(tree):
     return tree_map(
         lambda x: x.float()
         if isinstance(x, Tensor) and x.is_floating_point() else x, tree)
+
+
+def _build_lifting(cfg: dict, feat_stride: int,
+                   point_channels: Optional[int]) -> nn.Module:
+    """What turns queries into boxes, see :class:`MV2DXRay`.
+
+    Raises:
+        ValueError: Without a decoder there is something that only it learns.
+    """
+    cfg, kind = dict(cfg, point_channels=point_channels), cfg['type']
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    if kind is None or not issubclass(kind, XRayLiftingHead):
+        return MODELS.build(cfg)
+    if cfg.get('decoder') is not None:
+        return MODELS.build(dict(cfg, feat_stride=feat_stride))
+    if cfg.get('free_queries') or cfg.get('denoising'):
+        raise ValueError('XRayLiftingHead: free_queries, denoising: expected '
+                         'a decoder, found none')
+    shared = {*signature(XRaySourceFusion).parameters} - {
+        'embed_dims', 'roi_size'}  # of the content, which only it reads
+    of_decoder = {*signature(kind).parameters} - shared
+    return MODELS.build(dict(
+        {key: value for key, value in cfg.items() if key not in of_decoder},
+        type='XRaySourceFusion'))
 
 
 @MODELS.register_module()
@@ -59,7 +85,9 @@ class MV2DXRay(Base3DDetector):
         detector_2d (dict): An mmdet detector, or an
             :class:`XRayFeatureExtractor`.
         feat_strides (Sequence[int]): Pixels per cell of the neck's outputs.
-        lifting_head (dict, optional): Turns queries into boxes.
+        lifting_head (dict, optional): Turns queries into boxes; with
+            ``decoder=None`` it is an :class:`XRaySourceFusion` of the same
+            sources, to which what belongs to a decoder is of no use.
         lift_level (int): Neck output that the lifting head reads.
         volume_head (dict, optional): The ``volume`` source.
         volume_level (int): Neck output that the volume head reads.
@@ -119,13 +147,10 @@ class MV2DXRay(Base3DDetector):
         self.view_chunk = view_chunk
         self.train_rois = train_rois
         self.volume_head = MODELS.build(volume_head) if volume_head else None
-        self.lifting_head = None
-        if lifting_head:
-            self.lifting_head = MODELS.build(
-                dict(lifting_head,
-                     feat_stride=self.feat_strides[lift_level],
-                     point_channels=self.volume_head.hidden_channels
-                     if self.volume_head else 0))
+        self.lifting_head = _build_lifting(
+            lifting_head, self.feat_strides[lift_level],
+            self.volume_head.hidden_channels if self.volume_head else None
+        ) if lifting_head else None
         if self.with_roi_queries and not self.with_2d:
             raise ValueError(
                 'MV2DXRay: roi_queries: expected a detector_2d with heads, '
@@ -178,8 +203,7 @@ class MV2DXRay(Base3DDetector):
     @property
     def with_decoder(self) -> bool:
         """bool: Whether queries are refined, which has to be learned."""
-        return (self.lifting_head is not None
-                and self.lifting_head.decoder is not None)
+        return isinstance(self.lifting_head, XRayLiftingHead)
 
     @property
     def with_2d(self) -> bool:

@@ -63,3 +63,12 @@ def test_imvoxelnets_neck_takes_the_place_of_the_3d_net():
     heatmap.sum().backward()
     assert all(p.grad is not None for n, p in module.named_parameters()
                if n.startswith('neck') and 'out_block_1' not in n)
+
+
+def test_the_grid_has_a_heatmap_of_the_views_and_nothing_else():
+    module = grid(num_classes=2)
+    assert [(name, tuple(tensor.shape))
+            for name, tensor in module.state_dict().items()] == [
+        ('heatmap_2d.weight', (2, 1, 1, 1)), ('heatmap_2d.bias', (2, ))]
+    # Those of a volume's 2D heatmap, under the same names.
+    assert set(module.state_dict()) < set(head().state_dict())

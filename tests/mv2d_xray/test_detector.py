@@ -13,7 +13,12 @@ from scipy.ndimage import gaussian_filter
 from data_converters.__main__ import BENCHMARKS, main as convert
 from projects.core import geometry
 from projects.core.engine.configs import build_runner, load_config
-from projects.mv2d_xray.lifting.head import DENOISING, ROI, VOLUME
+from projects.mv2d_xray.lifting.fusion import (
+    DENOISING,
+    ROI,
+    VOLUME,
+    XRaySourceFusion,
+)
 from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.mv2d_xray.transforms.geometric import keep_views
 from tests.helpers.models import (
@@ -158,6 +163,21 @@ def test_lifting_without_a_decoder_has_nothing_to_learn(samples, monkeypatch):
                   {'lifting_head.roi_queries.type': 'XRayRoIQueryGenerator'}):
         with pytest.raises(ValueError, match='expected a decoder'):
             quick(**{'lifting_head.decoder': None, **wrong})
+
+
+def test_fused_sources_by_name_or_without_a_decoder():
+    by_name = {'lifting_head': dict(
+        _delete_=True, type='XRaySourceFusion',
+        scene_range=[-200., -200., -200., 200., 200., 200.],
+        roi_queries=dict(type='XRayTriangulatedQueryGenerator'))}
+    one, two = quick(**by_name), quick(**{'lifting_head.decoder': None})
+    for model in (one, two):
+        assert type(model.lifting_head) is XRaySourceFusion
+        assert not model.with_decoder and model.with_roi_queries
+        assert model.lifting_head.sources == [ROI, VOLUME]
+    assert vars(one.lifting_head)['test_cfg'] == two.lifting_head.test_cfg
+    with pytest.raises(TypeError, match='reech'):  # misspelt
+        quick(**{'lifting_head.decoder': None, 'lifting_head.reech': 9.})
 
 
 @pytest.mark.parametrize('variant', ['both', 'roi', 'volume'])

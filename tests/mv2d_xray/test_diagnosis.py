@@ -15,7 +15,7 @@ from projects.mv2d_xray.diagnosis.pictures import draw_findings
 from projects.mv2d_xray.diagnosis.scan import report_scan
 from projects.mv2d_xray.diagnosis.trace import trace
 from projects.mv2d_xray.diagnosis.verdicts import diagnose, verdict
-from projects.mv2d_xray.lifting.head import ROI, VOLUME
+from projects.mv2d_xray.lifting.fusion import ROI, VOLUME
 from tests.helpers.models import (
     CONFIGS,
     REPORT_ALL,

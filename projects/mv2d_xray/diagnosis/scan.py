@@ -12,7 +12,7 @@ from projects.core.evaluation.metric_2d import covered
 from projects.core.files import dump_json
 from projects.mv2d_xray.diagnosis import pictures
 from projects.mv2d_xray.diagnosis.trace import Trace, is_peak, rounded, trace
-from projects.mv2d_xray.lifting.head import ROI, SOURCES, VOLUME
+from projects.mv2d_xray.lifting.fusion import ROI, SOURCES, VOLUME
 
 __all__ = ['report_scan']
 

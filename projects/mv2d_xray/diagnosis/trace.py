@@ -10,7 +10,7 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
 from projects.core.boxes import gravity_boxes
-from projects.mv2d_xray.lifting.head import ROI, VOLUME
+from projects.mv2d_xray.lifting.fusion import ROI, VOLUME
 
 __all__ = ['Trace', 'trace']
 

@@ -17,7 +17,7 @@ from projects.core.evaluation.metric_2d import covered
 from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
 from projects.core.evaluation.ranking import threshold_at
 from projects.mv2d_xray.diagnosis.trace import Trace, is_peak, rounded, trace
-from projects.mv2d_xray.lifting.head import SOURCES
+from projects.mv2d_xray.lifting.fusion import SOURCES
 
 __all__ = ['diagnose', 'verdict']
 

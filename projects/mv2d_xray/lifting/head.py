@@ -6,28 +6,31 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from mmdet3d.registry import MODELS, TASK_UTILS
-from mmengine.model import BaseModule, ModuleList, bias_init_with_prob
+from mmengine.model import ModuleList
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from projects.core import geometry
-from projects.core.boxes import build_box3d_instances, fuse_boxes
 from projects.mv2d_xray.lifting.box_coder import decode_boxes, encode_boxes
+from projects.mv2d_xray.lifting.fusion import (
+    DENOISING,
+    FREE,
+    ROI,
+    SOURCES,
+    VOLUME,
+    XRaySourceFusion,
+)
 from projects.mv2d_xray.lifting.position_encoding import sine_embedding
 from projects.mv2d_xray.queries.box_correlation import (
     relevant_rois,
     sweep_overlaps,
 )
 
-__all__ = ['SOURCES', 'XRayLiftingHead']
-
-# What a query comes from, as its ``source`` counts.
-SOURCES = ('roi', 'volume', 'denoising', 'free')
-ROI, VOLUME, DENOISING, FREE = range(len(SOURCES))
+__all__ = ['XRayLiftingHead']
 
 
 @MODELS.register_module()
-class XRayLiftingHead(BaseModule):
+class XRayLiftingHead(XRaySourceFusion):
     """Sparse cross-attention decoder over RoIs of all views.
 
     A query is a reference box in space with a first score; each decoder layer
@@ -36,21 +39,17 @@ class XRayLiftingHead(BaseModule):
     RoIs around their projection in every view, also where no 2D detector
     fired. The sources of queries neither see each other nor compete for a
     finding: false boxes of one would else decide the scores of the other.
-    Losses as in Betancur et al. §4.3, on every layer. Without a decoder
-    nothing is learned here: what the sources give is the result.
+    Losses as in Betancur et al. §4.3, on every layer. The last layer's boxes
+    are fused as those of the sources are.
 
     Args:
         in_channels (int): Channels of the feature maps.
         embed_dims (int): C.
         scene_range (list[float]): ``[x0, y0, z0, x1, y1, z1]`` (mm).
         feat_stride (int): Pixels per cell of the feature maps.
-        num_classes (int): Defaults to 1.
-        roi_queries (dict, optional): Query generator of 2D boxes; None leaves
-            this source out.
-        point_channels (int): Channels of the content of point queries; 0
-            where there are none.
-        decoder, position_encoding (dict, optional): Parts; None leaves
-            both out.
+        decoder, position_encoding (dict): Parts.
+        num_classes, roi_queries, point_channels, prior, test_cfg: As for
+            :class:`XRaySourceFusion`.
         relevance (dict): ``mode`` ('topk' or 'all'), ``num_depths`` and
             ``min_iou`` of the box correlation.
         free_queries (int): Number of learned queries that belong to no image,
@@ -64,8 +63,6 @@ class XRayLiftingHead(BaseModule):
         denoising (dict, optional): ``groups``, ``centre_noise`` (mm) and
             ``size_noise`` (fraction) of noised ground truth given as queries
             (DN-DETR, arXiv 2203.01305). Defaults to None.
-        prior (float): First score of queries that have none, and of a source
-            that found nothing where another did.
         reach (float): A point query farther from a finding (mm) does not
             answer for it, nor does a 2D box that its centre is not in. No
             less than the distance of neighbouring findings' centres.
@@ -76,9 +73,6 @@ class XRayLiftingHead(BaseModule):
         assigner, loss_cls, loss_box (dict): Training.
         code_weights (Sequence[float]): Weight of centre (3) and log size (3)
             in the box loss.
-        test_cfg (dict): ``score_thr``; ``iou_thr``, from which boxes
-            are of one finding; ``max_per_img``, boxes of a scan, of all
-            classes together.
     """
 
     def __init__(
@@ -87,11 +81,11 @@ class XRayLiftingHead(BaseModule):
         embed_dims: int,
         scene_range: list,
         feat_stride: int,
-        decoder: Optional[dict] = None,
-        position_encoding: Optional[dict] = None,
+        decoder: dict,
+        position_encoding: dict,
         num_classes: int = 1,
         roi_queries: Optional[dict] = None,
-        point_channels: int = 0,
+        point_channels: Optional[int] = None,
         free_queries: int = 0,
         free_size: float = 12.,
         roi_size: int = 7,
@@ -114,37 +108,26 @@ class XRayLiftingHead(BaseModule):
         code_weights: Sequence[float] = (20., 20., 20., 1., 1., 1.),
         test_cfg: dict = dict(score_thr=.01, iou_thr=.05, max_per_img=50),
         init_cfg=None) -> None:
-        super().__init__(init_cfg)
+        super().__init__(
+            scene_range, num_classes, roi_queries, point_channels, prior,
+            test_cfg, embed_dims, roi_size, init_cfg)
         self.embed_dims = embed_dims
-        self.scene_range = scene_range
         self.feat_stride = feat_stride
-        self.num_classes = num_classes
         self.roi_size = roi_size
         self.relevance = relevance
         self.point_rois = point_rois
         self.denoising = denoising
-        self.prior = prior
         self.reach = reach
         self.ignore_margin = ignore_margin
         self.free_size = free_size
-        self.test_cfg = test_cfg
         self.register_buffer('code_weights', torch.tensor(code_weights),
                              False)
-        self.point_channels = point_channels
-        self.roi_queries = MODELS.build(
-            dict(roi_queries, embed_dims=embed_dims if decoder else None,
-                 scene_range=scene_range,
-                 roi_size=roi_size)) if roi_queries else None
-        self.decoder = self.free_queries = None
-        if decoder:
-            self._build_decoder(decoder, position_encoding, in_channels,
-                                free_queries)
-            self.assigner = TASK_UTILS.build(assigner)
-            self.loss_cls = MODELS.build(loss_cls)
-            self.loss_box = MODELS.build(loss_box)
-        elif free_queries or denoising:
-            raise ValueError('XRayLiftingHead: free_queries, denoising: '
-                             'expected a decoder, found none')
+        self.free_queries = None
+        self._build_decoder(decoder, position_encoding, in_channels,
+                            free_queries)
+        self.assigner = TASK_UTILS.build(assigner)
+        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_box = MODELS.build(loss_box)
 
     def _build_decoder(self, decoder: dict, position_encoding: dict,
                        in_channels: int, free_queries: int) -> None:
@@ -160,8 +143,8 @@ class XRayLiftingHead(BaseModule):
                                sampling_ratio=1),
                 out_channels=2 * dims, featmap_strides=[self.feat_stride]))
         self.point_content = (
-            nn.Linear(self.point_channels, dims)
-            if self.point_channels else None)
+            None if self.point_channels is None
+            else nn.Linear(self.point_channels, dims))
         if free_queries:
             self.free_queries = nn.Parameter(torch.zeros(free_queries, dims))
             self.free_places = nn.Parameter(torch.zeros(free_queries, 3))
@@ -187,8 +170,6 @@ class XRayLiftingHead(BaseModule):
     def init_weights(self) -> None:
         """An untrained head leaves its reference boxes and scores alone."""
         super().init_weights()
-        if self.decoder is None:
-            return
         for branch in (*self.cls_branches, *self.reg_branches):
             nn.init.zeros_(branch[-1].weight)
             nn.init.zeros_(branch[-1].bias)
@@ -212,14 +193,8 @@ class XRayLiftingHead(BaseModule):
     @property
     def sources(self) -> List[int]:
         """Those that give queries when testing."""
-        parts = {ROI: self.roi_queries is not None,
-                 VOLUME: self.point_channels > 0,
-                 FREE: self.free_queries is not None}
-        return [i for i, there in parts.items() if there]
-
-    def _prior_logits(self, queries: InstanceData) -> Tensor:
-        return queries.centres.new_full((len(queries), self.num_classes),
-                                        bias_init_with_prob(self.prior))
+        free = [] if self.free_queries is None else [FREE]
+        return super().sources + free
 
     def _denoising_queries(self, gt: InstanceData) -> InstanceData:
         """Noised copies of the ground truth, one group after the other."""
@@ -290,11 +265,7 @@ class XRayLiftingHead(BaseModule):
             ``all_boxes`` (Q, layers, 6) (mm).
         """
         ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
-        if rois is None or self.roi_queries is None:
-            rois = features.new_zeros(0, 7)
-        if self.decoder is None:
-            return self._unrefined(
-                self._queries(rois, None, cameras, points, gt))
+        rois = self._rois(rois, features)
         features = self.input_proj(features)
         encoding = self.position_encoding(features, self.feat_stride, ct2img)
         maps = torch.cat([features, encoding], 1)
@@ -302,7 +273,7 @@ class XRayLiftingHead(BaseModule):
         roi_feats = tokens.transpose(1, 2).unflatten(2, [self.roi_size] * 2)
         queries = self._queries(rois, roi_feats, cameras, points, gt)
         if len(queries) == 0:
-            return self._unrefined(queries)
+            return self._unrefined(queries, len(self.decoder.layers))
         index, valid = self._relevant_rois(rois, cam2img, ct2img)
         seen = []
 
@@ -345,58 +316,19 @@ class XRayLiftingHead(BaseModule):
         queries.all_boxes = torch.stack(boxes, 1)
         return queries
 
-    def _queries(self, rois: Tensor, roi_feats: Optional[Tensor],
+    def _queries(self, rois: Tensor, roi_feats: Tensor,
                  cameras: Dict[str, Tensor], points: Optional[InstanceData],
                  gt: Optional[InstanceData]) -> InstanceData:
-        """Those of all sources; with ``content`` for the decoder, if any."""
-        fields = ['centres', 'sizes', 'logits']
-        if self.decoder is not None:
-            fields.append('content')
-        sources = []
-        if len(rois):
-            source = self.roi_queries(
-                roi_feats, rois, cameras['cam2img'], cameras['ct2img'],
-                self._depth_bounds(cameras['ct2img']))
-            source.logits = self._prior_logits(source)
-            if 'scores' in source:
-                # A score is that of the box's own class.
-                own = F.one_hot(rois[:, 6].long(), self.num_classes)
-                source.logits = (source.scores[:, None] * own).logit(1e-4)
-            sources.append((ROI, source))
-        if points is not None and self.point_channels:
-            source = InstanceData(centres=points.centres, sizes=points.sizes,
-                                  logits=points.logits)
-            if self.decoder is not None:
+        """Those of all sources, with ``content`` for the decoder."""
+        sources = self._source_queries(rois, roi_feats, cameras, points)
+        for number, source in sources:
+            if number == VOLUME:
                 source.content = self.point_content(points.content)
-            sources.append((VOLUME, source))
         if gt is not None and self.denoising and len(gt):
             sources.append((DENOISING, self._denoising_queries(gt)))
         if self.free_queries is not None:
             sources.append((FREE, self._free_queries()))
-        if not sources:
-            nothing = rois.new_zeros
-            return InstanceData(
-                centres=nothing(0, 3), sizes=nothing(0, 3),
-                logits=nothing(0, self.num_classes),
-                source=nothing(0, dtype=torch.long))
-        return InstanceData.cat([
-            InstanceData(
-                **{field: source.get(field) for field in fields},
-                source=torch.full((len(source), ), number,
-                                  device=rois.device))
-            for number, source in sources
-        ])
-
-    def _unrefined(self, queries: InstanceData) -> InstanceData:
-        """Queries that no layer has made anything of."""
-        layers = len(self.decoder.layers) if self.decoder else 0
-        empty = queries.logits.new_zeros
-        queries.all_logits = empty(len(queries), layers, self.num_classes)
-        queries.all_boxes = empty(len(queries), layers, 6)
-        return queries
-
-    def _depth_bounds(self, ct2img: Tensor) -> Tensor:
-        return geometry.depth_bounds(ct2img, self.scene_range)
+        return self._joined(sources, rois, 'content')
 
     @torch.no_grad()
     def _relevant_rois(self, rois: Tensor, cam2img: Tensor,
@@ -526,21 +458,7 @@ class XRayLiftingHead(BaseModule):
 
     # --------------------------------------------------------------- predict
     def predict_by_feat(self, queries: InstanceData) -> InstanceData:
-        """Last layer's boxes, or the queries' where there is none, one of
-        all that are of one finding, best first."""
-        cfg = self.test_cfg
-        if self.decoder is None:
-            boxes = torch.cat([queries.centres, queries.sizes], 1)
-            logits = queries.logits
-        else:
-            boxes = queries.all_boxes[:, -1]
-            logits = queries.all_logits[:, -1]
-        scores = logits.sigmoid()
-        if self.decoder is None:  # a source means its strongest class
-            scores = scores * (scores == scores.amax(1, keepdim=True))
-        row, label = (scores > cfg['score_thr']).nonzero(as_tuple=True)
-        boxes, score, label = fuse_boxes(
-            boxes[row], scores[row, label], label,
-            queries.source[row], self.sources, cfg['iou_thr'], self.prior)
-        best = slice(cfg['max_per_img'])
-        return build_box3d_instances(boxes[best], score[best], label[best])
+        """The last layer's boxes, one of all that are of one finding, best
+        first."""
+        return self._fuse(queries.all_boxes[:, -1],
+                          queries.all_logits[:, -1].sigmoid(), queries.source)
