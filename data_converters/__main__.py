@@ -13,6 +13,7 @@ import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
+from projects.core.acquisition import presets
 from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, load_json
 from projects.core.rig import Rig
@@ -108,6 +109,10 @@ def _rig(args: argparse.Namespace, image_size: Optional[int]) -> Rig:
 def _rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--renderer', choices=list(RENDERERS),
                         default='joseph', help='default: joseph')
+    parser.add_argument('--acquisition', choices=list(presets()),
+                        default='ideal', help='what a detector delivers: '
+                        'spectrum, dose, scatter, blur, noise, motion, poses '
+                        '(docs/data.md); default: ideal line integrals')
     parser.add_argument('--device', type=torch_device, default='cpu',
                         help='torch device of the renderer, as cuda:0')
     _jobs(parser)
@@ -371,6 +376,7 @@ def run_lidc(args: argparse.Namespace) -> None:
     counted = _counted(args)
     options = Options(
         _rig(args, args.image_size).to_dict(), args.renderer,
+        args.acquisition,
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, **counted)
     scans, skipped = lidc.find_scans(args.dicom_root)
@@ -446,6 +452,7 @@ def run_volume(args: argparse.Namespace) -> None:
         mu_per_value=args.mu_per_value, mu_offset=args.mu_offset)
     options = Options(
         _rig(args, args.image_size).to_dict(), args.renderer,
+        args.acquisition,
         min_diameter=args.min_diameter,
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, dataset='CT volumes', classes=reader.classes,
@@ -519,6 +526,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     count = args.num_scans or spec['num_scans']
     options = Options(
         _rig(args, spec['image_size']).to_dict(), args.renderer,
+        args.acquisition,
         min_diameter=spec['min_diameter'], fractions=spec['fractions'],
         seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}')

@@ -15,7 +15,7 @@ import shutil
 import socket
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import (
     Callable,
@@ -35,6 +35,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from projects.core import geometry
+from projects.core.acquisition import load_preset
 from projects.core.files import atomic_write, dump_json, load_json
 from projects.core.infos import (
     SCHEMA_VERSION,
@@ -78,6 +79,7 @@ class Options:
     Attributes:
         rig: ``Rig.to_dict()``.
         renderer: Name in :data:`data_converters.drr.RENDERERS`.
+        acquisition: Name of a preset in :mod:`projects.core.acquisition`.
         min_readers: Nodules of fewer readers are marked ``ignore``.
         min_diameter: Nodules below (mm) are marked ``ignore``.
         fractions: Share of the patients in 'val' and 'test'; the rest is
@@ -89,6 +91,7 @@ class Options:
     """
     rig: dict
     renderer: str = 'joseph'
+    acquisition: str = 'ideal'
     min_readers: int = 1
     min_diameter: float = 0.
     fractions: Dict[str, float] = field(
@@ -114,7 +117,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     as the image.
     """
     rig = Rig.from_dict(options.rig)
-    images = render(scan.hu, rig, options.renderer, device)
+    images = _views_of(scan, rig, options, device)
     brightest = max((float(i.max()) for i in images), default=0.)
     if brightest > INTEGRAL_MAX:
         scan.repairs.append(
@@ -184,6 +187,24 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     dump_json(sample, _record(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
     return sample
+
+
+def _views_of(scan: Scan, rig: Rig, options: Options,
+              device: str) -> List[np.ndarray]:
+    """A scan's views, as the set's conditions let a detector have them; what
+    is random is the scan's own, whatever is converted beside it."""
+    conditions = load_preset(options.acquisition)
+    if not conditions.spectrum:
+        return render(scan.hu, rig, options.renderer, device)
+    digest = hashlib.sha256(f'{options.seed} {scan.key}'.encode()).digest()
+    rng = np.random.default_rng(list(digest))
+    poses = conditions.taken_from(
+        np.stack([v.ct2cam for v in rig.views]), rng)
+    taken = Rig([replace(view, ct2cam=pose)
+                 for view, pose in zip(rig.views, poses)])
+    images = render(scan.hu, taken, options.renderer, device)
+    return conditions.measure_views(
+        images, [view.pixel_size for view in rig.views], rng)
 
 
 def _rect(corners: np.ndarray, view: View) -> Optional[np.ndarray]:
@@ -596,7 +617,11 @@ def finish_set(out_dir: Path, options: Options,
                 intensity=dict(unit='line integral of attenuation',
                                scale=INTEGRAL_MAX / _LEVELS, offset=0.),
                 min_readers=options.min_readers,
-                min_diameter=options.min_diameter),
+                min_diameter=options.min_diameter,
+                **({} if options.acquisition == 'ideal' else dict(
+                    acquisition=dict(
+                        name=options.acquisition,
+                        **asdict(load_preset(options.acquisition)))))),
             data_list=[
                 as_arrays(dict(s, sample_idx=i))
                 for i, s in enumerate(chosen)

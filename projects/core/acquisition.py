@@ -18,7 +18,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from scipy import fft, ndimage
@@ -171,6 +171,28 @@ class Acquisition:
             return np.asarray(line_integrals, np.float32)
         exposure = self.expose(line_integrals, pixel_size, rng, bone)
         return self.correct(exposure, pixel_size, rng)
+
+    def measure_views(self, images: Sequence[np.ndarray],
+                      pixel_sizes: Sequence[float],
+                      rng: np.random.Generator) -> List[np.ndarray]:
+        """As :meth:`measure`, of views that may differ: those of one size
+        are of one detector.
+
+        Args:
+            images (Sequence[np.ndarray]): (H, W) ideal line integrals each.
+            pixel_sizes (Sequence[float]): At the isocentre (mm).
+            rng (np.random.Generator): Of all that is random.
+        """
+        measured = list(images)
+        kinds = [(*image.shape, round(float(size), 9))
+                 for image, size in zip(images, pixel_sizes)]
+        for kind in dict.fromkeys(kinds):
+            rows = [i for i, other in enumerate(kinds) if other == kind]
+            views = self.measure(np.stack([images[i] for i in rows]), kind[2],
+                                 rng)
+            for row, view in zip(rows, views):
+                measured[row] = view
+        return measured
 
     def expose(self, line_integrals: np.ndarray, pixel_size: float,
                rng: np.random.Generator,

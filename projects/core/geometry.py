@@ -29,8 +29,8 @@ __all__ = [
     'LPS_TO_RAS', 'box_corners', 'camera_centres', 'circular_ct2cam',
     'clamp_points', 'compose_ct2img',
     'denormalise_points', 'depth_bounds', 'frustum_points', 'invert_rigid',
-    'mirror_view', 'nearest_rotation', 'normalise_points', 'project',
-    'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
+    'mirror_view', 'nearest_rotation', 'normalise_points', 'pixel_sizes',
+    'project', 'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
     'roi_intrinsics', 'rotation_z', 'scale_cam2img', 'transform_boxes',
     'triangulate', 'unproject'
 ]
@@ -152,6 +152,13 @@ def scale_cam2img(cam2img: Array, scale_x: float, scale_y: float) -> Array:
     """Intrinsics after an image is resized by ``(scale_x, scale_y)``."""
     _check_matrices('cam2img', cam2img)
     return _like(np.diag([scale_x, scale_y, 1., 1.]), cam2img) @ cam2img
+
+
+def pixel_sizes(cam2img: np.ndarray, ct2cam: np.ndarray) -> np.ndarray:
+    """Shorter edges of the pixels of views (*, 4, 4) at the isocentre's depth
+    (mm), (*,)."""
+    focal = np.maximum(cam2img[..., 0, 0], cam2img[..., 1, 1])
+    return np.abs(ct2cam[..., 2, 3]) / focal
 
 
 def mirror_view(cam2img: Array, ct2cam: Array,

@@ -15,6 +15,7 @@ import numpy as np
 from projects.core.geometry import (
     circular_ct2cam,
     compose_ct2img,
+    pixel_sizes,
     scale_cam2img,
 )
 
@@ -64,8 +65,7 @@ class View:
     @property
     def pixel_size(self) -> float:
         """Shorter edge of a pixel at the isocentre's depth (mm)."""
-        return float(abs(self.ct2cam[2, 3]) /
-                     max(self.cam2img[0, 0], self.cam2img[1, 1]))
+        return float(pixel_sizes(self.cam2img, self.ct2cam))
 
     @classmethod
     def from_detector(cls, name: str, source: np.ndarray, centre: np.ndarray,

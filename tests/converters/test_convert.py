@@ -7,6 +7,7 @@ import resource
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -53,15 +54,16 @@ def load(number):
         ['slices: repaired'] if number == 4 else [])
 
 
-def make(out_dir, numbers=range(6), jobs=1, limit=None, **kwargs):
+def make(out_dir, numbers=range(6), jobs=1, limit=None, options=OPTIONS,
+         **kwargs):
     """The whole way, as the command goes it."""
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     scans = [(f'part-{n}', n) for n in numbers]
-    with open_set(out_dir, OPTIONS):
-        skipped = convert_scans(scans, load, OPTIONS, out_dir, jobs,
+    with open_set(out_dir, options):
+        skipped = convert_scans(scans, load, options, out_dir, jobs,
                                 total=len(scans), **kwargs)
-        return finish_set(out_dir, OPTIONS, skipped=skipped)
+        return finish_set(out_dir, options, skipped=skipped)
 
 
 def content(folder):
@@ -506,3 +508,49 @@ def test_planted_faults_are_found(whole, tmp_path, capsys, fault):
     status, lines = check(out_dir, capsys)
     assert status == 1
     assert any(sentence in line for line in lines), lines
+
+
+# --------------------------------------------------------------- acquisitions
+def levels(folder, name='part-1'):
+    return np.stack([cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+                     for path in sorted((folder / 'images' / name).iterdir())])
+
+
+def test_a_detectors_views_are_the_same_whatever_is_beside_them(
+        whole, tmp_path):
+    """Each scan draws its own noise: alone, beside others or again."""
+    options = replace(OPTIONS, acquisition='chest-low')
+    make(tmp_path / 'all', options=options)
+    make(tmp_path / 'one', numbers=[1], options=options)
+    assert np.array_equal(levels(tmp_path / 'all'), levels(tmp_path / 'one'))
+    assert not np.array_equal(levels(tmp_path / 'all'), levels(whole))
+    assert not np.array_equal(
+        levels(tmp_path / 'all')[0], levels(tmp_path / 'all')[1])
+    other = replace(options, seed=1)
+    make(tmp_path / 'other', numbers=[1], options=other)
+    assert not np.array_equal(levels(tmp_path / 'one'),
+                              levels(tmp_path / 'other'))
+
+
+def test_what_is_recorded_is_what_the_rig_says(whole, tmp_path):
+    """The object moved and the poses are not exact: boxes and matrices are
+    those of the record, as of a real detector."""
+    make(tmp_path, options=replace(OPTIONS, acquisition='chest-radiography'))
+    ideal, measured = (load_infos(folder / 'lidc_infos_train.pkl')
+                       for folder in (whole, tmp_path))
+    for one, other in zip(ideal['data_list'], measured['data_list']):
+        assert one['token'] == other['token']
+        assert one['instances'] == other['instances']
+        for name, view in one['images'].items():
+            for key in ('cam2img', 'lidar2cam', 'lidar2img'):
+                assert np.array_equal(view[key], other['images'][name][key])
+    told = measured['metainfo']['acquisition']
+    assert told['name'] == 'chest-radiography' and told['kerma'] == 22.
+    assert 'acquisition' not in ideal['metainfo']
+
+
+def test_another_acquisition_is_another_set(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'set')
+    with pytest.raises(ConversionError, match='acquisition'):
+        make(tmp_path / 'set',
+             options=replace(OPTIONS, acquisition='chest-low'))

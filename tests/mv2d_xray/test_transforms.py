@@ -373,6 +373,28 @@ def test_photon_noise_is_poisson():
     assert np.isfinite(thick).all()
 
 
+def test_views_as_a_detector_gives_them(loaded):
+    plain, original = TRANSFORMS.build(dict(type='XRayAcquisition')), loaded()
+    assert all(map(np.array_equal, plain(loaded())['img'], original['img']))
+    changing = TRANSFORMS.build(
+        dict(type='XRayAcquisition', preset='chest-tomosynthesis',
+             ranges=dict(kerma=(1.5, 30.), scatter_corrected=[.5, 1.])))
+    drawn = []
+    for seed in (0, 0, 1):
+        sample = loaded()
+        np.random.seed(seed)
+        drawn.append(changing(sample))
+    assert all(map(np.array_equal, drawn[0]['img'], drawn[1]['img']))
+    assert not np.array_equal(drawn[0]['img'][0], drawn[2]['img'][0])
+    for image, before in zip(drawn[0]['img'], original['img']):
+        assert image.shape == before.shape and image.dtype == np.float32
+    # Nothing but grey values changes.
+    for key in ('cam2img', 'ct2cam', 'ct2img', 'gt_bboxes'):
+        assert np.array_equal(drawn[0][key], original[key])
+    with pytest.raises(ValueError, match='found kvp'):
+        TRANSFORMS.build(dict(type='XRayAcquisition', ranges=dict(kvp=120)))
+
+
 def test_no_boxes(tmp_path):
     make_sphere_set(tmp_path, 1, 3, 32, spheres=[[]])
     item = DATASETS.build(

@@ -18,13 +18,15 @@ from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.loading import LoadXRayViews
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import (
+                                                     XRayAcquisition,
                                                      XRayGridMask,
                                                      XRayPhotometric,
                                                      XRayPhotonNoise,
 )
 
 __all__ = [
-    'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayGridMask',
+    'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayAcquisition',
+    'XRayGridMask',
     'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
     'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout',
     'keep_views'

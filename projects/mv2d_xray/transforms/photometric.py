@@ -1,13 +1,19 @@
 """Transforms that change grey values alone."""
 
-from typing import Dict, Tuple, Union
+import dataclasses
+from typing import Dict, Optional, Tuple, Union
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
-__all__ = ['XRayGridMask', 'XRayPhotometric', 'XRayPhotonNoise']
+from projects.core import geometry
+from projects.core.acquisition import draw_acquisition, load_preset
+
+__all__ = [
+    'XRayAcquisition', 'XRayGridMask', 'XRayPhotometric', 'XRayPhotonNoise'
+]
 
 
 @TRANSFORMS.register_module()
@@ -119,6 +125,42 @@ class XRayPhotonNoise(BaseTransform):
             -np.log(np.random.poisson(photons * np.exp(-image)).clip(1) /
                     photons).astype(np.float32) for image in results['img']
         ]
+        return results
+
+
+@TRANSFORMS.register_module()
+class XRayAcquisition(BaseTransform):
+    """Views as a detector gives them, under conditions drawn from ranges.
+
+    The physics are those of the converter's ``--acquisition``
+    (:mod:`projects.core.acquisition`). Motion and errors of the poses are for
+    views that are rendered: here they would need the volume, see
+    :class:`XRayPoseError`.
+
+    Args:
+        ranges (dict): Fields of an ``Acquisition``; a pair is a range,
+            anything else a value.
+        preset (str): What fields without a range are. Defaults to 'ideal',
+            which leaves the views alone.
+
+    Raises:
+        ValueError: There is no such field or preset.
+    """
+
+    def __init__(self, ranges: Optional[dict] = None,
+                 preset: str = 'ideal') -> None:
+        self.ranges = dict(dataclasses.asdict(load_preset(preset)),
+                           **(ranges or {}))
+        draw_acquisition(self.ranges, np.random.default_rng(0))
+
+    def transform(self, results: dict) -> dict:
+        """Change one sample."""
+        rng = np.random.default_rng(np.random.randint(2**31, size=4))
+        conditions = draw_acquisition(self.ranges, rng)
+        sizes = geometry.pixel_sizes(results['cam2img'], results['ct2cam'])
+        results['img'] = [
+            image[..., None] for image in conditions.measure_views(
+                [image[..., 0] for image in results['img']], sizes, rng)]
         return results
 
 
