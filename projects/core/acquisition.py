@@ -18,7 +18,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from scipy import fft, ndimage
@@ -58,12 +58,12 @@ class Spectrum:
     def transmission(self, **lengths: np.ndarray) -> np.ndarray:
         """Share of the signal that is left behind lengths of materials (mm),
         all of one shape; spaces in a material's name are underscores."""
-        total: np.ndarray = np.float32(0.)
-        for weight, row in zip(self.signal, range(len(self.signal))):
+        total = np.zeros(np.shape([*lengths.values()][0]), np.float32)
+        for row, weight in enumerate(self.signal):
             depth = sum(
                 np.float32(self.mu[name.replace('_', ' ')][row]) * length
                 for name, length in lengths.items())
-            total = total + np.float32(weight) * np.exp(-depth)
+            total += np.float32(weight) * np.exp(-depth)
         return total
 
     def mean_energy(self, **lengths: float) -> float:
@@ -435,7 +435,7 @@ def draw_acquisition(
         ValueError: There is no such field.
     """
     known = {field.name for field in dataclasses.fields(Acquisition)}
-    values = {}
+    values: Dict[str, Any] = {}
     for name, value in ranges.items():
         if name not in known:
             raise ValueError(f'acquisition: expected fields of '
