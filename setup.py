@@ -65,7 +65,7 @@ setup(
     package_dir={'mv2d_xray_configs': 'configs', 'mv2d_xray_tools': 'tools'},
     package_data={
         'mv2d_xray_configs': ['**/*.py'],
-        'projects.core': ['rig.schema.json'],
+        'projects.core': ['*.json'],
         'projects.core.report': ['report.html']},
     entry_points=dict(console_scripts=[
         f'mv2d-xray-{name} = {module}:main'

@@ -12,5 +12,6 @@ model = dict(
         in_channels=_base_.model.volume_head.in_channels,
         volume_range=_base_.model.volume_head.volume_range,
         voxel_size=_base_.model.volume_head.voxel_size,
+        base_size=_base_.model.volume_head.base_size,
         max_queries=_base_.model.volume_head.max_queries))
 train_cfg = dict(max_iters=700)
