@@ -381,6 +381,18 @@ def test_calibration_by_hand(tmp_path):
     assert told['sensitivity'] == [0] * 3 + [1] * 4
 
 
+def test_ties_count_against_in_any_order():
+    """Equal scores say nothing of what comes first."""
+    places = [0., 200., 300., 400.]  # the first hits
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2]):
+        tied = scan([box(places[i]) for i in order], np.full(4, .5),
+                    [box(0.)])
+        ranked = Ranked.of([tied], 10., True)
+        one = np.ones((1, 1))
+        assert ranked.ap(one)[0] == pytest.approx(1 / 4)
+        assert ranked.sensitivity(one, (2., 3.)).tolist() == [[0., 1.]]
+
+
 def test_calibration_without_thresholds_is_refused(tmp_path):
     (tmp_path / 'val.json').write_text('{"froc": {"threshold": [1, "a"]}}')
     with pytest.raises(DataError, match='froc.threshold'):

@@ -43,9 +43,10 @@ class Ranked:
             hits_of.append(found[counts] >= 0)
             rows_of.append(np.full(counts.sum(), i))
         scores = np.concatenate(scores_of or [np.zeros(0)])
-        order = np.argsort(-scores, kind='stable')
         hits = np.concatenate(hits_of or [np.zeros(0)]).astype(bool)
         rows = np.concatenate(rows_of or [np.zeros(0)]).astype(int)
+        # Of equal scores false positives come first: ties count against.
+        order = np.lexsort((hits, -scores))
         return cls(scores[order], hits[order], rows[order],
                    np.array([len(s.truth) for s in scans], dtype=float))
 
