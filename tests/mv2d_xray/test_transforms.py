@@ -187,12 +187,13 @@ def test_an_inserted_sphere_is_a_sphere(loaded):
     np.testing.assert_allclose(
         sphere.box, [*centre, *[2 * radius] * 3, 0], atol=.6)
     for view, image in enumerate(results['img']):
-        changed = image.copy()
-        rect = XRayInsertNodules.add(changed, results['ct2img'][view], sphere)
+        rect, path = sphere.project(results['ct2img'][view], image.shape[:2])
+        x1, y1, x2, y2 = rect
+        found = np.zeros(image.shape[:2])
+        found[y1:y2, x1:x2] = sphere.contrast * path
         info = results['images'][results['view_names'][view]]
         oracle = View('', info['cam2img'], info['lidar2cam'], 96, 96)
         expected = .02 * chord_lengths(centre, radius, oracle)
-        found = (changed - image)[..., 0]
         assert np.abs(found - expected).max() < .1 * expected.max()
         assert found.sum() == pytest.approx(expected.sum(), rel=.02)
         rows, columns = np.nonzero(found > 1e-6)
@@ -247,6 +248,29 @@ def test_inserted_nodules_are_annotated(loaded):
     assert .35 < np.mean(np.array(sizes) < 20) < .65
     # The loaded sample itself was not changed.
     np.testing.assert_array_equal(loaded()['img'][0], loaded()['img'][0])
+
+
+def test_what_one_view_shows_is_not_inserted(loaded):
+    """Neither painted nor annotated; what two show is both."""
+    step = XRayInsertNodules(max_nodules=1, sizes=(10., 10.1), spread=.1,
+                             attenuation=(.01, .02))
+    step.draw = lambda bank: Finding(
+        np.array([60., 10., 40.]), np.eye(3) / 8, ball(16), .02, 0)
+    for views in (0, 1, 2):
+        sample = loaded()
+        # The other views look past it.
+        for view in range(views, sample['num_views']):
+            sample['ct2img'][view, 0] += 1e4 * sample['ct2img'][view, 2]
+        before = [image.copy() for image in sample['img']]
+        changed = set()
+        for seed in range(6):  # some of them draw one finding
+            np.random.seed(seed)
+            after = step(dict(sample))
+            added = len(after['gt_bboxes_3d']) - 3
+            assert added in ((0, 1) if views == 2 else (0, ))
+            changed |= {v for v in range(len(before)) if not np.array_equal(
+                after['img'][v], before[v])}
+        assert changed == (set(range(2)) if views == 2 else set())
 
 
 def ramp():

@@ -1,6 +1,6 @@
 """Findings of a set, shown in other scans of it."""
 
-from typing import Optional, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -65,23 +65,6 @@ class XRayInsertNodules(BaseTransform):
             centre, rotation.T / (item['size'] * scale / 2)[:, None], shape,
             contrast, item['label'])
 
-    @staticmethod
-    def add(image: np.ndarray, ct2img: np.ndarray,
-            finding: Finding) -> Optional[np.ndarray]:
-        """Add a finding to one (H, W, 1) image, in place.
-
-        Returns:
-            np.ndarray: Rectangle of what was added (px), or None where the
-            image does not show it.
-        """
-        seen = finding.project(ct2img, image.shape[:2])
-        if seen is None:
-            return None
-        rect, path = seen
-        x1, y1, x2, y2 = rect
-        image[y1:y2, x1:x2, 0] += finding.contrast * path
-        return rect
-
     def transform(self, results: dict) -> dict:
         """Add to one sample."""
         results['img'] = [image.copy() for image in results['img']]
@@ -89,13 +72,21 @@ class XRayInsertNodules(BaseTransform):
         most = self.max_nodules if bank else 0
         for _ in range(np.random.randint(most + 1)):
             finding = self.draw(bank)
-            rects = {}
-            for view, image in enumerate(results['img']):
-                rect = self.add(image, results['ct2img'][view], finding)
-                if rect is not None:
-                    rects[view] = rect
-            if len(rects) >= 2:
-                self._annotate(results, finding, rects)
+            seen = {
+                view: finding.project(ct2img, image.shape[:2])
+                for view, (image, ct2img) in enumerate(
+                    zip(results['img'], results['ct2img']))
+            }
+            seen = {v: shown for v, shown in seen.items() if shown}
+            # What a single view shows has no place in space: painted, but not
+            # annotated, it would be taught as background.
+            if len(seen) < 2:
+                continue
+            for view, ((x1, y1, x2, y2), path) in seen.items():
+                results['img'][view][y1:y2, x1:x2, 0] += (
+                    finding.contrast * path)
+            self._annotate(results, finding,
+                           {v: rect for v, (rect, _) in seen.items()})
         return results
 
     @staticmethod
