@@ -89,8 +89,8 @@ class Scan:
 
     def contrast(self, finding: Finding) -> Optional[float]:
         """By how much a finding attenuates more than what is next to it
-        (1/mm): its mean less the median of a shell of three voxels; None
-        where that is not positive, or no mask is known."""
+        (1/mm), negative for a pore: its mean less the median of a shell of
+        three voxels; None where that is 0, or no mask is known."""
         if finding.mask is None:
             return None
         low = np.maximum(finding.start - 3, 0)
@@ -104,7 +104,7 @@ class Scan:
             slice(a, b) for a, b in zip(low, high))])
         shell = binary_dilation(mask, iterations=3) & ~mask
         value = float(mu[mask].mean() - np.median(mu[shell]))
-        return value if value > 0 else None
+        return value or None
 
     def corners(self, finding: Finding) -> np.ndarray:
         """Points whose hull is the finding's: corners of its surface voxels,

@@ -307,9 +307,10 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
         for key in ('valid_flag', 'ignore'):
             _expect(isinstance(instance.get(key), bool), at, key, 'a bool',
                     instance.get(key))
-        for key in ('diameter', 'contrast'):
-            if instance.get(key) is not None:
-                _number(instance, key, at, 0., 'a positive number')
+        if instance.get('diameter') is not None:
+            _number(instance, 'diameter', at, 0., 'a positive number')
+        if instance.get('contrast') is not None:
+            _number(instance, 'contrast', at)
         if instance.get('shape') is not None:
             unpack_shape(instance['shape'], at)
         named = _dict(instance.get('characteristics', {}), at,

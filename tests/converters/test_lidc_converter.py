@@ -390,6 +390,9 @@ def test_contrast_is_what_the_nodule_adds(scan):
     assert made.contrast(nodule) == pytest.approx(.018)
     values[:] = 50.
     assert made.contrast(nodule) is None
+    # A hole in tissue takes away.
+    values[tuple((np.argwhere(nodule.mask) + nodule.start).T)] = -850.
+    assert made.contrast(nodule) == pytest.approx(-.018)
     assert .002 < scan.contrast(nodule) < .03
     edge = replace(nodule, start=np.array([0, 0, 0]))
     values[:] = -850.

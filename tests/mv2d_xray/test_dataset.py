@@ -356,7 +356,8 @@ def test_the_bank_is_in_every_sample_and_is_not_copied(sphere_root):
     assert copy.deepcopy(data.get_data_info(0))['bank'] is data.bank
     assert data.get_subset(2).bank is data.bank
     assert data.data_bytes.nbytes < 1e6  # not once more for each sample
-    step = dict(type='XRayInsertNodules', max_nodules=20)
+    step = dict(type='XRayInsertNodules', max_nodules=20,
+                attenuation=(.006, .02))
     data = build(sphere_root, pipeline=[PIPELINE[0], step, PIPELINE[1]])
 
     def most(samples):

@@ -71,7 +71,8 @@ def test_loading_is_consistent(loaded):
     dict(type='XRayRandomRotate', max_angle=180.),
     dict(type='XRayRandomRotate', max_angle=180., step=60.),
     dict(type='XRayViewDropout', prob=1., min_views=2),
-    dict(type='XRayInsertNodules', spread=30., sizes=(18., 30.)),
+    dict(type='XRayInsertNodules', spread=30., sizes=(18., 30.),
+         attenuation=(.006, .02)),
 ])
 def test_geometric_transforms_keep_everything_together(loaded, transform):
     step = TRANSFORMS.build(transform)
@@ -94,7 +95,8 @@ def test_all_of_them_together(loaded):
     dict(type='XRayRandomFlip', prob=1.),
     dict(type='XRayRandomRotate', max_angle=180.),
     dict(type='XRayViewDropout', prob=1., min_views=2),
-    dict(type='XRayInsertNodules', sizes=(18., 30.)),
+    dict(type='XRayInsertNodules', sizes=(18., 30.),
+         attenuation=(.006, .02)),
 ])
 def test_what_the_metrics_read_moves_along(loaded, transform):
     """Test pipelines may transform, too; samples of training and of tests
@@ -218,7 +220,8 @@ def test_an_inserted_shape_is_turned_with_its_box():
 
 
 def test_inserted_nodules_are_turned_and_mirrored(loaded):
-    step, bank = XRayInsertNodules(), loaded()['bank']
+    step = XRayInsertNodules(attenuation=(.006, .02))
+    bank = loaded()['bank']
     turns = np.stack([step.draw(bank).to_box for _ in range(400)])
     turns /= np.linalg.norm(turns, axis=2, keepdims=True)
     assert .4 < (np.linalg.det(turns) < 0).mean() < .6
@@ -228,7 +231,8 @@ def test_inserted_nodules_are_turned_and_mirrored(loaded):
 
 def test_inserted_nodules_are_annotated(loaded):
     step = TRANSFORMS.build(
-        dict(type='XRayInsertNodules', max_nodules=5, sizes=(10., 40.)))
+        dict(type='XRayInsertNodules', max_nodules=5, sizes=(10., 40.),
+             attenuation=(.006, .02)))
     none = step(dict(loaded(), bank=()))
     assert len(none['gt_bboxes_3d']) == 3  # nothing to insert
     counts, sizes = [], []
@@ -248,6 +252,21 @@ def test_inserted_nodules_are_annotated(loaded):
     assert .35 < np.mean(np.array(sizes) < 20) < .65
     # The loaded sample itself was not changed.
     np.testing.assert_array_equal(loaded()['img'][0], loaded()['img'][0])
+
+
+def test_a_pore_takes_away_and_what_is_not_known_is_refused(loaded):
+    item = dict(loaded()['bank'][0], contrast=-.09)
+    measured = XRayInsertNodules(contrasts=(.5, 1.))
+    drawn = [measured.draw([item]).contrast for _ in range(50)]
+    assert -.09 <= min(drawn) and max(drawn) <= -.045
+    unknown = dict(item, contrast=None)
+    with pytest.raises(DataError, match='attenuation.*expected a range'):
+        measured.draw([unknown])
+    # A range says of which sign findings are.
+    for low, high in ((-.1, -.08), (.006, .02)):
+        ranged = XRayInsertNodules(attenuation=(low, high))
+        for each in (unknown, dict(item, contrast=-np.sign(low) * .01)):
+            assert low <= ranged.draw([each]).contrast <= high
 
 
 def test_what_one_view_shows_is_not_inserted(loaded):

@@ -1,6 +1,6 @@
 """Findings of a set, shown in other scans of it."""
 
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -8,6 +8,7 @@ from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import LiDARInstance3DBoxes
 
 from projects.core.boxes import lidar_boxes
+from projects.core.files import DataError
 from projects.core.findings import BALL, Finding
 
 __all__ = ['XRayInsertNodules']
@@ -28,9 +29,17 @@ class XRayInsertNodules(BaseTransform):
             large ones.
         spread (float): Deviation of the place from another finding's (mm).
         contrasts (tuple[float, float]): Range of the change of contrast.
-        attenuation (tuple[float, float]): Range of what is added (1/mm) for
-            findings of sets that do not say; soft tissue in lung is 0.017.
-            Those without a known shape are ellipsoids.
+        attenuation (tuple[float, float], optional): Range of what is added
+            (1/mm), below 0 for what takes away, as a pore, for findings of
+            which the set does not say; soft tissue in lung is 0.017. A
+            contrast of the other sign is that of a finding beside something
+            else, as a nodule at a rib: it is drawn from the range, too. By
+            default the set must know them all.
+
+    Findings without a known shape are ellipsoids.
+
+    Raises:
+        DataError: A finding's contrast is neither known nor given.
     """
 
     def __init__(self,
@@ -38,7 +47,8 @@ class XRayInsertNodules(BaseTransform):
                  sizes: Tuple[float, float] = (5., 30.),
                  spread: float = 15.,
                  contrasts: Tuple[float, float] = (.7, 1.2),
-                 attenuation: Tuple[float, float] = (.006, .02)) -> None:
+                 attenuation: Optional[Tuple[float, float]] = None
+                 ) -> None:
         self.max_nodules = max_nodules
         self.sizes = sizes
         self.spread = spread
@@ -59,8 +69,16 @@ class XRayInsertNodules(BaseTransform):
         shape, contrast = item['shape'], item['contrast']
         if shape is None:
             shape = BALL
-        contrast = (np.random.uniform(*self.attenuation) if contrast is None
-                    else contrast * np.random.uniform(*self.contrasts))
+        if self.attenuation and (
+                contrast is None or contrast * sum(self.attenuation) <= 0):
+            contrast = np.random.uniform(*self.attenuation)
+        elif contrast is None:
+            raise DataError(
+                'config key "XRayInsertNodules.attenuation": expected a range '
+                '(1/mm), since the set does not say what its findings add, '
+                'found none')
+        else:
+            contrast *= np.random.uniform(*self.contrasts)
         return Finding(
             centre, rotation.T / (item['size'] * scale / 2)[:, None], shape,
             contrast, item['label'])
