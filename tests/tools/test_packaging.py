@@ -97,7 +97,11 @@ def test_what_a_wheel_holds(installed):
     assert {'projects', 'data_converters', 'mv2d_xray_configs',
             'mv2d_xray_tools'} <= listed
     assert not listed & {'tools', 'configs', 'tests', 'benchmarks'}
-    assert (packages / 'projects/core/rig.schema.json').is_file()
+    # All that the packages read beside their modules.
+    for folder in ('projects', 'data_converters'):
+        for path in (ROOT / folder).rglob('*.*'):
+            if path.is_file() and path.suffix not in ('.py', '.pyc'):
+                assert (packages / path.relative_to(ROOT)).is_file(), path
     assert (packages / f'mv2d_xray-{__version__}.dist-info').is_dir()
 
 
