@@ -275,6 +275,14 @@ def test_distances_of_the_config_and_hits_at_the_end(tested, tmp_path):
     assert len(found['x']) == 3 and len(missed['x']) == 3
 
 
+def test_a_scan_of_two_classes_is_one_scan(tested, tmp_path):
+    full = load_json(tested / 'results.json')
+    full['scans'] += [dict(scan, class_name='pore') for scan in full['scans']]
+    dump_json(full, tmp_path / 'r.json')
+    assert write_report(tmp_path / 'r.json', tmp_path / 'r.html') == 4
+    assert 'MV2D-Xray: 4 scans' in (tmp_path / 'r.html').read_text('utf-8')
+
+
 def test_nothing_found_and_nothing_to_find(tested, tmp_path):
     full = load_json(tested / 'results.json')
     for scan in full['scans']:

@@ -68,9 +68,10 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
             for name, figure in figures.items()
         },
         threshold=_threshold(full))
+    count = len({scan['token'] for scan in full['scans']})
     page = _TEMPLATE.read_text(encoding='utf-8')
     for key, text in dict(
-            TITLE=html.escape(f'{len(scans)} scans, '
+            TITLE=html.escape(f'{count} scans, '
                               f'{os.path.basename(str(results))}'),
             SOURCE=html.escape(', '.join(
                 f'{k}: {v}' for k, v in source.items())),
@@ -84,7 +85,7 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
         page = page.replace('{{' + key + '}}', text)
     with atomic_write(out_file, 'w') as stream:
         stream.write(page)
-    return len(scans)
+    return count
 
 
 # ---------------------------------------------------------------------- scans
