@@ -576,8 +576,9 @@ def _report(counts: dict, out_dir: Path) -> None:
               'and why')
     for split, count in counts.items():
         if count == 0:
-            print(f'{out_dir}: there are too few patients for "{split}": '
-                  'training and testing will want --split train or more scans')
+            print(f'{out_dir}: there are too few patients or parts for '
+                  f'"{split}": training needs scans for train and val; a test '
+                  'can take another --split')
 
 
 def main(argv=None) -> None:

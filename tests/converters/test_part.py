@@ -602,14 +602,16 @@ def test_a_replaced_volume_is_refused(kind, tmp_path):
     main(['check', str(tmp_path / 'set')])
 
 
-def test_one_part_trains(ball, tmp_path, capsys):
+def test_one_part_is_for_training(ball, tmp_path, capsys):
     labels = (sphere_values() > -500).astype(np.uint8)
     sitk.WriteImage(sphere_image(values=labels), str(tmp_path / 'l.nii.gz'))
     main(['volume', '--volume', str(ball), '--labels',
           str(tmp_path / 'l.nii.gz'), '--image-size', '32', '--num-views',
           '2', '--mu-per-value', '1e-3', '--mu-offset', '1', '--out-dir',
           str(tmp_path / 'set')])
-    assert 'for train | 1 ' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert 'for train | 1 ' in told
+    assert 'for "val": training needs scans for train and val;' in told
     infos = load_infos(tmp_path / 'set/lidc_infos_train.pkl')
     instance, = infos['data_list'][0]['instances']
     assert instance['contrast'] == pytest.approx(.9, abs=.1)
