@@ -1,4 +1,4 @@
-"""Where nodules are lost: python tools/diagnose.py CONFIG CHECKPOINT"""
+"""Where findings are lost: python tools/diagnose.py CONFIG CHECKPOINT"""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ from projects.mv2d_xray.diagnosis.verdicts import VISIBLE, diagnose
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
-    parser = argument_parser('Say at which stage each missed nodule is lost',
+    parser = argument_parser('Say at which stage each missed finding is lost',
                              split='val')
     parser.add_argument('--out-dir', required=True, type=Path,
                         help='folder for diagnose.json and diagnose.png')
@@ -80,7 +80,7 @@ def table_of(told: dict) -> str:
             ', '.join(sorted({f['token'] for f in these})[:3])
         ])
     return AsciiTable(
-        [['verdict', 'nodules', 'median diameter (mm)', 'as in'], *rows],
+        [['verdict', 'findings', 'median diameter (mm)', 'as in'], *rows],
         f'threshold {told["threshold"]:.2f}').table
 
 

@@ -164,6 +164,7 @@ def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
         '--data-root', trained / 'data', '--out-dir', tmp_path, '--scan',
         token, '--view', 'CAM_02', options=SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert '| findings | median diameter (mm)' in done.stdout
     told = json.loads((tmp_path / 'diagnose.json').read_text())
     counting = [i for s in infos['data_list'] for i in s['instances']
                 if not i['ignore']]
