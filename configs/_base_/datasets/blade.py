@@ -1,5 +1,5 @@
 # Turbine blades (python -m data_converters blade): a part of 80 x 48 x 112 mm
-# with pores and inclusions of 1.5 to 5 mm, 0.5 mm a pixel at the isocentre.
+# with pores and inclusions of 1.6 to 5 mm, 0.5 mm a pixel at the isocentre.
 # All lengths in mm.
 data_root = 'data/blade/'
 scene_range = [-50., -50., -60., 50., 50., 60.]
