@@ -12,7 +12,10 @@ from matplotlib.patches import Rectangle
 from projects.core import geometry
 from projects.core.files import atomic_write
 
-__all__ = ['draw_scans', 'draw_views']
+__all__ = [
+    'STYLES', 'STYLE_2D', 'draw_image', 'draw_rect', 'draw_scans', 'draw_view',
+    'draw_views', 'line_of', 'save', 'subplots'
+]
 
 # Colour and line style both tell the kinds apart.
 STYLES = {
@@ -25,7 +28,7 @@ _SILHOUETTE = '#4cc9f0'
 
 
 def subplots(rows: int, columns: int, width: float,
-              height: float) -> Tuple[Figure, np.ndarray]:
+             height: float) -> Tuple[Figure, np.ndarray]:
     """A figure (inches) that needs no screen, and its axes (rows,
     columns)."""
     figure = Figure(figsize=(width, height), layout='constrained')
@@ -34,6 +37,7 @@ def subplots(rows: int, columns: int, width: float,
 
 
 def save(figure: Figure, out_file: Union[str, Path]) -> None:
+    """Write a figure as PNG, whole or not at all."""
     with atomic_write(out_file) as stream:
         figure.savefig(stream, format='png', dpi=100)
 
@@ -69,7 +73,7 @@ def draw_views(images: np.ndarray,
         axis.axis('off')
     for view, (axis, image) in enumerate(zip(axes, images)):
         draw_view(axis, image, ct2img[view],
-                   names[view] if names else f'view {view}', boxes, scores)
+                  names[view] if names else f'view {view}', boxes, scores)
     handles = [
         line_of(s, f'{kind} ({len(boxes.get(kind.replace(" ", "_"), ()))})')
         for kind, s in STYLES.items()
@@ -83,8 +87,8 @@ def draw_views(images: np.ndarray,
 
 
 def draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
-               boxes: Dict[str, np.ndarray],
-               scores: Optional[np.ndarray] = None) -> None:
+              boxes: Dict[str, np.ndarray],
+              scores: Optional[np.ndarray] = None) -> None:
     """One view and the rectangles round its projected boxes."""
     draw_image(axis, image, title)
     for kind, style in STYLES.items():
@@ -115,7 +119,8 @@ def draw_image(axis, image: np.ndarray, title: str) -> None:
 
 
 def draw_rect(axis, rect: np.ndarray, style: dict,
-               linewidth: float = 1.2) -> None:
+              linewidth: float = 1.2) -> None:
+    """A box ``[x1, y1, x2, y2]`` (px)."""
     x1, y1, x2, y2 = rect
     axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
                              linewidth=linewidth, **style))
@@ -141,15 +146,15 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
     """
     columns = max(len(scan['images']) for scan in scans)
     figure, axes = subplots(len(scans), columns, 2.4 * columns,
-                             2.7 * len(scans) + .5)
+                            2.7 * len(scans) + .5)
     for row, scan in zip(axes, scans):
         for axis in row:
             axis.axis('off')
         for view, (axis, image) in enumerate(zip(row, scan['images'])):
             name = scan['names'][view]
             draw_view(axis, image, scan['ct2img'][view],
-                       f'{scan["title"]}, {name}' if view == 0 else name,
-                       scan)
+                      f'{scan["title"]}, {name}' if view == 0 else name,
+                      scan)
             for rect in scan['boxes_2d'][view] if 'boxes_2d' in scan else ():
                 draw_rect(axis, rect, STYLE_2D)
             size = (0, image.shape[1], image.shape[0], 0)

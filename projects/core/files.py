@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
-__all__ = ['DataError', 'atomic_write', 'dump_json', 'load_json']
+__all__ = ['DataError', 'atomic_write', 'dump_json', 'load_json', 'read_bytes']
 
 
 class DataError(ValueError):
@@ -65,6 +65,11 @@ def load_json(path: Union[str, Path]):
 
 
 def read_bytes(path: Union[str, Path]) -> bytes:
+    """Content of a file that must not be empty.
+
+    Raises:
+        DataError: The file is missing or empty, or cannot be read.
+    """
     try:
         content = Path(path).read_bytes()
     except OSError as error:

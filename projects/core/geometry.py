@@ -1,4 +1,4 @@
-"""All camera maths of the project: rigs, projection, rays, triangulation.
+"""All camera maths of the project: projection, rays, boxes, triangulation.
 
 Convention (every other module relies on it and none restates it):
 
@@ -27,12 +27,11 @@ from scipy.spatial.transform import Rotation
 
 __all__ = [
     'LPS_TO_RAS', 'box_corners', 'camera_centres', 'circular_ct2cam',
-    'clamp_points', 'compose_ct2img',
-    'denormalise_points', 'depth_bounds', 'frustum_points', 'invert_rigid',
-    'mirror_view', 'nearest_rotation', 'normalise_points', 'pixel_sizes',
-    'project', 'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
-    'roi_intrinsics', 'rotation_z', 'scale_cam2img', 'transform_boxes',
-    'triangulate', 'unproject'
+    'clamp_points', 'compose_ct2img', 'denormalise_points', 'depth_bounds',
+    'frustum_points', 'invert_rigid', 'mirror_view', 'nearest_rotation',
+    'normalise_points', 'pixel_sizes', 'project', 'project_boxes', 'rays',
+    'reprojection_errors', 'rigid_motion', 'roi_intrinsics', 'rotation_z',
+    'scale_cam2img', 'transform_boxes', 'triangulate', 'unproject'
 ]
 
 # Of one kind in a call: what goes in as a tensor comes out as one.

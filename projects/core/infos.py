@@ -27,9 +27,9 @@ from projects.core.files import (
 )
 
 __all__ = [
-    'CHARACTERISTICS', 'SCHEMA_VERSION', 'as_arrays', 'build_coco',
-    'check_coco', 'coco_name', 'dump_infos', 'infos_name', 'load_infos',
-    'load_tested', 'validate_infos'
+    'CHARACTERISTICS', 'SCHEMA_VERSION', 'SHAPE_CELLS', 'as_arrays',
+    'build_coco', 'check_coco', 'coco_name', 'dump_infos', 'infos_name',
+    'load_infos', 'load_tested', 'pack_shape', 'unpack_shape', 'validate_infos'
 ]
 
 SCHEMA_VERSION = 1
@@ -99,7 +99,7 @@ def load_infos(path: Union[str, Path]) -> dict:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(f'{path}: is not a readable info pickle: '
-                         f'{type(error).__name__}: {error}') from None
+                        f'{type(error).__name__}: {error}') from None
     validate_infos(infos, str(path))
     return infos
 
@@ -117,7 +117,7 @@ def load_tested(ann_file: Union[str, Path], scans: Iterable[dict],
     for scan in scans:
         if scan['token'] not in known:
             raise DataError(f'{ann_file}: expected scan {scan["token"]} of '
-                             f'{results}, found none')
+                            f'{results}, found none')
     return infos
 
 

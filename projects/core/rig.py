@@ -21,7 +21,6 @@ from projects.core.geometry import (
 
 __all__ = ['Rig', 'View']
 
-# ------------------------------------------------------------------------ rig
 _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_. -]*')
 
 

@@ -5,11 +5,11 @@ only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 """
 
 from projects.core.engine.hooks import (
-                                        ClassCheckHook,
-                                        DrawBoxesHook,
-                                        PlainCheckpointHook,
-                                        ProgressBarHook,
-                                        RangeCheckHook,
+    ClassCheckHook,
+    DrawBoxesHook,
+    PlainCheckpointHook,
+    ProgressBarHook,
+    RangeCheckHook,
 )
 from projects.core.engine.precision import BFloat16OptimWrapper
 from projects.core.evaluation.metric_2d import Indication2DMetric
@@ -27,38 +27,37 @@ from projects.mv2d_xray.lifting.head import XRayLiftingHead
 from projects.mv2d_xray.lifting.position_encoding import XRayPositionEncoding
 from projects.mv2d_xray.preprocessing import XRayDataPreprocessor
 from projects.mv2d_xray.queries.roi import (
-                                        XRayRoIQueryGenerator,
-                                        XRayTriangulatedQueryGenerator,
+    XRayRoIQueryGenerator,
+    XRayTriangulatedQueryGenerator,
 )
 from projects.mv2d_xray.queries.volume import XRayVolumeHead
 from projects.mv2d_xray.transforms import (
-                                        LoadXRayViews,
-                                        PackXRayInputs,
-                                        ResizeXRay,
-                                        XRayAcquisition,
+    LoadXRayViews,
+    PackXRayInputs,
+    ResizeXRay,
+    XRayAcquisition,
     XRayGridMask,
-                                        XRayInsertNodules,
-                                        XRayPhotometric,
-                                        XRayPhotonNoise,
-                                        XRayPoseError,
-                                        XRayRandomFlip,
-                                        XRayRandomRotate,
-                                        XRayViewDropout,
+    XRayInsertNodules,
+    XRayPhotometric,
+    XRayPhotonNoise,
+    XRayPoseError,
+    XRayRandomFlip,
+    XRayRandomRotate,
+    XRayViewDropout,
 )
 from projects.mv2d_xray.tta import XRayTTAModel
 
 __all__ = [
-    'LoadXRayViews', 'MV2DXRay', 'PackXRayInputs', 'ResizeXRay',
-    'Indication2DMetric', 'Indication3DMetric', 'BFloat16OptimWrapper',
-    'XRayAcquisition', 'XRayBoxL1Cost', 'XRayCenterNetHead',
-    'PlainCheckpointHook',
-    'ClassCheckHook', 'RangeCheckHook', 'XRayDataPreprocessor',
-    'XRayDataset', 'XRayDecoder', 'XRayDilatedNet', 'XRayFeatureExtractor',
-    'DrawBoxesHook', 'XRayGridMask', 'XRayInsertNodules', 'XRayLiftingHead',
-    'XRayPhotometric', 'XRayPhotonNoise', 'XRayPositionEncoding',
-    'XRayPoseError', 'ProgressBarHook', 'XRayRandomFlip',
-    'XRayRandomRotate', 'XRayRoIQueryGenerator', 'XRayScoreGrid',
-    'XRaySourceFusion',
-    'XRayTTAModel', 'XRayTriangulatedQueryGenerator', 'XRayViewDropout',
-    'XRayVolumeHead', 'xray_target'
+    'BFloat16OptimWrapper', 'ClassCheckHook', 'DrawBoxesHook',
+    'Indication2DMetric', 'Indication3DMetric', 'LoadXRayViews', 'MV2DXRay',
+    'PackXRayInputs', 'PlainCheckpointHook', 'ProgressBarHook',
+    'RangeCheckHook', 'ResizeXRay', 'XRayAcquisition', 'XRayBoxL1Cost',
+    'XRayCenterNetHead', 'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder',
+    'XRayDilatedNet', 'XRayFeatureExtractor', 'XRayGridMask',
+    'XRayInsertNodules', 'XRayLiftingHead', 'XRayPhotometric',
+    'XRayPhotonNoise', 'XRayPoseError', 'XRayPositionEncoding',
+    'XRayRandomFlip', 'XRayRandomRotate', 'XRayRoIQueryGenerator',
+    'XRayScoreGrid', 'XRaySourceFusion', 'XRayTTAModel',
+    'XRayTriangulatedQueryGenerator', 'XRayViewDropout', 'XRayVolumeHead',
+    'xray_target'
 ]

@@ -109,7 +109,7 @@ class XRayDataset(Det3DDataset):
         samples, bank, outside = [], [], {}
         if not infos['data_list']:
             raise DataError(f'{self.source}: field "data_list": expected at '
-                             'least one sample, found 0')
+                            'least one sample, found 0')
         for sample in infos['data_list']:
             self._check_sample(sample)
             rows = self._counting(sample['instances'])[2]
@@ -180,17 +180,17 @@ class XRayDataset(Det3DDataset):
             if not p.match(coco_name('*')))
         if others:
             raise DataError(f'{path}: expected infos of this split, found '
-                             f'{", ".join(others)} in the set')
+                            f'{", ".join(others)} in the set')
 
     def _check_sample(self, sample: dict) -> None:
         where = f'{self.source}: scan {sample["token"]}'
         views = len(sample['images'])
         if self.num_views is not None and views != self.num_views:
             raise DataError(f'{where}: field "images": expected '
-                             f'{self.num_views} views, found {views}')
+                            f'{self.num_views} views, found {views}')
         if views == 0:
             raise DataError(f'{where}: field "images": expected at least '
-                             'one view, found 0')
+                            'one view, found 0')
 
     def _tell_outside(self, outside: Dict[str, list]) -> None:
         """Log what lies outside the scene box: centres (mm) by scan.

@@ -209,7 +209,7 @@ def test_an_inserted_shape_is_turned_with_its_box():
     half[8:] = True  # x > 0
     turn = np.array([[0., 1, 0], [-1, 0, 0], [0, 0, 1]])  # y takes x's place
     finding = Finding(np.array([5., 0, 0]),
-                       turn / np.array([10., 6, 4])[:, None], half, .02, 0)
+                      turn / np.array([10., 6, 4])[:, None], half, .02, 0)
     np.testing.assert_allclose(finding.box, [5, 5, 0, 12, 10, 8, 0])
     rays = np.eye(3)
     source = np.array([5., -50, 0])  # sees it along y

@@ -478,7 +478,7 @@ def test_key_that_is_only_used_when_training_starts(trained, tmp_path):
 
 def test_checkpoint_of_another_model(trained, tmp_path):
     cfg = load_config(str(ROOT / CONFIG),
-                              {'model.lifting_head.embed_dims': 32})
+                      {'model.lifting_head.embed_dims': 32})
     model = MODELS.build(cfg.model)
     with pytest.raises(UserError, match='another model.*expected '
                        'shape'):

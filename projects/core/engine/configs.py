@@ -41,7 +41,6 @@ _RUNNER_KEYS = (
     'custom_imports')
 
 
-# ------------------------------------------------------------------- configs
 def load_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config and override parts of it.
 

@@ -24,12 +24,11 @@ from projects.core.engine.checkpoints import (
 from projects.core.engine.command_line import UserError
 
 __all__ = [
-    'PlainCheckpointHook', 'ClassCheckHook', 'DrawBoxesHook',
+    'ClassCheckHook', 'DrawBoxesHook', 'PlainCheckpointHook',
     'ProgressBarHook', 'RangeCheckHook'
 ]
 
 
-# ------------------------------------------------------------------ progress
 @HOOKS.register_module()
 class ProgressBarHook(Hook):
     """A progress bar with an ETA over training, validation and test."""

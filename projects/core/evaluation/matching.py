@@ -10,7 +10,10 @@ from typing import Optional, Tuple
 
 import numpy as np
 
-__all__ = ['ScanResult', 'match']
+__all__ = [
+    'DISTANCES', 'FALSE_POSITIVES', 'IOUS', 'MATCH_DISTANCE', 'SIZE_BINS',
+    'ScanResult', 'match', 'on_ignored'
+]
 
 DISTANCES = (5., 10., 15., 20.)  # mm
 MATCH_DISTANCE = 10.  # mm
@@ -52,7 +55,6 @@ class ScanResult:
                             self.diameters[~inside]]), self.token)
 
 
-# ------------------------------------------------------------------- matching
 def match(scan: ScanResult, distance: Optional[float],
           duplicates: bool) -> Tuple[np.ndarray, np.ndarray]:
     """Match predictions to findings.
@@ -89,6 +91,7 @@ def match(scan: ScanResult, distance: Optional[float],
 
 
 def centre_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Between the centres of (N, 7) and (M, 7) boxes (mm), (N, M)."""
     return np.linalg.norm(a[:, None, :3] - b[None, :, :3], axis=-1)
 
 

@@ -30,7 +30,7 @@ from projects.core.evaluation.ranking import (
 )
 from projects.core.results import describe_scan, load_thresholds, table_of
 
-__all__ = ['Indication3DMetric', 'scans_of']
+__all__ = ['Indication3DMetric', 'diameters_of', 'scans_of']
 
 _SHOWN = .1  # score from which tools/infer.py shows a box
 

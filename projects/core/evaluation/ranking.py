@@ -21,7 +21,8 @@ from projects.core.files import DataError
 from projects.core.results import results_of
 
 __all__ = [
-    'bootstrap_weights', 'curves_of', 'difference', 'evaluate', 'threshold_at'
+    'Ranked', 'bootstrap_weights', 'curves_of', 'difference', 'evaluate',
+    'mean_over_classes', 'threshold_at', 'without_findings'
 ]
 
 
@@ -36,6 +37,7 @@ class Ranked:
     @classmethod
     def of(cls, scans: Sequence[ScanResult], distance: Optional[float],
            duplicates: bool) -> 'Ranked':
+        """Match each scan's predictions, see :func:`match`."""
         scores_of, hits_of, rows_of = [], [], []
         for i, scan in enumerate(scans):
             found, counts = match(scan, distance, duplicates)
@@ -117,7 +119,6 @@ def threshold_at(wrong: Sequence[float] | np.ndarray, rate: float,
     return float(wrong[rank]) if rank < len(wrong) else 0.
 
 
-# ----------------------------------------------------------------- evaluation
 def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
              seed: int = 0,
              thresholds: Optional[Sequence[float]] = None,
@@ -208,8 +209,8 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
             expected = tokens
         if tokens != expected or not any(tokens):
             raise DataError('results: expected two tests of the same scans, '
-                             f'found {sum(map(len, expected))} and '
-                             f'{sum(map(len, tokens))}, or others')
+                            f'found {sum(map(len, expected))} and '
+                            f'{sum(map(len, tokens))}, or others')
         draws = np.concatenate([
             np.ones((1, len(tokens[0]))),
             bootstrap_weights(len(tokens[0]), bootstrap, seed)])

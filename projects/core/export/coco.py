@@ -15,7 +15,7 @@ def write_coco(found: Found) -> List[Path]:
     """Write ``coco.json``: projected boxes of all views."""
     if found.infos is None:
         raise DataError('coco: expected infos, whose image ids its boxes '
-                         'have, found none')
+                        'have, found none')
     coco = build_coco(found.infos)
     ids = {image['token']: image['id'] for image in coco['images']}
     labels = {c['name']: c['id'] for c in coco['categories']}

@@ -31,7 +31,6 @@ _IMAGE = ('Rows', 'Columns', 'PixelSpacing', 'SliceThickness',
           'ImagePositionPatient', 'ImageOrientationPatient')
 
 
-# ------------------------------------------------------------------ DICOM SR
 def write_sr(found: Found) -> List[Path]:
     """A Comprehensive 3D SR with a measurement report (DICOM PS3.16, TID
     1500) for each scan, in the study of its CT series.
@@ -56,11 +55,11 @@ def write_sr(found: Found) -> List[Path]:
     """
     if found.infos is None:
         raise DataError('sr: expected infos, which name the CT series of '
-                         'each scan, found none')
+                        'each scan, found none')
     if found.dicom_root is None or not found.dicom_root.is_dir():
         raise DataError('sr: expected --dicom-root, the folder of the CT '
-                         'series that it refers to, found '
-                         f'{found.dicom_root or "none"}')
+                        'series that it refers to, found '
+                        f'{found.dicom_root or "none"}')
     listed: Dict[Path, Dict[Optional[str], List[Path]]] = {}
     paths = []
     with warnings.catch_warnings():
@@ -102,8 +101,8 @@ def _find_series(scan: dict, root: Path,
     for key in ('series_uid', 'frame_of_reference_uid', 'ct2patient'):
         if sample.get(key) is None or len(sample[key]) == 0:
             raise DataError(f'scan {scan["token"]}: field "{key}": expected '
-                             'that of a DICOM series, found none: it has no '
-                             'DICOM SR')
+                            'that of a DICOM series, found none: it has no '
+                            'DICOM SR')
     folder = root / re.sub(r'[^\w+-]', '_', str(sample.get('lidc_id_ref')))
     folder = folder if folder.is_dir() else root
     if folder not in listed:
@@ -112,8 +111,8 @@ def _find_series(scan: dict, root: Path,
             listed[folder].setdefault(_series_of(path), []).append(path)
     if sample['series_uid'] not in listed[folder]:
         raise DataError(f'{folder}: expected the CT series '
-                         f'{sample["series_uid"]} of scan {scan["token"]}, '
-                         'found none of its files')
+                        f'{sample["series_uid"]} of scan {scan["token"]}, '
+                        'found none of its files')
     return listed[folder][sample['series_uid']]
 
 
@@ -151,8 +150,8 @@ def _report(scan: dict, files: List[Path], found: Found
     other = {s.get('FrameOfReferenceUID') for s in slices} - {frame}
     if other:
         raise DataError(f'{files[0].parent}: FrameOfReferenceUID: expected '
-                         f'{frame} as in the infos of scan {scan["token"]}, '
-                         f'found {other.pop() or "none"}')
+                        f'{frame} as in the infos of scan {scan["token"]}, '
+                        f'found {other.pop() or "none"}')
     for key in _PATIENT_AND_STUDY:
         if key not in slices[0]:
             setattr(slices[0], key, None)

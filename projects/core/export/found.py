@@ -37,7 +37,7 @@ class Found:
 
 
 def place_box(box: List[float], frame: np.ndarray
-           ) -> Tuple[np.ndarray, np.ndarray]:
+              ) -> Tuple[np.ndarray, np.ndarray]:
     """A world box in another frame (4x4, from the world).
 
     Returns:

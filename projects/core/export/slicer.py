@@ -20,7 +20,7 @@ def write_slicer(found: Found) -> List[Path]:
         markups = []
         for number, box in enumerate(scan['boxes'], 1):
             centre, axes = place_box(box['bbox_3d'],
-                                  np.eye(4) if matrix is None else matrix)
+                                     np.eye(4) if matrix is None else matrix)
             label = f'{box["class_name"]} {number} ({box["score"]:.2f})'
             markups.append(dict(
                 type='ROI', name=label,

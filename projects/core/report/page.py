@@ -53,7 +53,7 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
     ann_file = ann_file or source.get('ann_file')
     if not ann_file:
         raise DataError(f'{results}: field "source.ann_file": expected the '
-                         'tested infos, found none: give them')
+                        'tested infos, found none: give them')
     infos = load_tested(ann_file, full['scans'], results)
     samples = {s['token']: s for s in infos['data_list']}
     scans = [_scan(scan, samples[scan['token']], Path(ann_file).parent)

@@ -44,7 +44,6 @@ def _wrapped(title: str, width: float) -> str:
                      for part in textwrap.wrap(line, int(11 * width)))
 
 
-# ---------------------------------------------------- what each stage makes
 def draw_findings(findings: List[dict], limits: dict, few: float,
                   out_file: Union[str, Path]) -> None:
     """What is missed in a set: by size, by place, by what the stages say.
@@ -132,7 +131,7 @@ def draw_boxes_2d(views: List[dict], out_file: Union[str, Path], title: str,
     side = 4. if columns > 2 else 7.
     title = _wrapped(title, side * columns)
     figure, axes = subplots(rows, columns, side * columns, (side + .3) *
-                             rows + .25 * title.count('\n') + 1.2)
+                            rows + .25 * title.count('\n') + 1.2)
     for axis in axes.ravel():
         axis.axis('off')
     for axis, view in zip(axes.ravel(), views):
@@ -144,7 +143,7 @@ def draw_boxes_2d(views: List[dict], out_file: Union[str, Path], title: str,
                     if key.endswith(iou)]
             name += f': proposed of {count}: {", ".join(told)}'
         draw_view(axis, view['image'], view['ct2img'], name,
-                   dict(prediction=prediction), scores)
+                  dict(prediction=prediction), scores)
         for rect in view.get('proposals', ()):
             draw_rect(axis, rect, _STYLE_PROPOSAL, .9)
         for rect, score in zip(view.get('detections', ()),
@@ -208,13 +207,13 @@ def draw_features(image: np.ndarray, levels: Sequence[np.ndarray],
     most = max(len(c) for c in channels)
     columns = 2 + most + (heatmap is not None)
     figure, axes = subplots(len(levels), columns, 2.2 * columns,
-                             2.5 * len(levels) + .5)
+                            2.5 * len(levels) + .5)
     for axis in axes.ravel():
         axis.axis('off')
     for row, (line, level) in enumerate(zip(axes, levels)):
         stride, shape = strides[row], level.shape
         draw_image(line[0], image, f'level {row}: 1/{stride}, {shape[0]} '
-                    f'channels\n{shape[1]} x {shape[2]} cells')
+                   f'channels\n{shape[1]} x {shape[2]} cells')
         maps = [(level.mean(0), 'mean of all channels')]
         for rank, channel in enumerate(channels[row]):
             name = 'strongest' if rank == 0 else f'no. {rank + 1}'
@@ -313,7 +312,7 @@ def draw_queries(points: np.ndarray, scores: np.ndarray,
     columns = 1 + len(enlarged) + 1
     title = _wrapped(title, 4.2 * columns)
     figure, axes = subplots(2, columns, 4.2 * columns,
-                             8.6 + .25 * title.count('\n'))
+                            8.6 + .25 * title.count('\n'))
     named = np.isin(np.arange(points.shape[1]), chosen)
     colour = colormaps['viridis'](scores[-1], alpha=np.where(named, 1., .5))
     width = np.where(named, 1.8, .7)
@@ -390,9 +389,9 @@ def draw_attention(views: List[dict], queries: List[dict],
     """
     queries = queries[:_MOST_QUERIES]
     figure, axes = subplots(len(queries), len(views),
-                             max(1.9 * len(views), 7.6),
-                             max(1.9, 7.6 / len(views)) * len(queries) +
-                             .5 * len(queries) + 1)
+                            max(1.9 * len(views), 7.6),
+                            max(1.9, 7.6 / len(views)) * len(queries) +
+                            .5 * len(queries) + 1)
     for line, query in zip(axes, queries):
         layer = query['attention'][-1]
         largest = max((r['weight'] for r in layer['rois']), default=1.)
@@ -410,7 +409,7 @@ def draw_attention(views: List[dict], queries: List[dict],
                 f'{weight:.2f}' if rois else 'none'))
             for roi in rois:
                 draw_rect(axis, roi['bbox'], _STYLE_ROI,
-                           .8 + 2.2 * roi['weight'] / largest)
+                          .8 + 2.2 * roi['weight'] / largest)
             _draw_true_rects(axis, view)
             if rois:
                 _cut_out(axis, view['image'].shape, rois[0]['bbox'])

@@ -71,7 +71,7 @@ def report_scan(model, sample: dict, told: Dict, out_dir: Path,
                     seen.features, model.feat_strides)])
             for v in rows
         },
-        peaks=_peaks(model, seen),
+        peaks=_peaks(seen),
         queries=[_query(seen, q, names) for q in chosen])
     dump_json(content, Path(out_dir) / 'scan.json')
     _draw_scan(model, seen, content, rows, names, chosen, Path(out_dir))
@@ -126,7 +126,7 @@ def _channels(level: Tensor, stride: int) -> Dict:
                 maxima=rounded(value[:TOP].cpu(), 4))
 
 
-def _peaks(model, seen: Trace) -> List[Dict]:
+def _peaks(seen: Trace) -> List[Dict]:
     """Peaks of the volume that become queries, best first."""
     mine = (seen.sources == VOLUME).cpu().numpy()
     scores = seen.scores[0].cpu().numpy()

@@ -12,7 +12,7 @@ from torch import Tensor
 from projects.core.boxes import gravity_boxes
 from projects.mv2d_xray.lifting.fusion import ROI, VOLUME
 
-__all__ = ['Trace', 'trace']
+__all__ = ['Trace', 'is_peak', 'rounded', 'trace']
 
 
 @dataclass
@@ -146,9 +146,11 @@ def trace(model, sample: dict) -> Trace:
 
 
 def is_peak(heatmap: Tensor) -> Tensor:
+    """Where no neighbour in (H, W) or (X, Y, Z) is stronger."""
     pool = F.max_pool2d if heatmap.dim() == 2 else F.max_pool3d
     return heatmap == pool(heatmap[None, None], 3, 1, 1)[0, 0]
 
 
 def rounded(values, digits: int = 2) -> list:
+    """Python numbers, short enough for JSON."""
     return np.asarray(values, dtype=np.float64).round(digits).tolist()

@@ -1,9 +1,4 @@
-"""Where a finding is lost: what every stage of a model says of one scan.
-
-Betancur et al. §5 looks at 2D boxes and feature maps to find out why its model
-fails. Here is the same for any model, scan and view, and for the stages that
-come after: volume, queries and attention.
-"""
+"""Which stage loses each finding of a set, and how that is decided."""
 
 from typing import Dict, Iterable, List, Sequence
 
@@ -19,13 +14,12 @@ from projects.core.evaluation.ranking import threshold_at
 from projects.mv2d_xray.diagnosis.trace import Trace, is_peak, rounded, trace
 from projects.mv2d_xray.lifting.fusion import SOURCES
 
-__all__ = ['diagnose', 'verdict']
+__all__ = ['VISIBLE', 'diagnose', 'verdict']
 
 VISIBLE = 20  # stronger peaks in the same view, median over views
 SHOWN_IOU = .3  # a 2D box that overlaps less does not show the finding
 
 
-# ------------------------------------------------------------------- verdicts
 def diagnose(model, samples: Iterable[dict], classes: Sequence[str],
              hit: float = MATCH_DISTANCE,
              false_positives: float = 1.) -> Dict:

@@ -7,27 +7,26 @@ worker. Images are lists of (H, W, 1) float32 line integrals.
 """
 
 from projects.mv2d_xray.transforms.geometric import (
-                                                     ResizeXRay,
-                                                     XRayPoseError,
-                                                     XRayRandomFlip,
-                                                     XRayRandomRotate,
-                                                     XRayViewDropout,
-                                                     keep_views,
+    ResizeXRay,
+    XRayPoseError,
+    XRayRandomFlip,
+    XRayRandomRotate,
+    XRayViewDropout,
+    keep_views,
 )
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.loading import LoadXRayViews
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import (
-                                                     XRayAcquisition,
-                                                     XRayGridMask,
-                                                     XRayPhotometric,
-                                                     XRayPhotonNoise,
+    XRayAcquisition,
+    XRayGridMask,
+    XRayPhotometric,
+    XRayPhotonNoise,
 )
 
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayAcquisition',
-    'XRayGridMask',
-    'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
+    'XRayGridMask', 'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
     'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout',
     'keep_views'
 ]

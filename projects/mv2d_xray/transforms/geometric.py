@@ -14,8 +14,8 @@ from projects.core import geometry
 from projects.core.boxes import gravity_boxes, lidar_boxes
 
 __all__ = [
-    'ResizeXRay', 'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate',
-    'XRayViewDropout'
+    'PER_VIEW', 'ResizeXRay', 'XRayPoseError', 'XRayRandomFlip',
+    'XRayRandomRotate', 'XRayViewDropout', 'keep_views'
 ]
 
 PER_VIEW = ('cam2img', 'ct2cam', 'ct2img')

@@ -52,7 +52,7 @@ class LoadXRayViews(BaseTransform):
             for view in views.values()
         ]
         for key, name in zip(PER_VIEW, ('cam2img', 'lidar2cam',
-                                         'lidar2img')):
+                                        'lidar2img')):
             results[key] = np.stack([
                 np.asarray(v[name], dtype=np.float64) for v in views.values()
             ])
@@ -70,7 +70,7 @@ class LoadXRayViews(BaseTransform):
         image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if image is None:
             raise DataError(f'{path}: image: expected a readable PNG, found '
-                             'none')
+                            'none')
         if image.ndim == 3:  # grey levels stored as colours, opacity
             image, others = image[..., 0], image[..., 1:3]
             if (others != image[..., None]).any():
