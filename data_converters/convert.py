@@ -15,7 +15,7 @@ import shutil
 import socket
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import (
     Callable,
@@ -316,7 +316,7 @@ def expect_own_folder(out_dir: Path, own: str, what: str) -> None:
 @contextmanager
 def _lock(path: Path, shared: bool = False) -> Iterator[None]:
     """A lock that the system releases when its process ends, however."""
-    with path.open('a+', encoding='utf-8') as stream:
+    with path.open('a+', encoding='utf-8', errors='replace') as stream:
         try:
             fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
                         | fcntl.LOCK_NB)
@@ -328,6 +328,12 @@ def _lock(path: Path, shared: bool = False) -> Iterator[None]:
                 f'found {holder}: wait for its end or choose another '
                 '--out-dir') from None
         if not shared:
+            stream.seek(0)
+            left = stream.read(80)
+            if left and not left.startswith('process '):
+                raise ConversionError(
+                    f'{path}: expected a lock of a run, found another file: '
+                    'choose another --out-dir')
             stream.truncate(0)
             stream.write(f'process {os.getpid()} on {socket.gethostname()}')
             stream.flush()
@@ -361,7 +367,8 @@ def _claim(out_dir: Path, options: Options) -> None:
 def _read_options(path: Path) -> dict:
     """Fields of :class:`Options` as a set's folder has them."""
     found = load_json(path)
-    if not (isinstance(found, dict) and isinstance(found.get('rig'), dict)):
+    if not (isinstance(found, dict) and isinstance(found.get('rig'), dict)
+            and set(found) <= {option.name for option in fields(Options)}):
         raise ConversionError(
             f'{path}: expected the options of a converted set, found none: '
             'choose another --out-dir')

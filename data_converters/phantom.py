@@ -9,6 +9,7 @@ shapes.
 """
 
 import functools
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,7 +273,9 @@ def expect_phantoms(out_dir: Path) -> None:
     expect_own_folder(out_dir, r'LIDC-IDRI-\d{4}|rig\.json',
                       'one with phantoms')
     for patient in sorted(out_dir.glob('LIDC-IDRI-*')):
-        for path in patient.rglob('*'):
+        paths = (Path(folder) / name for folder, _, names
+                 in os.walk(patient, followlinks=True) for name in names)
+        for path in paths:
             if not path.is_file():
                 continue
             with open(path, 'rb') as stream:

@@ -187,6 +187,25 @@ def test_a_users_folder_is_refused_untouched(tmp_path, name, shard):
     assert content(tmp_path) == before
 
 
+def test_other_files_with_a_sets_names_stay(whole, tmp_path):
+    (tmp_path / 'note').write_text('mine')
+    out_dir = tmp_path / 'set'
+    out_dir.mkdir()
+    (out_dir / '.lock').symlink_to(tmp_path / 'note')
+    with pytest.raises(ConversionError, match='.lock: expected a lock'):
+        make(out_dir)
+    assert (tmp_path / 'note').read_text() == 'mine'
+    # What a killed run has left in it is no reason to refuse.
+    (tmp_path / 'note').write_text('process 7 on host')
+    make(out_dir)
+    shutil.copytree(whole, tmp_path / 'other')
+    options = tmp_path / 'other' / 'options.json'
+    dump_json(dict(load_json(options), window=[1, 2]), options)
+    for run in (make, merge_set):
+        with pytest.raises(ConversionError, match='options of a converted'):
+            run(tmp_path / 'other')
+
+
 def test_a_folder_with_just_the_rig_is_a_start(whole, tmp_path):
     """And so is what a run leaves that is killed before options.json."""
     shutil.copy(whole / 'rig.json', tmp_path)

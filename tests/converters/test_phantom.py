@@ -184,6 +184,16 @@ def test_command_writes_scans(tmp_path, capsys):
     with pytest.raises(SystemExit, match='expected a phantom.s file, found'):
         main(call)
     files[0].write_bytes(b'')
+    # As where a patient's studies are links to where they are kept.
+    study, = (tmp_path / scan.patient_id).iterdir()
+    real = tmp_path.with_name(f'{tmp_path.name}-real')
+    (real / 'series').mkdir(parents=True)
+    (real / 'series' / files[0].name).write_bytes(b'a real slice')
+    link = study.with_name('linked')
+    link.symlink_to(real)
+    with pytest.raises(SystemExit, match='expected a phantom.s file, found'):
+        main(call)
+    link.unlink()
     (tmp_path / 'notes.txt').touch()
     with pytest.raises(SystemExit, match='other files ..notes.txt'):
         main(call)
