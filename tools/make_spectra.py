@@ -6,11 +6,18 @@ environment of its own; whoever uses the spectra does not.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
-import spekpy
-import xraydb
+
+try:
+    import spekpy
+    import xraydb
+except ImportError as missing:
+    sys.exit(f'make_spectra.py: error: {missing.name}: expected the packages '
+             'spekpy and xraydb, found none; install them in an environment '
+             'of their own')
 
 OUT = Path(__file__).parent.parent / 'projects/core/spectra.json'
 # Caesium iodide of a flat panel: 0.6 mm of columns that fill 75 % absorb 0.74
