@@ -176,7 +176,8 @@ def _dict(item, where: str, field: str) -> dict:
 def _expect_inside(name, where: str, field: str) -> None:
     """Files are named by it: it must not lead out of a folder."""
     _expect(isinstance(name, str) and not PurePosixPath(name).is_absolute()
-            and '..' not in PurePosixPath(name).parts, where, field,
+            and '..' not in PurePosixPath(name).parts
+            and '\0' not in name, where, field,  # no file has it
             'a name that does not lead out of the folder', name)
 
 

@@ -89,7 +89,7 @@ def test_truncated_and_missing_pickle(tmp_path, infos):
     (lambda s: s.update(token=3), 'field "token"'),
     *((lambda s, name=name: s.update(token=name),
        'token": expected a name that does not lead out')
-      for name in ('../../evil', '/evil', 'a/../../evil', '..')),
+      for name in ('../../evil', '/evil', 'a/../../evil', '..', 'a\0b')),
     (lambda s: s['images'].update({'../evil': s['images']['CAM_00']}),
      'images": expected a name that does not lead out.*found .../evil'),
     *((lambda s, path=path: s['images']['CAM_00'].update(img_path=path),
