@@ -1,10 +1,14 @@
 """Benchmarks compare what they say, and leave what they print."""
 
+import csv
 import json
 import os
 from contextlib import nullcontext
 
 import ablation
+import edges
+import nibabel
+import numpy as np
 import pytest
 import speed
 import torch
@@ -146,3 +150,35 @@ def test_loading_is_compared_with_reading(tmp_path):
 def test_a_process_that_dies_is_told():
     with pytest.raises(RuntimeError, match='_exit: .*found exit status 3'):
         in_process(os._exit, 3)
+
+
+def test_balls_with_hard_and_soft_edges(tmp_path):
+    """In lung, opposite the lesion, of one size: the edge alone differs."""
+    values = np.full((60, 40, 24), -1000, np.int16)
+    values[5:55, 5:35] = 0
+    for lung in (slice(8, 26), slice(34, 52)):
+        values[lung, 8:32, 2:22] = -850
+    affine = np.diag([4., 4., 4., 1.])
+    nibabel.save(nibabel.Nifti1Image(values, affine),
+                 tmp_path / 'chest.nii.gz')
+    (tmp_path / 'lesions.csv').write_text(
+        'scan,x,y,z,diameter\nchest,64,80,44,24\n')
+    edges.main(['--chests', str(tmp_path), '--lesions',
+                str(tmp_path / 'lesions.csv'), '--out-dir',
+                str(tmp_path / 'out')])
+    with (tmp_path / 'out/boxes.csv').open() as stream:
+        rows = {row['scan']: row for row in csv.DictReader(stream)}
+    assert set(rows) == {f'chest_{size}_{edge}' for size in ('same', '15mm')
+                         for edge in ('hard', 'soft')}
+    for name, row in rows.items():
+        painted = np.asarray(nibabel.load(
+            tmp_path / 'out/ct' / f'{name}.nii.gz').dataobj)
+        places = np.stack(np.indices(values.shape), -1) * 4.
+        away = np.linalg.norm(
+            places - [float(row[k]) for k in 'xyz'], axis=-1)
+        radius = float(row['diameter']) / 2
+        assert float(row['x']) > 120  # the other lung
+        assert (np.abs(painted - 30) <= 2)[away <= radius - 4].all()
+        assert (np.abs(painted - values) <= 2)[away > radius + 4].all()
+        between = (painted != values) & (painted != 30)
+        assert between.any() == name.endswith('soft')
