@@ -152,17 +152,21 @@ class RangeCheckHook(Hook):
     @staticmethod
     def _tell(model: torch.nn.Module, dataset) -> None:
         ranges = getattr(inner_model(model), 'search_ranges', {})
+        if not ranges:
+            return
+        infos = map(dataset.get_data_info, range(len(dataset)))
+        centres = [
+            (info['token'],
+             gravity_boxes(info['ann_info']['gt_bboxes_3d'])[:, :3].numpy())
+            for info in infos
+        ]
+        total = sum(len(places) for _, places in centres)
         for source, limits in ranges.items():
             low, high = np.reshape(limits, (2, 3))
-            outside, total = {}, 0
-            for row in range(len(dataset)):
-                info = dataset.get_data_info(row)
-                truth = info['ann_info']['gt_bboxes_3d']
-                centres = gravity_boxes(truth)[:, :3].numpy()
-                total += len(centres)
-                beyond = ((centres < low) | (centres > high)).any(1).sum()
-                if beyond:
-                    outside[info['token']] = int(beyond)
+            outside = {
+                token: int(beyond.sum()) for token, places in centres
+                if (beyond := ((places < low) | (places > high)).any(1)).any()
+            }
             if not outside:
                 continue
             others = [name for name in ranges if name != source]
