@@ -28,13 +28,13 @@ BONE = dict(H=.034, C=.155, N=.042, O=.435, Na=.001, Mg=.002, P=.103, S=.003,
             Ca=.225)
 MATERIALS = {
     'water': (dict(H=.1119, O=.8881), 1.),
-    'cortical bone': (BONE, 1.92),
+    'cortical_bone': (BONE, 1.92),
     'nickel': (dict(Ni=1.), 8.9),
 }
 BEAMS = {
     '120 kV, 2.5 mm Al, 0.2 mm Cu': dict(
         kvp=120, filters=[('Al', 2.5), ('Cu', .2)],
-        materials=['water', 'cortical bone'], bins=8, lengths=(0, 300)),
+        materials=['water', 'cortical_bone'], bins=8, lengths=(0, 300)),
     '225 kV, 1 mm Cu': dict(
         kvp=225, filters=[('Al', 2.5), ('Cu', 1.)],
         materials=['nickel'], bins=16, lengths=(0, 40)),

@@ -3,7 +3,7 @@
 Ideal line integrals (a reference attenuation times length, no unit) become
 counts: spectrum and beam hardening, scatter, focal spot, quantum noise, light
 spread, lag, gain, dead pixels, electronic noise. The usual corrections make
-line integrals of them again: offset, gain, dead pixels, scatter, logarithm.
+line integrals of them again: gain, dead pixels, scatter, logarithm.
 The same code writes test views and draws what a training sees.
 
 Every number is data: beams in ``spectra.json`` (made by
@@ -57,11 +57,11 @@ class Spectrum:
 
     def transmission(self, **lengths: np.ndarray) -> np.ndarray:
         """Share of the signal that is left behind lengths of materials (mm),
-        all of one shape; spaces in a material's name are underscores."""
+        all of one shape."""
         total = np.zeros(np.shape([*lengths.values()][0]), np.float32)
         for row, weight in enumerate(self.signal):
             depth = sum(
-                np.float32(self.mu[name.replace('_', ' ')][row]) * length
+                np.float32(self.mu[name][row]) * length
                 for name, length in lengths.items())
             total += np.float32(weight) * np.exp(-depth)
         return total
@@ -69,7 +69,7 @@ class Spectrum:
     def mean_energy(self, **lengths: float) -> float:
         """Of the signal behind lengths of materials (keV)."""
         left = self.signal * np.exp(-sum(
-            self.mu[name.replace('_', ' ')] * length
+            self.mu[name] * length
             for name, length in lengths.items()))
         return float((left * self.energies).sum() / left.sum())
 
@@ -80,13 +80,11 @@ class Exposure:
 
     Attributes:
         raw: (V, H, W), with the object.
-        dark: (H, W), without X-rays.
         flat: (H, W), without the object.
         dead: Boolean (H, W).
         scatter: (V, H, W), what an ideal correction would take off.
     """
     raw: np.ndarray
-    dark: np.ndarray
     flat: np.ndarray
     dead: np.ndarray
     scatter: np.ndarray
@@ -202,7 +200,7 @@ class Acquisition:
         pixel = pixel_size * self.magnification
         length = np.asarray(line_integrals, np.float32) / np.float32(
             self.reference_mu)
-        lengths = {self.material.replace(' ', '_'): length}
+        lengths = {self.material: length}
         if bone is not None:
             bone = np.asarray(bone, np.float32)
             lengths = {self.material: length - np.float32(2.5) * bone,
@@ -229,16 +227,14 @@ class Acquisition:
         quanta[:, dead] = 0
         flat = np.full(shape, open_beam, np.float32)
         flat[dead] = 0
-        return Exposure(quanta, np.zeros(shape, np.float32), flat, dead,
-                        open_beam * scatter)
+        return Exposure(quanta, flat, dead, open_beam * scatter)
 
     def correct(self, exposure: Exposure, pixel_size: float,
                 rng: np.random.Generator) -> np.ndarray:
-        """Line integrals (V, H, W) of what a detector wrote: offset, gain,
-        dead pixels, scatter, logarithm."""
+        """Line integrals (V, H, W) of what a detector wrote: gain, dead
+        pixels, scatter, logarithm."""
         pixel = pixel_size * self.magnification
-        flat = exposure.flat - exposure.dark
-        signal = exposure.raw - exposure.dark
+        signal, flat = exposure.raw, exposure.flat
         if exposure.dead.any():
             signal = _filled(signal, exposure.dead)
             flat = _filled(flat[None], exposure.dead)[0]
@@ -352,20 +348,16 @@ def _grown(images: np.ndarray, zoom: int, height: int,
 
 def _filled(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
     """Dead pixels get the median of their live neighbours."""
-    filled = np.where(dead, np.nan, images)
-    rows, columns = np.nonzero(dead)
-    height, width = dead.shape
-    for row, column in zip(rows, columns):
-        reach = 1
-        while True:
-            near = filled[:, max(row - reach, 0):row + reach + 1,
-                          max(column - reach, 0):column + reach + 1]
-            if not np.isnan(near[0]).all() or reach > max(height, width):
-                break
+    live, filled = np.where(dead, np.nan, images), images.copy()
+    for row, column in np.argwhere(dead):
+        near = live[:, row:row + 1, column:column + 1]
+        reach = 0
+        while np.isnan(near[0]).all() and reach <= max(dead.shape):
             reach += 1
-        images = images if images.flags.owndata else images.copy()
-        images[:, row, column] = np.nanmedian(near, axis=(1, 2))
-    return images
+            near = live[:, max(row - reach, 0):row + reach + 1,
+                        max(column - reach, 0):column + reach + 1]
+        filled[:, row, column] = np.nanmedian(near, axis=(1, 2))
+    return filled
 
 
 def _smooth_noise(shape: Tuple[int, ...], width: float,
