@@ -84,7 +84,7 @@ class Options:
         min_diameter: Nodules below (mm) are marked ``ignore``.
         fractions: Share of the patients in 'val' and 'test'; the rest is
             for training.
-        seed: Of the split.
+        seed: Of the split; sets of one seed agree about every patient.
         dataset: Name in the metainfo.
         classes: Names of the labels.
         inputs: What else the set was made from.
@@ -562,7 +562,7 @@ def finish_set(out_dir: Path, options: Options,
     """Write infos and COCO files of every split from the records, the rig,
     and ``errors.json``: what was skipped and what was repaired.
 
-    Splits are by patient and depend on the patients and the seed alone.
+    Splits are by patient, see :func:`split_patients`.
 
     Args:
         out_dir (Path): Root of the set.
@@ -642,17 +642,43 @@ def finish_set(out_dir: Path, options: Options,
     return counts
 
 
-def split_patients(patients: List[str], options: Options) -> Dict[str, str]:
-    """Split of every patient."""
-    names = sorted(set(patients))
-    order = np.random.default_rng(options.seed).permutation(len(names))
-    splits, start = {}, 0
-    for split in ('test', 'val'):
-        share = options.fractions.get(split, 0.)
-        # At least one patient each, and one that remains for training.
-        count = max(round(share * len(names)), int(options.wants(split)))
-        count = min(count, len(names) - start - options.wants('train'))
-        for i in order[start:start + count]:
-            splits[names[i]] = split
-        start += count
-    return {name: splits.get(name, 'train') for name in names}
+def split_patients(patients: Iterable[str],
+                   options: Options) -> Dict[str, str]:
+    """Split of every patient.
+
+    A patient's place in [0, 1) is a hash of the name and the seed, whoever
+    else there is: below the share of 'test' it is a test's, at the other end
+    validation's. So a set grows without moving anyone, and of two sets with
+    other scans or shares none tests on what the other validates on.
+
+    Every split that is wanted has somebody, training first: where it has
+    none, it gets those who are nearest to its end. Only in such a set, of a
+    few patients, somebody may move when it grows.
+
+    Args:
+        patients (Iterable[str]): Names, in any order, as often as one likes.
+        options (Options): With ``fractions`` and ``seed``.
+    """
+    places = {name: _place_of(name, options.seed) for name in patients}
+    order = sorted(places, key=lambda name: (places[name], name))
+    shares = {split: options.fractions.get(split, 0.)
+              for split in ('test', 'val')}
+    least, free = {}, len(order)
+    for split in ('train', 'test', 'val'):
+        least[split] = min(int(options.wants(split)), free)
+        free -= least[split]
+    tested = sum(place < shares['test'] for place in places.values())
+    tested = min(max(tested, least['test']),
+                 len(order) - least['train'] - least['val'])
+    validated = sum(place >= 1 - shares['val'] for place in places.values())
+    validated = min(max(validated, least['val']),
+                    len(order) - least['train'] - tested)
+    rest = len(order) - tested - validated
+    return dict(zip(order, ['test'] * tested + ['train'] * rest
+                    + ['val'] * validated))
+
+
+def _place_of(patient: str, seed: int) -> float:
+    """In [0, 1), the same in every set."""
+    digest = hashlib.sha256(f'split {seed} {patient}'.encode()).hexdigest()
+    return int(digest[:13], 16) / 16**13  # as many bits as a float has

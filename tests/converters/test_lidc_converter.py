@@ -259,29 +259,78 @@ def test_patients_do_not_cross_splits(converted):
         assert tokens in ([ONCE], [TWICE, f'{TWICE}_1'])
 
 
-def test_split_depends_on_patients_and_seed_alone():
-    patients = [f'LIDC-IDRI-{i:04d}' for i in range(1, 101)]
-    options = Options({}, fractions=dict(val=.15, test=.15), seed=4)
-    first = convert.split_patients(patients, options)
+LIDC = [f'LIDC-IDRI-{i:04d}' for i in range(1, 881)]
+
+
+def split_of(patients, seed=0, **shares):
+    return convert.split_patients(patients, Options({}, fractions=shares,
+                                                    seed=seed))
+
+
+def test_split_depends_on_patient_and_seed_alone():
+    first = split_of(LIDC[:100], 4, val=.15, test=.15)
     np.random.seed(9)
-    shuffled = list(np.random.permutation(patients)) + patients[:8]
-    assert convert.split_patients(shuffled, options) == first
-    counts = [list(first.values()).count(s) for s in ('train', 'val', 'test')]
-    assert counts == [70, 15, 15]
-    other = convert.split_patients(patients, replace(options, seed=5))
-    assert other != first
+    shuffled = list(np.random.permutation(LIDC[:100])) + LIDC[:8]
+    assert split_of(shuffled, 4, val=.15, test=.15) == first
+    assert split_of(LIDC[:100], 5, val=.15, test=.15) != first
+
+
+@pytest.mark.parametrize('val, test', [(.15, .15), (.2, 0.), (.5, .5)])
+def test_shares_are_about_those_wanted(val, test):
+    splits = list(split_of(LIDC, val=val, test=test).values())
+    for split, share in (('val', val), ('test', test),
+                         ('train', 1 - val - test)):
+        # Within three standard deviations of as many coins.
+        assert abs(splits.count(split) - 880 * share) <= 3 * np.sqrt(
+            880 * share * (1 - share))
+
+
+def test_a_growing_set_moves_nobody():
+    whole = split_of(LIDC, val=.15, test=.15)
+    assert set(whole.values()) == {'train', 'val', 'test'}
+    for count in (50, 51, 300, 879):
+        part = split_of(LIDC[-count:], val=.15, test=.15)
+        assert part == {name: whole[name] for name in LIDC[-count:]}
+
+
+def test_sets_agree_about_their_patients():
+    """Of other scans and shares, as far as one can follow the other."""
+    one = split_of(LIDC[:500], val=.15, test=.15)
+    two = split_of(LIDC[250:], val=.15, test=.15)
+    assert all(one[name] == two[name] for name in LIDC[250:500])
+    narrow = split_of(LIDC[250:], val=.1, test=.05)
+    none = split_of(LIDC[250:], val=.3, test=0.)
+    for name in LIDC[250:500]:
+        # Who is held out with small shares is with larger ones.
+        assert narrow[name] in ('train', one[name])
+        assert none[name] != 'train' or one[name] != 'val'
+        assert {one[name], none[name]} != {'test', 'val'}
 
 
 @pytest.mark.parametrize('share, count, expected', [
     (.1, 1, (1, 0, 0)), (.1, 2, (1, 0, 1)), (.1, 3, (1, 1, 1)),
     (.1, 4, (2, 1, 1)),
     # Nobody is left for training.
-    (.5, 1, (0, 0, 1)), (.5, 3, (0, 1, 2)), (.5, 4, (0, 2, 2))])
+    (.5, 1, (0, 0, 1)), (.5, 2, (0, 1, 1))])
 def test_few_patients_are_shared_out(share, count, expected):
-    options = Options({}, fractions=dict(val=share, test=share))
-    splits = list(convert.split_patients(list('abcd')[:count],
-                                         options).values())
+    splits = list(split_of(list('abcd')[:count], val=share,
+                           test=share).values())
     assert tuple(map(splits.count, ('train', 'val', 'test'))) == expected
+
+
+@pytest.mark.parametrize('places, expected', [
+    # Nobody is at an end: the nearest is taken.
+    ((.5, .3, .7), ('train', 'test', 'val')),
+    ((.5, .6, .4, .55), ('train', 'val', 'test', 'train')),
+    # All are at one end: the others get who is nearest to theirs.
+    ((.1, .05, .12, .02), ('train', 'test', 'val', 'test')),
+    ((.9, .95), ('test', 'train')),
+    ((.9, .95, .99), ('test', 'train', 'val'))])
+def test_who_is_nearest_fills_an_empty_split(monkeypatch, places, expected):
+    names = dict(zip('abcd', places))
+    monkeypatch.setattr(convert, '_place_of', lambda name, _: names[name])
+    found = split_of(names, val=.15, test=.15)
+    assert tuple(found[name] for name in names) == expected
 
 
 # --------------------------------------------------------------------- boxes
