@@ -13,6 +13,7 @@ from projects.core.engine.checkpoints import (
     inner_model,
     load_checkpoint,
     warn_of_other_views,
+    warn_of_seen_patients,
 )
 from projects.core.engine.command_line import (
     UserError,
@@ -99,6 +100,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     meta, tested = checkpoint.get('meta', {}), runner.test_dataloader.dataset
     check_classes(args.checkpoint, meta, tested.metainfo['classes'])
     warn_of_other_views(args.checkpoint, meta, tested.metainfo.get('rig'))
+    seen = warn_of_seen_patients(args.checkpoint, meta, tested)
     runner.test()
     if args.out and runner.rank == 0:  # which alone has computed figures
         dump_results(
@@ -106,7 +108,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                 config=args.config, checkpoint=args.checkpoint,
                 sha256=hashlib.sha256(
                     Path(args.checkpoint).read_bytes()).hexdigest(),
-                ann_file=tested.source),
+                ann_file=tested.source, patients_seen_in_training=seen),
             full_results(runner, Indication2DMetric))
 
 

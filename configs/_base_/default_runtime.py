@@ -7,6 +7,7 @@ custom_hooks = [
     dict(type='ClassCheckHook'),
     dict(type='DrawBoxesHook'),
     dict(type='RangeCheckHook'),
+    dict(type='PatientsSeenHook'),
 ]
 # Curves and pictures: tensorboard --logdir work_dirs
 visualizer = dict(

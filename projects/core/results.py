@@ -3,8 +3,9 @@
 This module owns both schemas. ``results.json``, of a test, is what the 3D
 metric's ``full_results`` hold, in their order, and then
 
-- ``source``: ``config``, ``checkpoint``, its ``sha256`` and the tested
-  ``ann_file``;
+- ``source``: ``config``, ``checkpoint``, its ``sha256``, the tested
+  ``ann_file``, and of how many of its patients or parts the checkpoint was
+  trained on (``patients_seen_in_training``; null where that is not known);
 - ``2d``: ``full_results`` of the 2D metric, where the model has a 2D stage.
 
 ``boxes.json``, of an inference, has ``boxes`` and says what their numbers
@@ -29,8 +30,7 @@ from projects.core.files import DataError, dump_json, load_json
 
 __all__ = [
     'describe_scan', 'dump_boxes', 'dump_results', 'load_found',
-    'load_results', 'load_thresholds', 'results_of', 'table_of',
-    'unjudged_of'
+    'load_results', 'load_thresholds', 'notes_of', 'results_of', 'table_of'
 ]
 
 _NUMBER, _FIGURE = (int, float), (int, float, type(None))
@@ -119,6 +119,9 @@ def load_results(path: Union[str, Path]) -> dict:
     full.setdefault('source', {})
     full.setdefault('distances_mm', list(DISTANCES))
     _expect(full, path, source=dict, by_size=dict, distances_mm=list)
+    if full['source'].get('patients_seen_in_training') is not None:
+        _expect(full['source'], path, 'source.',
+                patients_seen_in_training=int)
     if 'classes_without_findings' in full:
         _expect(full, path, classes_without_findings=list)
     for row, told in enumerate(full.get('classes_without_findings', ())):
@@ -246,9 +249,13 @@ def results_of(full: dict, class_name: str) -> List[ScanResult]:
     ]
 
 
-def unjudged_of(full: dict) -> List[str]:
-    """A line for each class that has predictions and no findings."""
-    return [
+def notes_of(full: dict) -> List[str]:
+    """Lines that belong to the figures: what was trained on, and each class
+    that has predictions and no findings."""
+    seen = full.get('source', {}).get('patients_seen_in_training')
+    notes = [f'{seen} of the tested patients or parts were trained on: the '
+             'figures are flattered'] if seen else []
+    return notes + [
         'class {class_name}: no findings that count, {false_positives} false '
         'positives at any score, the highest {highest_score:.3f}: in no '
         'figure here'
@@ -298,4 +305,4 @@ def table_of(full: dict) -> str:
     ious = ', '.join(f'{iou:g}: {text(full[f"AP_iou{iou:g}"])}'
                      for iou in IOUS)
     return '\n'.join([*lines, froc, f'AP at 3D IoU {ious}',
-                      *unjudged_of(full)])
+                      *notes_of(full)])

@@ -149,6 +149,18 @@ def drawn(page):
         return count; }''')
 
 
+def test_what_was_trained_on_is_on_the_page(tested, tmp_path):
+    full = load_json(tested / 'results.json')
+    for count, shown in ((2, True), (0, False), (None, False)):
+        full['source']['patients_seen_in_training'] = count
+        dump_json(full, tmp_path / 'r.json')
+        write_report(tmp_path / 'r.json', tmp_path / 'r.html')
+        page = (tmp_path / 'r.html').read_text()
+        assert ('2 of the tested patients or parts were trained on: the '
+                'figures are flattered' in page) is shown
+    assert 'patients_seen_in_training: not known' in page
+
+
 def test_false_positives_of_a_class_without_findings(tested, tmp_path):
     results = load_json(tested / 'results.json')
     line = '{}: no findings that count, 50 false positives at any score'

@@ -17,6 +17,7 @@ from projects.core.results import (
     load_found,
     load_results,
     load_thresholds,
+    notes_of,
     table_of,
 )
 
@@ -118,6 +119,23 @@ def test_a_damaged_file_is_named_with_its_field(tmp_path, change, text):
     change(full)
     dump_json(full, tmp_path / 'r.json')
     with pytest.raises(DataError, match=f'r.json: {text}'):
+        load_results(tmp_path / 'r.json')
+
+
+def test_what_was_trained_on_is_told_beside_the_figures(tmp_path):
+    full = load_json(BEFORE)
+    for count, line in ((None, None), (0, None), (
+            2, '2 of the tested patients or parts were trained on: the '
+            'figures are flattered')):
+        full['source']['patients_seen_in_training'] = count
+        dump_json(full, tmp_path / 'r.json')
+        assert notes_of(load_results(tmp_path / 'r.json')) == [line] * bool(
+            line)
+    assert line in table_of(full)
+    full['source']['patients_seen_in_training'] = 'two'
+    dump_json(full, tmp_path / 'r.json')
+    with pytest.raises(DataError, match='"source.patients_seen_in_training"'
+                       ': expected a whole number, found \'two\''):
         load_results(tmp_path / 'r.json')
 
 

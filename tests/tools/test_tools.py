@@ -25,10 +25,15 @@ from projects.core.engine.checkpoints import (
     check_checkpoint,
     class_names,
     load_checkpoint,
+    warn_of_seen_patients,
 )
 from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
-from projects.core.engine.hooks import ClassCheckHook, RangeCheckHook
+from projects.core.engine.hooks import (
+    ClassCheckHook,
+    PatientsSeenHook,
+    RangeCheckHook,
+)
 from projects.core.engine.precision import use_half_precision
 from projects.core.files import dump_json
 from projects.core.infos import build_coco, dump_infos, load_infos
@@ -576,6 +581,83 @@ def test_a_checkpoint_of_other_classes_than_the_set(trained, tmp_path):
     done = test('other', 'lesion')
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'found lesion: figures hold if' in done.stdout + done.stderr
+
+
+def test_a_test_on_what_was_trained_on_is_told(trained, tmp_path):
+    """Also where that was the start's training, and in a file of weights and
+    metadata alone."""
+    work = trained / 'work' / 'iter_4.pth'
+    meta = load_checkpoint(str(work))['meta']
+    names = [f'LIDC-IDRI-00{n:02d}' for n in range(3)]
+    assert meta['patients_seen'] == names
+    assert meta['patients_seen_complete'] is True
+
+    def test(checkpoint, split):
+        done = tool(
+            'test.py', CONFIG, checkpoint, '--work-dir', tmp_path,
+            '--data-root', trained / 'data', '--out', tmp_path / 'r.json',
+            '--split', split, options=SMALL)
+        assert done.returncode == 0, done.stderr[-2000:]
+        full = json.loads((tmp_path / 'r.json').read_text())
+        return (done.stdout + done.stderr,
+                full['source']['patients_seen_in_training'])
+
+    sentence = (': was trained on 3 of the 3 patients or parts that it is '
+                'tested on (LIDC-IDRI-0000, LIDC-IDRI-0001, LIDC-IDRI-0002): '
+                'the figures are flattered')
+    told, count = test(work, 'train')
+    assert f'{work}{sentence}' in told and count == 3
+    told, count = test(work, 'val')
+    assert 'flattered' not in told and count == 0
+    # It starts from the first and is trained on others.
+    make_sphere_set(tmp_path / 'data', 1, 4, 64, seed=2)
+    make_sphere_set(tmp_path / 'data', 1, 4, 64, seed=1, split='val')
+    done = train(tmp_path / 'work', tmp_path / 'data', 2, options=[
+        f'load_from={work}', "default_hooks.checkpoint.published_keys=['meta',"
+        "'state_dict']"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    published, = (tmp_path / 'work').glob('iter_2-*.pth')
+    checkpoint = load_checkpoint(str(published))
+    assert set(checkpoint) == {'meta', 'state_dict'}
+    assert checkpoint['meta']['patients_seen'] == [*names, 'LIDC-IDRI-0200']
+    assert sentence in test(published, 'train')[0]
+    # One of before does not know.
+    for key in ('patients_seen', 'patients_seen_complete'):
+        checkpoint['meta'].pop(key)
+    torch.save(checkpoint, tmp_path / 'old.pth')
+    told, count = test(tmp_path / 'old.pth', 'train')
+    assert 'flattered' not in told and count is None
+
+
+def test_what_started_from_the_unknown_does_not_know_all():
+    class Scans(list):
+        def get_data_info(self, row):
+            return self[row]
+
+    data = Scans([dict(lidc_id_ref='b'), dict(lidc_id_ref='a')])
+    runner = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=data))
+
+    def trained_from(*metas):
+        hook, checkpoint = PatientsSeenHook(), dict(meta={})
+        for meta in metas:
+            hook.after_load_checkpoint(runner, dict(meta=meta))
+        hook.before_train(runner)
+        hook.before_save_checkpoint(runner, checkpoint)
+        return checkpoint['meta']
+
+    first = trained_from()
+    assert first == dict(patients_seen=['a', 'b'],
+                         patients_seen_complete=True)
+    assert trained_from(first) == first
+    later = trained_from({})
+    assert later == dict(first, patients_seen_complete=False)
+    assert trained_from(later) == later
+    others = Scans([dict(lidc_id_ref='c')])
+    for meta, tested, count in (
+            (first, data, 2), (first, others, 0), (later, data, 2),
+            (later, others, None), ({}, data, None),
+            (dict(patients_seen=3), data, None), (first, Scans([{}]), None)):
+        assert warn_of_seen_patients('a.pth', meta, tested) == count
 
 
 @pytest.mark.parametrize('found', [

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Tuple, cast
+from typing import Dict, Optional, Sequence, Set, Tuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from projects.core.rig import Rig
 __all__ = [
     'allow_checkpoint_types', 'check_checkpoint', 'check_classes',
     'class_counts', 'class_names', 'inner_model', 'load_checkpoint',
-    'load_for_split', 'load_model', 'warn_of_other_views'
+    'load_for_split', 'load_model', 'patients_of', 'seen_patients',
+    'warn_of_other_views', 'warn_of_seen_patients'
 ]
 
 
@@ -202,6 +203,50 @@ def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
             f'{expected:.2f} mm at the isocentre, found {found:.2f} mm: its '
             'figures do not hold for these', logger='current',
             level=logging.WARNING)
+
+
+# ------------------------------------------------------------------ patients
+def patients_of(dataset: BaseDataset) -> Tuple[Set[str], bool]:
+    """Names of a set's patients or parts, and whether all samples say
+    theirs."""
+    names = [dataset.get_data_info(row).get('lidc_id_ref')
+             for row in range(len(dataset))]
+    return {str(name) for name in names if name}, all(names)
+
+
+def seen_patients(meta: dict) -> Tuple[Set[str], bool]:
+    """Names of those that a checkpoint was trained on, and whether these are
+    all: older checkpoints, and what has started from one, do not know."""
+    names = meta.get('patients_seen')
+    if not isinstance(names, list):
+        return set(), False
+    return set(map(str, names)), meta.get('patients_seen_complete') is True
+
+
+def warn_of_seen_patients(path: str, meta: dict,
+                          dataset: BaseDataset) -> Optional[int]:
+    """Log a warning where a model is tested on what it was trained on.
+
+    Args:
+        path (str): Checkpoint, for the message.
+        meta (dict): What it says of itself.
+        dataset (BaseDataset): To test on.
+
+    Returns:
+        int, optional: Patients or parts of the set that it was trained on, by
+        their names; None where none is known and there may be some.
+    """
+    (seen, complete), (tested, named) = seen_patients(meta), patients_of(
+        dataset)
+    both = sorted(seen & tested)
+    if both:
+        print_log(
+            f'{path}: was trained on {len(both)} of the {len(tested)} '
+            f'patients or parts that it is tested on ({", ".join(both[:3])}'
+            + (' ...' if len(both) > 3 else '')
+            + '): the figures are flattered', logger='current',
+            level=logging.WARNING)
+    return len(both) if both or (complete and named) else None
 
 
 # -------------------------------------------------------------------- models

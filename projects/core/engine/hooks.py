@@ -3,7 +3,7 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Dict, Optional, Set
 
 import numpy as np
 import torch
@@ -20,12 +20,14 @@ from projects.core.engine.checkpoints import (
     check_classes,
     class_counts,
     inner_model,
+    patients_of,
+    seen_patients,
 )
 from projects.core.engine.command_line import UserError
 
 __all__ = [
-    'ClassCheckHook', 'DrawBoxesHook', 'PlainCheckpointHook',
-    'ProgressBarHook', 'RangeCheckHook'
+    'ClassCheckHook', 'DrawBoxesHook', 'PatientsSeenHook',
+    'PlainCheckpointHook', 'ProgressBarHook', 'RangeCheckHook'
 ]
 
 
@@ -179,6 +181,37 @@ class RangeCheckHook(Hook):
                 + (f'only {" and ".join(others)} can find them'
                    if others else 'it can never find them'),
                 logger='current', level=logging.WARNING)
+
+
+@HOOKS.register_module()
+class PatientsSeenHook(Hook):
+    """Writes into checkpoints on which patients or parts they were trained,
+    those of the checkpoints that they started from included.
+
+    ``patients_seen`` has their names, sorted; ``patients_seen_complete`` is
+    false where a start did not tell its own.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Set[str] = set()
+        self.complete = True
+
+    def _add(self, names: Set[str], complete: bool) -> None:
+        self.seen |= names
+        self.complete &= complete
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add those of the start."""
+        self._add(*seen_patients(checkpoint.get('meta', {})))
+
+    def before_train(self, runner) -> None:
+        """Add those of the set to train on."""
+        self._add(*patients_of(runner.train_dataloader.dataset))
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Write them down."""
+        checkpoint['meta'].update(patients_seen=sorted(self.seen),
+                                  patients_seen_complete=self.complete)
 
 
 @HOOKS.register_module()

@@ -20,7 +20,7 @@ from projects.core import geometry
 from projects.core.evaluation.ranking import curves_of
 from projects.core.files import DataError, atomic_write
 from projects.core.infos import load_tested
-from projects.core.results import load_results, results_of, unjudged_of
+from projects.core.results import load_results, notes_of, results_of
 
 __all__ = ['write_report']
 
@@ -74,7 +74,8 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
             TITLE=html.escape(f'{count} scans, '
                               f'{os.path.basename(str(results))}'),
             SOURCE=html.escape(', '.join(
-                f'{k}: {v}' for k, v in source.items())),
+                f'{k}: {"not known" if v is None else v}'
+                for k, v in source.items())),
             TABLE=_table(full), FIGURES=''.join(
                 f'<figure><div class="plot" id="figure-{name}" role="img" '
                 f'aria-label="{html.escape(figure.layout.title.text)}">'
@@ -191,7 +192,7 @@ def _table(full: dict) -> str:
         for name, part in rows)
     head = ''.join(f'<th scope="col">{text}</th>' for text in heads)
     body += ''.join(f'<tr><td colspan="{len(heads) + 1}">{html.escape(line)}'
-                    '</td></tr>' for line in unjudged_of(full))
+                    '</td></tr>' for line in notes_of(full))
     return f'<tr><td></td>{head}</tr>{body}'
 
 
