@@ -5,6 +5,7 @@ import functools
 import math
 import sys
 import tempfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional
@@ -19,6 +20,7 @@ from projects.core.files import DataError, load_json
 from projects.core.rig import Rig
 
 from . import blade, lidc, part, phantom, rigs
+from .chest import load_chest
 from .convert import (
     SPLITS,
     Options,
@@ -28,32 +30,29 @@ from .convert import (
     finish_shard,
     merge_set,
     open_set,
+    split_of,
     split_patients,
 )
 from .drr import RENDERERS
 from .scan import ConversionError
+from .tables import read_table
 
-# The embedded benchmarks: what to write and convert, fixed by seed. 'demo'
-# takes scans of at most 150 slices with a nodule that it counts, so that it
-# is soon made and little of it is empty.
+# The embedded benchmarks: what to write and convert, fixed by seed. A patient
+# is in one split of all of them. 'demo-v2' takes scans of at most 150 slices
+# with a nodule that it counts, so that it is soon made and little of it is
+# empty.
+_EMBEDDED = 'embedded'  # in place of a chest's path
+_SHARES = dict(val=.1, test=.2)
 BENCHMARKS: Dict[str, Dict[str, Any]] = {
-    'demo': dict(num_scans=120, image_size=256, min_diameter=8.,
-                 fractions=dict(val=1 / 6, test=0.),
-                 choice=dict(max_slices=150, needs_diameter=8.)),
-    'quick': dict(num_scans=320, image_size=256, min_diameter=3.,
-                  fractions=dict(val=.15, test=.15),
-                  choice=dict(max_slices=200)),
-    # Patients that are not in `quick`, to test what was trained on it: of 40
-    # nodules an interval is too wide to tell models apart.
-    'quick-more': dict(num_scans=200, image_size=256, min_diameter=3.,
-                       fractions=dict(val=.5, test=.5),
-                       choice=dict(min_slices=201, max_slices=300)),
-    # The scans of `quick`.
-    'mid': dict(num_scans=320, image_size=512, min_diameter=3.,
-                fractions=dict(val=.15, test=.15),
-                choice=dict(max_slices=200)),
-    'full': dict(num_scans=880, image_size=1024, min_diameter=3.,
-                 fractions=dict(val=.1, test=.1), choice={}),
+    'demo-v2': dict(num_scans=120, image_size=256, min_diameter=8.,
+                    choice=dict(max_slices=150, needs_diameter=8.)),
+    'quick-v2': dict(num_scans=400, image_size=256, min_diameter=3.,
+                     choice=dict(max_slices=200)),
+    # The scans of `quick-v2`.
+    'mid-v2': dict(num_scans=400, image_size=512, min_diameter=3.,
+                   choice=dict(max_slices=200)),
+    'full-v2': dict(num_scans=880, image_size=1024, min_diameter=3.,
+                    choice={}),
 }
 
 
@@ -116,6 +115,20 @@ def _rendering(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', type=torch_device, default='cpu',
                         help='torch device of the renderer, as cuda:0')
     _jobs(parser)
+
+
+def _anatomy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--chest', type=Path, nargs='+', metavar='CT',
+                        help='chest CTs that are the anatomy: DICOM folder, '
+                        f'NIfTI, MetaImage, NRRD, or "{_EMBEDDED}" (default) '
+                        'for the embedded one; each patient has one of them')
+    parser.add_argument('--lungs', type=Path, nargs='+', metavar='MASK',
+                        help='mask of the lungs for each --chest, of its '
+                        'grid; default: found by their HU')
+    parser.add_argument('--lesions', type=Path, metavar='TABLE',
+                        help='CSV or JSON: boxes of the chests\' own lesions '
+                        '(scan, x, y, z, dx, dy, dz; mm, RAS), which do not '
+                        'count where they are')
 
 
 def _many(parser: argparse.ArgumentParser) -> None:
@@ -246,10 +259,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add_parser(
         'phantom', help='write the embedded data set as DICOM',
         description='Write LIDC-IDRI-shaped DICOM series in TCIA\'s layout: '
-        'one real chest, deformed for each patient, with real LIDC nodules.')
+        'a real chest, deformed for each patient, with real LIDC nodules.')
     sub.add_argument('--out-dir', type=Path, required=True)
     sub.add_argument('--num-scans', type=_count, required=True)
     sub.add_argument('--seed', type=int, default=0)
+    _anatomy(sub)
     _jobs(sub)
     sub.set_defaults(run=run_phantom)
 
@@ -319,6 +333,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--seed', type=int, default=0)
     sub.add_argument('--split', choices=SPLITS,
                      help='make the scans of this split only')
+    _anatomy(sub)
+    for split in ('val', 'test'):
+        sub.add_argument(f'--{split}-chest', type=Path, nargs='+',
+                         metavar='CT', help=f'chests of the split {split}, '
+                         'instead of those of --chest')
     _geometry(sub)
     _rendering(sub)
     sub.set_defaults(run=run_benchmark)
@@ -329,21 +348,65 @@ def run_phantom(args: argparse.Namespace) -> None:
     """Write DICOM series."""
     from joblib import Parallel, delayed
     phantom.expect_phantoms(args.out_dir)
+    chests = _chests(args)
     # Found one after the other, written side by side.
-    found = phantom.find_phantoms(args.num_scans, args.seed)
+    found = phantom.find_phantoms(
+        args.num_scans, args.seed,
+        anatomy=lambda patient: _one_of(chests, patient))
     with Parallel(n_jobs=args.jobs, return_as='generator_unordered',
                   pre_dispatch='2*n_jobs') as pool:
         written = pool(
-            delayed(_write_phantom)(*scan, args.out_dir) for scan in found)
+            delayed(_write_phantom)(*scan, args.seed, args.out_dir)
+            for scan in found)
         for _ in tqdm(written, total=args.num_scans, desc='phantom',
                       unit='scan', dynamic_ncols=True):
             pass
     print(f'{args.num_scans} scans in {args.out_dir}')
 
 
-def _write_phantom(series_uid: str, field, out_dir: Path) -> None:
+def _write_phantom(series_uid: str, field, anatomy: phantom.Anatomy,
+                   seed: int, out_dir: Path) -> None:
     torch.set_num_threads(1)
-    phantom.write_scan(phantom.restore_scan(series_uid, field), out_dir)
+    phantom.write_scan(
+        phantom.make_scan(series_uid, field, seed, anatomy), out_dir)
+
+
+def _chests(args: argparse.Namespace, split: str = '') -> list:
+    """Anatomies that the arguments of :func:`_anatomy` name, of a split where
+    it has its own; read once, so that a wrong one is told first."""
+    own = getattr(args, f'{split}_chest', None) if split else None
+    paths = own or args.chest
+    masks = None if own else args.lungs
+    if masks and len(masks) != len(paths or ()):
+        raise ConversionError(
+            f'--lungs: expected {len(paths or ())} masks, one for each '
+            f'--chest, found {len(masks)}')
+    if not paths:
+        return [phantom.Anatomy()]
+    named: Dict[str, list] = {
+        path.name.split('.')[0]: [] for path in paths}
+    if len(named) < len(paths):
+        raise ConversionError('--chest: expected different names, found '
+                              f'{", ".join(path.name for path in paths)}')
+    for row in (read_table(args.lesions, ('scan', 'x', 'y', 'z', 'dx', 'dy',
+                                          'dz'), ('class', 'diameter'))
+                if args.lesions else ()):
+        if row['scan'] in named:
+            named[row['scan']].append(tuple(
+                row.numbers(('x', 'y', 'z', 'dx', 'dy', 'dz'))))
+    chests = [
+        phantom.Anatomy() if str(path) == _EMBEDDED else
+        phantom.Anatomy(path.resolve(), mask and mask.resolve(),
+                        tuple(named[path.name.split('.')[0]]))
+        for path, mask in zip(paths, masks or [None] * len(paths))]
+    for chest in chests:
+        load_chest(*chest)
+    return chests
+
+
+def _one_of(chests: list, patient: str) -> phantom.Anatomy:
+    """A patient's chest, the same whoever else there is."""
+    return chests[zlib.crc32(f'chest {patient}'.encode()) % len(chests)]
 
 
 def _check_fractions(val: float, test: float) -> dict:
@@ -524,22 +587,29 @@ def run_benchmark(args: argparse.Namespace) -> None:
     """Make a benchmark set scan by scan."""
     spec = dict(BENCHMARKS[args.name])
     count = args.num_scans or spec['num_scans']
+    chests = {split: _chests(args, split) for split in SPLITS}
     options = Options(
         _rig(args, spec['image_size']).to_dict(), args.renderer,
         args.acquisition,
-        min_diameter=spec['min_diameter'], fractions=spec['fractions'],
-        seed=args.seed,
-        dataset=f'LIDC-IDRI phantom, {args.name}')
+        min_diameter=spec['min_diameter'], fractions=_SHARES, seed=args.seed,
+        dataset=f'LIDC-IDRI phantom, {args.name}',
+        inputs=dict(chests={
+            split: [load_chest(*chest).name for chest in of_split]
+            for split, of_split in chests.items()}))
+
+    def anatomy(patient: str) -> phantom.Anatomy:
+        return _one_of(chests[split_of(patient, options)], patient)
+
     with open_set(args.out_dir, options):
         patients: Optional[Dict[str, str]] = None
         total = count
         found: Iterable[tuple] = phantom.find_phantoms(
-            count, args.seed, **spec['choice'])
+            count, args.seed, anatomy=anatomy, **spec['choice'])
         if args.split:
             # The splits are those of the whole set.
-            named = [(lidc.query_scan(uid).patient_id, (uid, field))
-                     for uid, field in tqdm(found, total=count, desc='choose',
-                                            unit='scan', dynamic_ncols=True)]
+            named = [(lidc.query_scan(scan[0]).patient_id, scan)
+                     for scan in tqdm(found, total=count, desc='choose',
+                                      unit='scan', dynamic_ncols=True)]
             patients = split_patients([name for name, _ in named], options)
             found = [scan for name, scan in named
                      if patients[name] == args.split]
@@ -549,18 +619,26 @@ def run_benchmark(args: argparse.Namespace) -> None:
         scans = ((lidc.scan_key(lidc.query_scan(scan[0])), scan)
                  for scan in found)
         skipped = convert_scans(
-            scans, functools.partial(_load_phantom, args.out_dir.resolve()),
+            scans, functools.partial(_load_phantom, args.out_dir.resolve(),
+                                     args.seed),
             options, args.out_dir, args.jobs, args.device, total)
         _report(finish_set(args.out_dir, options, patients, skipped,
                            strict=True), args.out_dir)
 
 
 @contextmanager
-def _load_phantom(out_dir: Path, found: tuple):
-    series_uid, field = found
+def _load_phantom(out_dir: Path, seed: int, found: tuple):
+    series_uid, field, anatomy = found
+    made = phantom.make_scan(series_uid, field, seed, anatomy,
+                                benchmark=True)
     with tempfile.TemporaryDirectory(prefix='.dicom-', dir=out_dir) as root:
-        phantom.write_scan(phantom.restore_scan(series_uid, field), root)
-        yield lidc.read_scan(series_uid, root)
+        phantom.write_scan(made, root)
+        scan = lidc.read_scan(series_uid, root)
+        scan.findings += [
+            nodule.finding(number) for number, nodule
+            in enumerate(made.unlisted, len(scan.findings))]
+        scan.anatomy = made.chest.name
+        yield scan
 
 
 def _report(counts: dict, out_dir: Path) -> None:

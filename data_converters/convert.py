@@ -66,7 +66,7 @@ _EARLY = (r'rig\.json|\.lock(-\d+-of-\d+)?|\.(options|rig)\.json'
 __all__ = [
     'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
     'expect_own_folder', 'finish_set', 'finish_shard', 'merge_set',
-    'open_set', 'split_patients'
+    'open_set', 'split_of', 'split_patients'
 ]
 
 Shard = Tuple[int, int]  # (i, n): the i-th of n, from 1
@@ -184,6 +184,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         cam_instances=cam_instances)
     if scan.source is not None:
         sample['source_digest'] = scan.source
+    if scan.anatomy is not None:
+        sample['anatomy'] = scan.anatomy
     dump_json(sample, _record(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
     return sample
@@ -676,6 +678,14 @@ def split_patients(patients: Iterable[str],
     rest = len(order) - tested - validated
     return dict(zip(order, ['test'] * tested + ['train'] * rest
                     + ['val'] * validated))
+
+
+def split_of(patient: str, options: Options) -> str:
+    """Of a patient in a set that is not tiny, see :func:`split_patients`."""
+    place = _place_of(patient, options.seed)
+    if place < options.fractions.get('test', 0.):
+        return 'test'
+    return 'val' if place >= 1 - options.fractions.get('val', 0.) else 'train'
 
 
 def _place_of(patient: str, seed: int) -> float:

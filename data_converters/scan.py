@@ -52,6 +52,7 @@ class Scan:
             sentence each.
         source: Digest of the files that it was read from; None where its
             name tells it from others, as a DICOM series' does.
+        anatomy: Name of the chest that a phantom was made from.
     """
     key: str
     patient_id: str
@@ -62,6 +63,7 @@ class Scan:
     findings: List[Finding]
     repairs: List[str] = field(default_factory=list)
     source: Optional[str] = None
+    anatomy: Optional[str] = None
 
     def voxels(self, finding: Finding) -> np.ndarray:
         """Centres of a finding's voxels in the world, (N, 3) (mm)."""
