@@ -19,6 +19,7 @@ from typing import List, Optional
 
 from terminaltables import GithubFlavoredMarkdownTable
 
+from projects.core.evaluation.matching import SHOWN_IOUS
 from projects.core.evaluation.ranking import difference
 from projects.core.results import load_results
 
@@ -165,14 +166,17 @@ def table(out_dir: Path, split: str, against: str) -> str:
                 *difference(r, results[against]))
         rows.append([
             name, f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
-            f'{r["mAP_3d_high"]:.3f}]', more, f'{r["AP_5mm"]:.3f}',
+            f'{r["mAP_3d_high"]:.3f}]', more,
+            *(f'{r[f"AP_iou{iou:g}"]:.3f}' for iou in SHOWN_IOUS),
+            f'{r["AP_5mm"]:.3f}',
             *(f'{r["by_size"][s]["mAP_3d"]:.3f}' for s in sizes),
             f'{r["CPM"]:.3f}',
             '-' if r['centre_error_mm'] is None else
             f'{r["centre_error_mm"]:.1f}',
             f'{seconds_per_iteration(path):.2f}'
         ])
-    header = ['variant', '3D mAP', f'more than {against}', 'AP 5 mm',
+    header = ['variant', '3D mAP', f'more than {against}',
+              *(f'AP IoU {iou:g}' for iou in SHOWN_IOUS), 'AP 5 mm',
               *(s.replace('_', ' ') for s in sizes), 'CPM',
               'centre error (mm)', 's / iteration']
     return GithubFlavoredMarkdownTable([header, *rows]).table

@@ -32,6 +32,7 @@ from projects.core.engine.command_line import (
     one_sentence,
 )
 from projects.core.engine.configs import evaluators_3d_of
+from projects.core.evaluation.matching import SHOWN_IOUS
 from projects.core.files import dump_json, load_json
 
 # Panel of the figure, and per condition its name and what is done to a scan.
@@ -151,10 +152,14 @@ def table(panels: Dict[str, Dict[str, Dict]]) -> str:
             rows.append([
                 name if name == AS_TRAINED else f'{title}: {name}',
                 f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
-                f'{r["mAP_3d_high"]:.3f}]', f'{r["CPM"]:.3f}',
+                f'{r["mAP_3d_high"]:.3f}]',
+                *(f'{r[f"AP_iou{iou:g}"]:.3f}' for iou in SHOWN_IOUS),
+                f'{r["CPM"]:.3f}',
                 '-' if error is None else f'{error:.1f}'
             ])
-    header = ['condition', '3D mAP', 'CPM', 'centre error (mm)']
+    header = ['condition', '3D mAP',
+              *(f'AP IoU {iou:g}' for iou in SHOWN_IOUS), 'CPM',
+              'centre error (mm)']
     return GithubFlavoredMarkdownTable([header, *rows]).table
 
 

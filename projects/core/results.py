@@ -23,6 +23,7 @@ from projects.core.evaluation.matching import (
     DISTANCES,
     FALSE_POSITIVES,
     IOUS,
+    SHOWN_IOUS,
     ScanResult,
     match,
 )
@@ -274,19 +275,23 @@ def table_of(full: dict) -> str:
 
     distances = full['distances_mm']
 
+    def interval(name):
+        bounds = full.get(f'{name}_low'), full.get(f'{name}_high')
+        return '' if None in bounds else ' [{:.3f}, {:.3f}]'.format(*bounds)
+
     def row(name, part, interval=''):
-        keys = ['mAP_3d', *(f'AP_{d:g}mm' for d in distances), 'CPM',
+        keys = ['mAP_3d', *(f'AP_iou{iou:g}' for iou in SHOWN_IOUS),
+                'AP_3d_radius', *(f'AP_{d:g}mm' for d in distances), 'CPM',
                 'centre_error_mm', 'size_error_mm']
-        cells = [text(part[k] if part['num_gt'] else None) for k in keys]
+        cells = [text(part.get(k) if part['num_gt'] else None) for k in keys]
         cells[0] += interval
         return [name, str(part['num_gt']), *cells]
 
     header = ['findings', 'number', '3D mAP',
+              *(f'AP IoU {iou:g}' for iou in SHOWN_IOUS), 'AP radius',
               f'AP {distances[0]:g} mm', *(f'{d:g} mm' for d in distances[1:]),
-              'CPM', 'centre error (mm)', 'size error (mm)']
-    interval = (f' [{full["mAP_3d_low"]:.3f}, {full["mAP_3d_high"]:.3f}]'
-                if 'mAP_3d_low' in full else '')
-    rows = [row('all', full, interval)]
+              'CPM', 'centre\nerror (mm)', 'size\nerror (mm)']
+    rows = [row('all', full, interval('mAP_3d'))]
     rows += [row(name.replace('_', ' '), part)
              for name, part in full['by_size'].items()]
     lines = [AsciiTable([header, *rows],
@@ -302,7 +307,8 @@ def table_of(full: dict) -> str:
         froc.append([f'calibration: {name.replace("_", " ")}'] +
                     [text(v) for v in values])
     froc = AsciiTable(froc, 'FROC').table
-    ious = ', '.join(f'{iou:g}: {text(full[f"AP_iou{iou:g}"])}'
-                     for iou in IOUS)
-    return '\n'.join([*lines, froc, f'AP at 3D IoU {ious}',
-                      *notes_of(full)])
+    others = {f'AP at 3D IoU {iou:g}': f'AP_iou{iou:g}' for iou in IOUS}
+    others['AP within the radius'] = 'AP_3d_radius'
+    told = ', '.join(f'{title}: {text(full.get(key))}{interval(key)}'
+                     for title, key in others.items())
+    return '\n'.join([*lines, froc, told, *notes_of(full)])

@@ -9,6 +9,7 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
+from projects.core.boxes import lidar_boxes
 from projects.core.evaluation.matching import ScanResult, match
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
@@ -170,6 +171,67 @@ def random_scans(count, rng):
         scans.append(scan([box(x, 12., y, z) for x, y, z in found], scores,
                           [box(x, 12., y, z) for x, y, z in truth]))
     return scans
+
+
+def test_ap_within_the_radius_by_hand():
+    """Small and large findings, both missed by 6 mm."""
+    scans = [scan([box(6, 20.), box(56, 8.)], [.9, .8],
+                  truth=[box(0, 20.), box(50, 8.)])]
+    flat, full = run(scans)
+    assert flat['AP_10mm'] == 1 and flat['AP_5mm'] == 0
+    assert flat['AP_3d_radius'] == pytest.approx(1 / 2)
+    sizes = full['by_size']
+    assert sizes['6_to_10mm']['AP_3d_radius'] == 0
+    assert sizes['above_10mm']['AP_3d_radius'] == 1
+    assert sizes['above_10mm']['centre_error_mm'] == pytest.approx(6)
+    # Just at 4 mm it is within the 8 mm finding; twice is once too often.
+    twice = scan([box(54, 8.), box(51, 8.), box(0, 20.)], [.9, .8, .7],
+                 truth=[box(50, 8.), box(0, 20.)])
+    flat = run([twice])[0]
+    assert flat['AP_3d_radius'] == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert flat['CPM'] == 1  # which forgets the second
+    # What does not count is forgiven within its own radius alone.
+    ignored = [box(-50, 30.)]
+    for x, value in ((-36, 1), (-34, 1 / 2)):
+        flat = run([scan([box(x), box(0)], [.9, .8], [box(0)], ignored)])[0]
+        assert flat['AP_3d_radius'] == pytest.approx(value)
+
+
+def test_ap_at_iou_by_hand():
+    # Boxes of 10 mm moved by 2.5 along x: IoU 7.5 / 12.5 = 0.6; by 5: 1/3;
+    # by 8: 2/18. Best first: two of 0.6 on one finding, 1/3, 2/18.
+    found = [box(2.5), box(-2.5), box(55), box(108)]
+    flat, full = run([scan(found, truth=[box(0), box(50), box(100)])])
+    # Hit, miss, hit, hit: precision 1 at recall 1/3, then 3/4 at 1.
+    assert flat['AP_iou0.1'] == pytest.approx(1 / 3 + 2 / 3 * 3 / 4)
+    assert flat['AP_iou0.25'] == pytest.approx(1 / 3 + 1 / 3 * 2 / 3)
+    assert flat['AP_iou0.5'] == pytest.approx(1 / 3)
+    assert full['by_size']['above_10mm']['AP_iou0.5'] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_ap_at_iou_agrees_with_mmdet3d(seed):
+    from mmdet3d.evaluation.functional.indoor_eval import indoor_eval
+    from mmdet3d.structures import Box3DMode
+    rng = np.random.default_rng(seed)
+    scans = random_scans(12, rng)
+    for s in scans:  # also not along the axes, as boxes may be
+        s.boxes[:, 6] = rng.uniform(-.5, .5, len(s.boxes))
+        s.boxes[:, 3:6] *= rng.uniform(1.5, 3, (len(s.boxes), 3))
+        s.truth[:, 3:6] *= 2
+    theirs = indoor_eval(
+        [dict(gt_bboxes_3d=lidar_boxes(s.truth),
+              gt_labels_3d=np.zeros(len(s.truth), int)) for s in scans],
+        [dict(bboxes_3d=lidar_boxes(s.boxes),
+              scores_3d=torch.tensor(s.scores),
+              labels_3d=torch.zeros(len(s.boxes), dtype=torch.long))
+         for s in scans], [.1, .25, .5], {0: 'class'}, 'silent',
+        Box3DMode.LIDAR)
+    ours = evaluate(scans, 0)
+    for iou in (.1, .25, .5):
+        assert ours[f'AP_iou{iou:g}'] == pytest.approx(
+            theirs[f'mAP_{iou:.2f}'], abs=1e-6)
+    assert 0 < ours['AP_iou0.5'] < ours['AP_iou0.1'] < 1
 
 
 @pytest.mark.parametrize('distance', [5., 10., 20.])
@@ -411,6 +473,27 @@ def test_nothing_found_or_nothing_there_is_zero_and_never_nan(scans):
     json.dumps(full, allow_nan=False)
 
 
+def test_table_and_its_intervals():
+    full = json.loads(json.dumps(run([
+        scan([box(6, 20.)], [.9], truth=[box(0, 20.)]),
+        scan([box(6, 8.)], [.8], truth=[box(0, 8.)])])[1]))
+    lines = table_of(full).splitlines()
+    cells = [c.strip() for c in next(
+        line for line in lines if line.startswith('| all')).split('|')][1:-1]
+    low, high = full['mAP_3d_low'], full['mAP_3d_high']
+    assert cells[:6] == ['all', '2', f'0.750 [{low:.3f}, {high:.3f}]',
+                         '0.500', '0.500', '0.500']
+    assert lines[-1].startswith(
+        'AP at 3D IoU 0.1: 1.000 [1.000, 1.000], AP at 3D IoU 0.25: 0.500 [')
+    assert lines[-1].endswith(', AP within the radius: 0.500 [0.000, 1.000]')
+    # Results of before have neither.
+    for name in ('AP_3d_radius', 'AP_iou0.1_low'):
+        full.pop(name)
+    told = table_of(full).splitlines()[-1]
+    assert told.startswith('AP at 3D IoU 0.1: 1.000, AP at 3D IoU 0.25: 0.5')
+    assert 'AP within the radius: -' in told
+
+
 def test_table_tells_nothing_there_from_nothing_found():
     table = table_of(json.loads(json.dumps(
         run([scan(truth=[box(0, 20.)])])[1])))
@@ -428,6 +511,10 @@ def test_intervals_hold_the_figure_and_repeat():
     assert one == two
     assert one['mAP_3d_low'] < one['mAP_3d'] < one['mAP_3d_high']
     assert one['mAP_3d_high'] - one['mAP_3d_low'] > .1
+    # All that is found here is hit in every sense: the same resamples.
+    for name in ('AP_iou0.1', 'AP_iou0.25', 'AP_iou0.5', 'AP_3d_radius'):
+        for end in ('', '_low', '_high'):
+            assert one[name + end] == one[f'mAP_3d{end}'], name
     again = evaluate(scans, 300, 6)
     assert again['mAP_3d'] == one['mAP_3d']
 

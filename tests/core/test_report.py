@@ -149,6 +149,17 @@ def drawn(page):
         return count; }''')
 
 
+def test_strict_figures_stand_beside_the_3d_map(tested, page_file):
+    full = load_json(tested / 'results.json')
+    page = page_file.read_text()
+    assert ('3D mAP</th><th scope="col">AP at 3D IoU 0.25</th><th scope="col"'
+            '>AP at 3D IoU 0.5</th><th scope="col">AP within the radius</th>'
+            in page)
+    for name in ('AP_iou0.25', 'AP_iou0.5', 'AP_3d_radius'):
+        assert (f'<td>{full[name]:.3f}<br><small>{full[f"{name}_low"]:.3f} '
+                f'to {full[f"{name}_high"]:.3f}</small></td>') in page
+
+
 def test_what_was_trained_on_is_on_the_page(tested, tmp_path):
     full = load_json(tested / 'results.json')
     for count, shown in ((2, True), (0, False), (None, False)):

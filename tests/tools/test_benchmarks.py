@@ -47,13 +47,14 @@ def test_table_holds_what_was_finished(tmp_path):
     part = dict(full['by_size']['below_6mm'], mAP_3d=.25)
     full.update(
         mAP_3d=.5, mAP_3d_low=.4, mAP_3d_high=.6, AP_5mm=.3, CPM=.2,
-        centre_error_mm=None, by_size=dict(small=part, rest=part))
+        **{'AP_iou0.25': .35, 'AP_iou0.5': .15}, centre_error_mm=None,
+        by_size=dict(small=part, rest=part))
     dump_json(full, folder / 'results_val.json')
     rows = table(tmp_path, 'val', 'volume').splitlines()
     assert len(rows) == 3
     cells = [c.strip() for c in rows[2].strip('|').split('|')]
-    assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '-', '0.300',
-                     '0.250', '0.250', '0.200', '-', '0.70']
+    assert cells == ['volume, mean only', '0.500 [0.400, 0.600]', '-', '0.350',
+                     '0.150', '0.300', '0.250', '0.250', '0.200', '-', '0.70']
 
 
 def test_variant_is_trained_and_tested_once(tmp_path, monkeypatch, capsys):

@@ -2,22 +2,26 @@
 
 A prediction hits a finding when their centres are near enough; matching is
 greedy, best score first, each finding once. A prediction that hits only a
-finding marked "ignore" counts as nothing.
+finding marked "ignore" counts as nothing. :func:`match_overlaps` asks how much
+of their boxes they share instead.
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from projects.core.boxes import lidar_boxes
+
 __all__ = [
-    'DISTANCES', 'FALSE_POSITIVES', 'IOUS', 'MATCH_DISTANCE', 'SIZE_BINS',
-    'ScanResult', 'match', 'on_ignored'
+    'DISTANCES', 'FALSE_POSITIVES', 'IOUS', 'MATCH_DISTANCE', 'SHOWN_IOUS',
+    'SIZE_BINS', 'ScanResult', 'match', 'match_overlaps', 'on_ignored'
 ]
 
 DISTANCES = (5., 10., 15., 20.)  # mm
 MATCH_DISTANCE = 10.  # mm
 IOUS = (.1, .25, .5)
+SHOWN_IOUS = IOUS[1:]  # in tables, beside 3D mAP
 FALSE_POSITIVES = (.125, .25, .5, 1., 2., 4., 8.)  # per scan, LUNA16
 SIZE_BINS = {'below_6mm': (0., 6.), '6_to_10mm': (6., 10.),
              'above_10mm': (10., np.inf)}  # diameters (mm)
@@ -87,6 +91,34 @@ def match(scan: ScanResult, distance: Optional[float],
             found[row], free[best], counts[row] = best, False, True
         elif not duplicates:
             counts[row] = False
+    return found, counts
+
+
+def match_overlaps(scan: ScanResult, ious: Sequence[float]
+                   ) -> Tuple[List[np.ndarray], np.ndarray]:
+    """Match predictions to the findings that they overlap most, as mmdet3d's
+    ``indoor_eval`` does: a second hit on a finding is a false positive.
+
+    Args:
+        scan (ScanResult): One scan.
+        ious (Sequence[float]): 3D IoUs, of which a hit has more.
+
+    Returns:
+        tuple: index of the finding, -1 where none, (N,) for each IoU; and
+        whether the prediction counts (N,): see :func:`on_ignored`.
+    """
+    counts = ~on_ignored(scan)
+    found = [np.full(len(scan.boxes), -1) for _ in ious]
+    if not counts.any() or not len(scan.truth):
+        return found, counts
+    boxes, truth = lidar_boxes(scan.boxes), lidar_boxes(scan.truth)
+    overlaps = boxes.overlaps(boxes, truth).numpy()
+    nearest = overlaps.argmax(1)
+    for hits, iou in zip(found, ious):
+        free = np.ones(len(scan.truth), dtype=bool)
+        for row in np.flatnonzero(counts & (overlaps.max(1) > iou)):
+            if free[nearest[row]]:
+                hits[row], free[nearest[row]] = nearest[row], False
     return found, counts
 
 

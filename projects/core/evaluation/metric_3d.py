@@ -1,27 +1,20 @@
 """The metric of 3D boxes, in the units of the people who look."""
 
-import contextlib
-import io
 import logging
 from typing import Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
-import torch
-from mmdet3d.evaluation.functional.indoor_eval import indoor_eval
 from mmdet3d.registry import METRICS
-from mmdet3d.structures import Box3DMode
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger, print_log
 
-from projects.core.boxes import gravity_array, lidar_boxes
+from projects.core.boxes import gravity_array
 from projects.core.evaluation.matching import (
     DISTANCES,
     FALSE_POSITIVES,
-    IOUS,
     MATCH_DISTANCE,
     SIZE_BINS,
     ScanResult,
-    on_ignored,
 )
 from projects.core.evaluation.ranking import (
     evaluate,
@@ -41,9 +34,11 @@ class Indication3DMetric(BaseMetric):
 
     - ``mAP_3d``: mean of AP at centre distances, by default of 5, 10, 15 and
       20 mm;
-    - ``AP_iou*``: AP at 3D IoU, by mmdet3d's ``indoor_eval``, without the
+    - ``AP_iou*``: AP at 3D IoU, as mmdet3d's ``indoor_eval``, without the
       findings that do not count and the predictions that overlap one and are
       nearer to it than to any that counts;
+    - ``AP_3d_radius``: AP with a centre within the finding's own radius, a
+      distance that scales with the finding;
     - ``froc``, ``CPM``: sensitivity at 1/8 to 8 false positives per scan with
       LUNA16's hit criterion (centre within the finding's radius), and mean;
     - errors of the matches at ``match_distance``, and all of it by diameter;
@@ -127,7 +122,6 @@ class Indication3DMetric(BaseMetric):
             [evaluate(s, self.bootstrap, self.seed, self.thresholds,
                       self.distances, self.match_distance)
              for s in per_class])
-        full.update(self._iou(per_class))
         unjudged = without_findings(dict(zip(classes, per_class)),
                                     self.match_distance)
         if unjudged:
@@ -136,12 +130,10 @@ class Indication3DMetric(BaseMetric):
         for name, limits in self.size_bins.items():
             chosen = [[s.restricted(*limits) for s in scans]
                       for scans in every]
-            full['by_size'][name] = dict(
-                mean_over_classes([
-                    evaluate(s, 0, distances=self.distances,
-                             match_distance=self.match_distance)
-                    for s in chosen]),
-                **self._iou(chosen))
+            full['by_size'][name] = mean_over_classes([
+                evaluate(s, 0, distances=self.distances,
+                         match_distance=self.match_distance)
+                for s in chosen])
         full['min_diameter_mm'] = self.min_diameter
         full['distances_mm'] = list(self.distances)
         full['match_distance_mm'] = self.match_distance
@@ -157,34 +149,6 @@ class Indication3DMetric(BaseMetric):
         for rate, value in zip(FALSE_POSITIVES, full['froc']['sensitivity']):
             flat[f'froc_{rate:g}'] = value
         return flat
-
-    def _iou(self, per_class: List[List[ScanResult]]) -> Dict[str, float]:
-        """mmdet3d's AP at 3D IoU, mean over classes with findings."""
-        values: Dict[str, List[float]] = {
-            f'AP_iou{iou:g}': [] for iou in IOUS}
-        for scans in per_class:
-            if not any(len(s.truth) for s in scans):
-                continue
-            predicted, annotated = [], []
-            for scan in scans:
-                counts = ~on_ignored(scan)
-                predicted.append(
-                    dict(
-                        bboxes_3d=lidar_boxes(scan.boxes[counts]),
-                        scores_3d=torch.as_tensor(scan.scores[counts]),
-                        labels_3d=torch.zeros(counts.sum(),
-                                              dtype=torch.long)))
-                annotated.append(
-                    dict(gt_bboxes_3d=lidar_boxes(scan.truth),
-                         gt_labels_3d=np.zeros(len(scan.truth), dtype=int)))
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = indoor_eval(annotated, predicted, list(IOUS),
-                                     {0: 'class'}, 'silent',
-                                     Box3DMode.LIDAR)
-            for iou in IOUS:
-                values[f'AP_iou{iou:g}'].append(
-                    result[f'mAP_{iou:.2f}'])
-        return {k: float(np.mean(v)) if v else 0. for k, v in values.items()}
 
 
 def _warn_of_dropped(scores: List[List[float]]) -> None:

@@ -13,9 +13,11 @@ from mmdet3d.evaluation.functional.indoor_eval import average_precision
 from projects.core.evaluation.matching import (
     DISTANCES,
     FALSE_POSITIVES,
+    IOUS,
     MATCH_DISTANCE,
     ScanResult,
     match,
+    match_overlaps,
 )
 from projects.core.files import DataError
 from projects.core.results import results_of
@@ -38,9 +40,23 @@ class Ranked:
     def of(cls, scans: Sequence[ScanResult], distance: Optional[float],
            duplicates: bool) -> 'Ranked':
         """Match each scan's predictions, see :func:`match`."""
+        return cls._of(scans, [match(s, distance, duplicates) for s in scans])
+
+    @classmethod
+    def by_overlap(cls, scans: Sequence[ScanResult], ious: Sequence[float]
+                   ) -> Dict[float, 'Ranked']:
+        """The same for each 3D IoU, see :func:`match_overlaps`."""
+        matches = [match_overlaps(scan, ious) for scan in scans]
+        return {iou: cls._of(scans, [(found[i], counts)
+                                     for found, counts in matches])
+                for i, iou in enumerate(ious)}
+
+    @classmethod
+    def _of(cls, scans: Sequence[ScanResult],
+            matches: Sequence[Tuple[np.ndarray, np.ndarray]]) -> 'Ranked':
+        """From the index of the finding, and what counts, of each scan."""
         scores_of, hits_of, rows_of = [], [], []
-        for i, scan in enumerate(scans):
-            found, counts = match(scan, distance, duplicates)
+        for i, (scan, (found, counts)) in enumerate(zip(scans, matches)):
             scores_of.append(scan.scores[counts])
             hits_of.append(found[counts] >= 0)
             rows_of.append(np.full(counts.sum(), i))
@@ -124,7 +140,7 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
              thresholds: Optional[Sequence[float]] = None,
              distances: Sequence[float] = DISTANCES,
              match_distance: float = MATCH_DISTANCE) -> Dict:
-    """All distance-based figures of one class.
+    """All figures of one class.
 
     Args:
         scans (Sequence[ScanResult]): The set.
@@ -135,8 +151,10 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
         distances, match_distance: See :class:`Indication3DMetric`.
 
     Returns:
-        dict: ``mAP_3d``, ``AP_<d>mm``, ``CPM``, ``froc``, errors (mm) and,
-        where ``bootstrap`` > 0, ``<name>_low`` and ``<name>_high``.
+        dict: ``mAP_3d``, ``AP_<d>mm``, ``CPM``, ``froc``, errors (mm),
+        ``AP_iou<iou>``, ``AP_3d_radius`` and, where ``bootstrap`` > 0,
+        ``<name>_low`` and ``<name>_high`` of the means, of AP at a 3D IoU and
+        within the radius.
     """
     weights = np.ones((1, len(scans)))
     ranked = {d: Ranked.of(scans, d, True) for d in distances}
@@ -152,20 +170,29 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
         sensitivity=sensitivity.tolist(), threshold=luna.thresholds())
     if thresholds is not None:
         result['calibration'] = luna.above(thresholds)
-    if bootstrap and scans:
-        draws = bootstrap_weights(len(scans), bootstrap, seed)
-        samples = dict(
-            mAP_3d=_mean_ap(ranked.values(), draws),
-            CPM=np.concatenate([luna.sensitivity(part).mean(1)
-                                for part in _parts(draws)]))
-        for name, values in samples.items():
-            low, high = np.percentile(values, [2.5, 97.5])
-            result[f'{name}_low'] = float(low)
-            result[f'{name}_high'] = float(high)
+    draws = (bootstrap_weights(len(scans), bootstrap, seed)
+             if bootstrap and scans else None)
+    if draws is not None:
+        result.update(_interval('mAP_3d', _mean_ap(ranked.values(), draws)))
+        result.update(_interval('CPM', np.concatenate([
+            luna.sensitivity(part).mean(1) for part in _parts(draws)])))
     result.update(_errors(scans, match_distance))
     result['num_scans'] = len(scans)
     result['num_gt'] = int(sum(len(s.truth) for s in scans))
+    others = {f'AP_iou{iou:g}': r
+              for iou, r in Ranked.by_overlap(scans, IOUS).items()}
+    others['AP_3d_radius'] = Ranked.of(scans, None, True)
+    for name, each in others.items():
+        result[name] = float(each.ap(weights)[0])
+        if draws is not None:
+            result.update(_interval(name, _mean_ap([each], draws)))
     return result
+
+
+def _interval(name: str, values: np.ndarray) -> Dict[str, float]:
+    """95 % of a figure's resamples."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return {f'{name}_low': float(low), f'{name}_high': float(high)}
 
 
 def _parts(draws: np.ndarray) -> List[np.ndarray]:

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from projects.core import geometry
+from projects.core.evaluation.matching import SHOWN_IOUS
 from projects.core.evaluation.ranking import curves_of
 from projects.core.files import DataError, atomic_write
 from projects.core.infos import load_tested
@@ -170,10 +171,14 @@ def _threshold(full: dict) -> float:
 def _table(full: dict) -> str:
     """Rows of the metrics table."""
     distances = [k for k in full if k.startswith('AP_') and k.endswith('mm')]
-    columns = ['num_gt', 'mAP_3d', *distances, 'CPM', 'centre_error_mm',
-               'size_error_mm']
-    heads = ['findings', '3D mAP', *(f'AP {k[3:-2]} mm' for k in distances),
-             'CPM', 'centre error (mm)', 'size error (mm)']
+    # 3D mAP forgives up to 20 mm: what does not stands beside it.
+    strict = {f'AP_iou{iou:g}': f'AP at 3D IoU {iou:g}' for iou in SHOWN_IOUS}
+    strict['AP_3d_radius'] = 'AP within the radius'
+    columns = ['num_gt', 'mAP_3d', *strict, *distances, 'CPM',
+               'centre_error_mm', 'size_error_mm']
+    heads = ['findings', '3D mAP', *strict.values(),
+             *(f'AP {k[3:-2]} mm' for k in distances), 'CPM',
+             'centre error (mm)', 'size error (mm)']
     rows = [('all', full), *full['by_size'].items()]
 
     def cell(part: dict, key: str) -> str:
