@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -36,7 +37,12 @@ from tqdm import tqdm
 
 from projects.core import geometry
 from projects.core.acquisition import load_preset
-from projects.core.files import atomic_write, dump_json, load_json
+from projects.core.files import (
+    DataError,
+    atomic_write,
+    dump_json,
+    load_json,
+)
 from projects.core.infos import (
     SCHEMA_VERSION,
     as_arrays,
@@ -44,6 +50,7 @@ from projects.core.infos import (
     coco_name,
     dump_infos,
     infos_name,
+    load_infos,
     pack_shape,
 )
 from projects.core.rig import Rig, View
@@ -606,6 +613,7 @@ def finish_set(out_dir: Path, options: Options,
     if patients is None:
         patients = split_patients([s['lidc_id_ref'] for s in samples],
                                   options)
+    _tell_moved(out_dir, patients, suffix)
     counts: Dict[str, int] = {}
     for split in SPLITS:
         chosen = [s for s in samples if patients[s['lidc_id_ref']] == split]
@@ -642,6 +650,28 @@ def finish_set(out_dir: Path, options: Options,
     if not rig.exists():
         dump_json(options.rig, rig)
     return counts
+
+
+def _tell_moved(out_dir: Path, patients: Dict[str, str],
+                suffix: str) -> None:
+    """Say who was in another split in the infos that are replaced: a set of a
+    few has grown, or was split by a rule of before."""
+    moved: Dict[str, str] = {}
+    for split in SPLITS:
+        try:
+            infos = load_infos(out_dir / infos_name(split, suffix))
+        except DataError:  # not there, or damaged and written anew
+            continue
+        moved.update(
+            (name, split) for name in (s['lidc_id_ref']
+                                       for s in infos['data_list'])
+            if patients.get(name, split) != split)
+    if moved:
+        name, split = min(moved.items())
+        print(f'{out_dir}: {len(moved)} patients or parts are in another '
+              f'split than before, as {name}: {patients[name]}, before '
+              f'{split}; a test of what was trained before may be on what it '
+              'was trained on', file=sys.stderr)
 
 
 def split_patients(patients: Iterable[str],

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_converters import convert
 from data_converters.__main__ import main
 from data_converters.convert import (
     Options,
@@ -388,6 +389,25 @@ def test_strictness_makes_any_fault_a_failure(tmp_path):
 def test_nothing_convertible_says_why(tmp_path):
     with pytest.raises(ConversionError, match='part-100: file 100: rows'):
         make(tmp_path, [100, 101])
+
+
+def test_who_changes_the_split_is_told(tmp_path, capsys, monkeypatch):
+    make(tmp_path / 'set')
+    make(tmp_path / 'set')
+    assert 'split' not in capsys.readouterr().err
+    patients = {f'patient-{i}': 'train' for i in range(6)}
+    before = [s['lidc_id_ref'] for split in ('val', 'test')
+              for s in load_infos(tmp_path / f'set/lidc_infos_{split}.pkl')[
+                  'data_list']]
+    monkeypatch.setattr(convert, 'split_patients', lambda *_: patients)
+    finish_set(tmp_path / 'set', OPTIONS)
+    told = capsys.readouterr().err
+    assert (f'set: {len(before)} patients or parts are in another split than '
+            f'before, as {min(before)}: train, before ') in told
+    # Infos that cannot be read are written anew, as ever.
+    (tmp_path / 'set/lidc_infos_test.pkl').write_bytes(b'half')
+    finish_set(tmp_path / 'set', OPTIONS)
+    assert load_infos(tmp_path / 'set/lidc_infos_test.pkl')
 
 
 # ----------------------------------------------------------------------- JSON
