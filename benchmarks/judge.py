@@ -33,7 +33,7 @@ SIZES = (4., 14.)  # mm
 
 def structures(chest: Chest, count: int, rng: np.random.Generator) -> list:
     """Masks of dense pieces in the lungs, (y, x, z) and first voxel."""
-    values = chest.values[0, 0].numpy().transpose(1, 2, 0) + AIR
+    values = chest.values.transpose(1, 2, 0) + AIR
     lungs = chest.lungs.transpose(1, 2, 0)
     spacing = chest.spacing[[1, 0, 2]]
     smooth = ndimage.gaussian_filter(values, 1 / spacing)
@@ -64,7 +64,7 @@ def slices_of(chest: Chest, count: int, hard: bool,
               rng: np.random.Generator) -> tuple:
     """Slices (N, 2 HALF, 2 HALF) of HU, whether painted, and which
     structure."""
-    values = chest.values[0, 0].numpy().transpose(1, 2, 0) + AIR
+    values = chest.values.transpose(1, 2, 0) + AIR
     lungs = chest.lungs.transpose(1, 2, 0)
     spacing = chest.spacing[[1, 0, 2]]
     inner = np.argwhere(ndimage.binary_erosion(

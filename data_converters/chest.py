@@ -45,13 +45,13 @@ class Chest:
 
     Attributes:
         name: Of its file or folder.
-        values: (1, 1, Z, Y, X) HU above air.
+        values: (Z, Y, X) int16 HU above air.
         lungs: Boolean (Z, Y, X).
         index2ras: (4, 4), voxel index (x, y, z) to the CT's RAS frame (mm).
         lesions: Its own, as far as they are known.
     """
     name: str
-    values: torch.Tensor
+    values: np.ndarray
     lungs: np.ndarray
     index2ras: np.ndarray
     lesions: List[Lesion] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Chest:
         Measured at the border of body and air, where the step between two
         voxels, as a share of the whole, is erf(h / sqrt(8) sigma).
         """
-        values = self.values[0, 0].numpy() + AIR
+        values = self.values + AIR
         spread = np.array([_edge_spread(values, axis, step) for axis, step
                            in zip((2, 1, 0), self.spacing)])
         spread = np.sqrt(spread**2 + self.spacing**2 / 6)
@@ -87,7 +87,7 @@ class Chest:
     @functools.cached_property
     def noise(self) -> np.ndarray:
         """(Z, Y, X) noise (HU) of soft tissue's power spectrum, periodic."""
-        kernel = _noise_kernel(self.values[0, 0].numpy() + AIR)
+        kernel = _noise_kernel(self.values + AIR)
         white = np.random.default_rng(0).standard_normal(_TILE)
         padded = np.zeros(_TILE)
         padded[tuple(map(slice, kernel.shape))] = kernel
@@ -103,13 +103,18 @@ class Chest:
         """HU above air at RAS points (a, b, c, 3); 0 outside."""
         inverse = torch.from_numpy(
             np.linalg.inv(self.index2ras)).to(points.dtype)
-        size = torch.tensor(self.values.shape[:1:-1], dtype=points.dtype)
-        # Fold index and grid_sample's [-1, 1] into one affine map.
-        matrix = inverse[:3, :3] * (2 / size)[:, None]
-        offset = (2 * inverse[:3, 3] + 1) / size - 1
-        grid = points @ matrix.T + offset
-        return F.grid_sample(self.values, grid[None],
-                             align_corners=False)[0, 0]
+        index = points @ inverse[:3, :3].T + inverse[:3, 3]
+        # A slice of a scan needs few planes: only they become floats.
+        low, high = (index[..., 2].min().floor(), index[..., 2].max().ceil())
+        planes = slice(int(low.clamp(0)), int(high.clamp(0)) + 1)
+        values = torch.from_numpy(self.values[planes].astype(np.float32))
+        if not len(values):
+            return torch.zeros(index.shape[:3])
+        index[..., 2] -= planes.start
+        size = torch.tensor(values.shape[::-1], dtype=points.dtype)
+        return F.grid_sample(
+            values[None, None], ((2 * index + 1) / size - 1)[None],
+            align_corners=False)[0, 0]
 
     def in_lungs(self, points: np.ndarray) -> np.ndarray:
         """Whether RAS points (N, 3) lie in the lungs."""
@@ -189,7 +194,8 @@ def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
             f'{path}: lungs: expected half a litre of them or more, found '
             f'{litres:.2f} litres: name a mask with --lungs')
     values = np.maximum(values, -1024) - AIR
-    chest = Chest(name, torch.from_numpy(values)[None, None], mask, index2ras)
+    # Half the memory: every process of a conversion holds every chest.
+    chest = Chest(name, values.astype(np.int16), mask, index2ras)
     if path is None:
         chest.lesions = _embedded_lesions(values.shape)
     else:
@@ -226,7 +232,7 @@ def _lesion_in(chest: Chest, box: Sequence[float]) -> Lesion:
     points = index[:, ::-1] @ chest.index2ras[:3, :3].T + chest.index2ras[
         :3, 3]
     inside = (((points - centre) / half)**2).sum(1) <= 1.1
-    dense = ndimage.median_filter(chest.values[0, 0][place].numpy(), 3) > 500
+    dense = ndimage.median_filter(chest.values[place], 3) > 500
     mask = dense & inside.reshape(dense.shape)
     pieces, _ = ndimage.label(mask)
     sizes = np.bincount(pieces.ravel())
@@ -286,7 +292,7 @@ def find_lungs(values: np.ndarray, spacing) -> np.ndarray:
 def _edge_spread(values: np.ndarray, axis: int, step: float,
                  reach: int = 4) -> float:
     """Deviation (mm) of the blur of borders across an axis of (Z, Y, X)."""
-    along = np.moveaxis(values, axis, 0)
+    along = np.moveaxis(values, axis, 0)[:, ::2, ::2]  # enough of them
     rise = np.abs(np.diff(along, axis=0))[reach:-reach]
     low, high = along[:-2 * reach - 1], along[2 * reach + 1:]
     whole = np.abs(high - low)
