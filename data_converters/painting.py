@@ -23,7 +23,7 @@ from .chest import AIR
 _TEXTURE_HU = (-600., -500., -300., -60., 30.)  # of 1, 2, 3, 4, 5
 _CALCIUM_HU = {1: 250., 2: 250., 3: 400., 4: 150., 5: 250.}
 _VESSEL_HU = 40.
-_FINE = .5  # mm: thin solids are drawn in voxels as small
+_FINE = .3  # mm: thin solids are drawn in voxels as small
 
 __all__ = [
     'Material', 'Patch', 'draw_material', 'lobulated', 'paint', 'tube'
@@ -121,7 +121,7 @@ def lobulated(diameter: float, spacing: np.ndarray,
         rng (np.random.Generator): Of its shape.
     """
     axes = diameter / 2 * np.exp(rng.normal(0, .12, 3))
-    half = np.ceil(1.6 * axes / spacing).astype(int)
+    half = np.ceil(1.6 * axes.max() / spacing).astype(int)
     grid = np.stack(np.meshgrid(*[np.arange(-h, h + 1) for h in half],
                                 indexing='ij'), -1) * spacing
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
@@ -170,7 +170,7 @@ def paint(mask: np.ndarray, start: np.ndarray, material: Material,
         depth = ndimage.distance_transform_edt(solid, sampling=spacing)
         depth += .15 * depth.max() * _smooth(
             depth.shape, depth.max() / 2, spacing, rng)
-        core = _blurred(solid & (depth > material.core * depth.max()),
+        core = _blurred((solid > .5) & (depth > material.core * depth.max()),
                         spacing, spread)
         hu += core * (material.core_hu - material.hu)
     if material.unevenness:

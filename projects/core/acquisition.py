@@ -18,7 +18,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy import fft, ndimage
@@ -414,13 +414,14 @@ def load_preset(name: str) -> Acquisition:
 
 
 def draw_acquisition(
-        ranges: Dict[str, Union[float, str, bool, Sequence[float]]],
+        ranges: Dict[str, Any],
         rng: np.random.Generator) -> Acquisition:
     """Conditions drawn from ranges.
 
     Args:
         ranges (dict): Fields of :class:`Acquisition`; a pair is a range, drawn
-            uniformly, of the kerma log-uniformly; anything else is a value.
+            uniformly, of the kerma log-uniformly; a list of pairs is a choice
+            of ranges, each as likely; anything else is a value.
         rng (np.random.Generator): To draw from.
 
     Raises:
@@ -433,6 +434,8 @@ def draw_acquisition(
             raise ValueError(f'acquisition: expected fields of '
                              f'{", ".join(sorted(known))}, found {name}')
         if isinstance(value, (list, tuple)):
+            if isinstance(value[0], (list, tuple)):
+                value = value[rng.integers(len(value))]
             low, high = value
             value = float(
                 np.exp(rng.uniform(np.log(low), np.log(high)))

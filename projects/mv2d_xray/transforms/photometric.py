@@ -138,23 +138,27 @@ class XRayAcquisition(BaseTransform):
     :class:`XRayPoseError`.
 
     Args:
-        ranges (dict): Fields of an ``Acquisition``; a pair is a range,
-            anything else a value.
+        ranges (dict): Fields of an ``Acquisition``; a pair is a range, a list
+            of pairs a choice of ranges, anything else a value.
         preset (str): What fields without a range are. Defaults to 'ideal',
             which leaves the views alone.
+        prob (float): Of a sample to be changed. Defaults to 1.
 
     Raises:
         ValueError: There is no such field or preset.
     """
 
     def __init__(self, ranges: Optional[dict] = None,
-                 preset: str = 'ideal') -> None:
+                 preset: str = 'ideal', prob: float = 1.) -> None:
+        self.prob = prob
         self.ranges = dict(dataclasses.asdict(load_preset(preset)),
                            **(ranges or {}))
         draw_acquisition(self.ranges, np.random.default_rng(0))
 
     def transform(self, results: dict) -> dict:
         """Change one sample."""
+        if np.random.rand() >= self.prob:
+            return results
         rng = np.random.default_rng(np.random.randint(2**31, size=4))
         conditions = draw_acquisition(self.ranges, rng)
         sizes = geometry.pixel_sizes(results['cam2img'], results['ct2cam'])
