@@ -15,8 +15,7 @@ count.
 import functools
 import os
 import zlib
-from dataclasses import dataclass
-from dataclasses import field as default
+from dataclasses import dataclass, field as default
 from pathlib import Path
 from typing import (
     Any,
