@@ -160,8 +160,8 @@ class Finding:
         if margin.any():
             low = low - margin
             path = cv2.sepFilter2D(
-                np.pad(path, [(m, m) for m in margin[::-1]]), -1, *kernels,
-                borderType=cv2.BORDER_CONSTANT)
+                np.pad(path, [(m, m) for m in margin[::-1]]), -1, kernels[0],
+                kernels[1], borderType=cv2.BORDER_CONSTANT)
             skip = np.maximum(-low, 0)
             low = low + skip
             path = path[skip[1]:size[1] - low[1] + skip[1],
@@ -212,7 +212,7 @@ def _through(density: np.ndarray, start: np.ndarray,
     axis = int(np.abs(step).sum(1).argmax())
     rows, columns = (i for i in range(3) if i != axis)
     count = density.shape[axis]
-    layers = np.float32((np.arange(count) + .5) / count * 2 - 1)
+    layers = ((np.arange(count) + .5) / count * 2 - 1).astype(np.float32)
     along = (layers[:, None] - start[axis]) / step[axis]  # (n, N)
     # grid_sample's first coordinate is the last axis.
     places = np.stack([start[i] + along * step[i] for i in (columns, rows)],
