@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import DATASETS, TRANSFORMS
+from scipy.ndimage import label
 
 from projects.core import geometry
 from projects.core.files import DataError
 from projects.core.findings import Finding
 from projects.core.rig import View
+from projects.mv2d_xray.transforms import solids
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.packing import ANNOTATIONS, PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
@@ -245,9 +247,9 @@ def test_inserted_nodules_are_annotated(loaded):
         assert len(after['gt_labels_3d']) == len(boxes)
         assert len(after['gt_diameters']) == len(boxes)
         assert after['gt_bboxes_instance'].max() == len(boxes) - 1
-        sizes += boxes.tensor[3:, 3:6].flatten().tolist()
+        sizes += boxes.tensor[3:, 3:6].mean(1).tolist()
     assert min(counts) == 0 and max(counts) == 5
-    # Spheres, as many of 10 to 20 as of 20 to 40 mm.
+    # As many of 10 to 20 as of 20 to 40 mm.
     assert 9.5 < min(sizes) < 12 and 34 < max(sizes) < 43
     assert .35 < np.mean(np.array(sizes) < 20) < .65
     # The loaded sample itself was not changed.
@@ -290,6 +292,176 @@ def test_what_one_view_shows_is_not_inserted(loaded):
             changed |= {v for v in range(len(before)) if not np.array_equal(
                 after['img'][v], before[v])}
         assert changed == (set(range(2)) if views == 2 else set())
+
+
+def insert(sample, seed=0, **kwargs):
+    """The sample with what is drawn, all sides of it."""
+    step = XRayInsertNodules(**dict(
+        dict(spread=30., attenuation=(.006, .02)), **kwargs))
+    np.random.seed(seed)
+    return step(sample)
+
+
+def test_a_point_spread_softens_images_and_leaves_annotations(loaded):
+    """Also where it is unequal, and where a finding is cut by the border."""
+    hard, soft = (
+        insert(loaded(), max_nodules=8, sizes=(5., 60.), spread=60.,
+               point_spread=(low, low), slice_profile=(low * 2, low * 2))
+        for low in (0., 2.))
+    assert len(hard['gt_bboxes_3d']) > 5
+    for key in ANNOTATIONS:
+        if hasattr(hard[key], 'tensor'):
+            assert torch.equal(hard[key].tensor, soft[key].tensor)
+        else:
+            np.testing.assert_array_equal(hard[key], soft[key])
+    for one, two, plain in zip(hard['img'], soft['img'], loaded()['img']):
+        steps = [np.abs(np.diff(image - plain, axis=0)).max()
+                 for image in (one, two)]
+        assert 0 < steps[1] < .8 * steps[0]
+
+
+@pytest.mark.parametrize('size', [5., 10., 20., 40., 60.])
+def test_findings_of_all_sizes_are_smooth_and_in_their_boxes(loaded, size):
+    """What is painted is a bump of few rises and falls, not stairs."""
+    item = dict(loaded()['bank'][0], shape=ball(16), centre=np.zeros(3))
+    view = View('', *(loaded()['images']['CAM_00'][k]
+                      for k in ('cam2img', 'lidar2cam')), 96, 96)
+    zoom = np.diag([8., 8, 1, 1]) @ view.ct2img
+    for seed in range(4):
+        np.random.seed(seed)
+        step = XRayInsertNodules(sizes=(size, size), spread=.1, texture=0.,
+                                 subsolid=0., attenuation=(.01, .02))
+        finding = step.draw([item])
+        assert finding.box[3:6].mean() == pytest.approx(size)
+        rect = finding.rectangle(zoom, (768, 768))
+        shown, path = finding.project(zoom, (768, 768), (.5, .5, .8))
+        # Half of the peak and more lies in the rectangle.
+        rows, columns = np.nonzero(path > .5 * path.max())
+        x1, y1, x2, y2 = rect - np.tile(shown[:2], 2)
+        assert x1 <= columns.min() and columns.max() < x2
+        assert y1 <= rows.min() and rows.max() < y2
+        line = path[(y1 + y2) // 2]
+        turns = np.diff(np.sign(np.diff(line[line > .02 * path.max()])))
+        assert (turns != 0).sum() <= 3
+
+
+def test_distractors_are_painted_and_never_annotated(loaded):
+    changed = 0
+    for seed in range(12):
+        plain, found = loaded(), insert(
+            loaded(), seed, max_nodules=0, distractors=4)
+        for key in ANNOTATIONS:
+            old, new = (getattr(r[key], 'tensor', r[key])
+                        for r in (plain, found))
+            np.testing.assert_array_equal(old, new)
+        changed += any((a != b).any()
+                       for a, b in zip(plain['img'], found['img']))
+        both = insert(loaded(), seed, max_nodules=4, distractors=4)
+        assert (both['gt_labels_3d'] >= 0).all()
+        assert (both['gt_bboxes_labels'] >= 0).all()
+        # They are drawn last: the findings are those drawn without them.
+        alone = insert(loaded(), seed, max_nodules=4)
+        assert torch.equal(both['gt_bboxes_3d'].tensor,
+                           alone['gt_bboxes_3d'].tensor)
+    assert changed > 6
+
+
+def test_distractors_are_vessels_calcifications_and_clips(loaded):
+    step, bank = XRayInsertNodules(distractors=4), loaded()['bank']
+    things = [thing for _ in range(200)
+              for thing in step.draw_distractors(bank)]
+    edges = np.array([1 / np.linalg.norm(t.to_box, axis=1) * 2
+                      for t in things])
+    contrasts = np.array([t.contrast for t in things])
+    long, small = edges.max(1) >= 15, edges.max(1) <= 2.5
+    metal = ~long & ~small
+    assert long.sum() > small.sum() > metal.sum() > 0
+    assert (edges[long].min(1) >= 2).all() and edges[long].max() <= 50
+    assert ((contrasts[long] >= .015) & (contrasts[long] <= .018)).all()
+    assert contrasts[small].min() >= .01 and contrasts[small].max() <= .03
+    assert contrasts[metal].min() >= .03 and contrasts[metal].max() <= .1
+    assert {t.label for t in things} == {-1}
+
+
+def test_inserted_twice_is_the_same_and_nothing_without_a_bank(loaded):
+    kwargs = dict(max_nodules=9, sizes=(5., 60.), distractors=4)
+    one, two = insert(loaded(), 3, **kwargs), insert(loaded(), 3, **kwargs)
+    assert len(one['gt_bboxes_3d']) > 3
+    for a, b in zip(one['img'], two['img']):
+        assert a.tobytes() == b.tobytes() and a.dtype == np.float32
+    none = insert(dict(loaded(), bank=()), 3, **kwargs)
+    np.testing.assert_array_equal(none['img'], loaded()['img'])
+
+
+def test_one_view_shows_distractors_alone(loaded):
+    def sample():
+        results = loaded()
+        return dict(results, img=results['img'][:1],
+                    ct2img=results['ct2img'][:1])
+
+    for distractors in (0, 20):
+        found = insert(sample(), 1, max_nodules=9, distractors=distractors)
+        assert len(found['gt_bboxes_3d']) == 3
+        same = np.array_equal(found['img'][0], sample()['img'][0])
+        assert same == (not distractors)
+
+
+def test_views_of_different_sizes_show_the_same(loaded):
+    """The second view has twice the pixels and is cut below."""
+    results = loaded()
+    twice = np.diag([2., 2, 1, 1])
+    results['ct2img'][1] = twice @ results['ct2img'][1]
+    results['img'][1] = np.zeros((150, 192, 1), np.float32)
+    plain = [image.copy() for image in results['img']]
+    found = insert(results, 1, max_nodules=5, sizes=(20., 30.), spread=5.)
+    same = insert(loaded(), 1, max_nodules=5, sizes=(20., 30.), spread=5.)
+    assert len(found['gt_bboxes_3d']) == len(same['gt_bboxes_3d']) > 3
+    for view in (0, 2):
+        np.testing.assert_array_equal(found['img'][view], same['img'][view])
+    added = (found['img'][1] - plain[1]).reshape(75, 2, 96, 2).mean((1, 3))
+    expected = (same['img'][1] - loaded()['img'][1])[:75, :, 0]
+    assert expected.max() > .1
+    assert added.sum() == pytest.approx(expected.sum(), rel=.02)
+    assert np.abs(added - expected).max() < .15 * expected.max()
+
+
+def test_a_shape_of_few_voxels_is_not_blown_up(loaded):
+    """Two cubes that touch at an edge are one finding only while small."""
+    blocks = np.zeros((16, 16, 16), bool)
+    blocks[:7, :7], blocks[9:, 9:] = True, True
+    item = dict(loaded()['bank'][0], size=np.full(3, 6.), shape=blocks)
+    for size, parts in ((8., 2), (40., 1)):
+        step = XRayInsertNodules(sizes=(size, size), lumps=0.,
+                                 attenuation=(.01, .02))
+        assert label(step.draw([item]).shape)[1] == parts
+
+
+def test_solids():
+    np.random.seed(0)
+    depth = solids.lump(0.)
+    assert (depth > 0).mean() == pytest.approx(np.pi / 6, rel=.01)
+    lobes = solids.lump(.25)
+    assert (lobes > 0).sum() < (depth > 0).sum()
+    assert label(lobes > 0)[1] == 1
+    # A shape keeps its volume without its stairs.
+    for shape in (ball(16), np.ones((16, 16, 16), bool)):
+        smooth = solids.smoothed(shape)
+        assert smooth.shape == (32, 32, 32)
+        assert (smooth > 0).mean() == pytest.approx(shape.mean(), abs=.02)
+    even = solids.edge(depth)
+    varied = solids.add_texture(even, .25)
+    assert varied.mean() == pytest.approx(even.mean(), rel=1e-4)
+    inside = even == 1
+    assert varied[inside].std() == pytest.approx(.25, rel=.1)
+    steps = np.diff(varied, axis=0)[inside[1:] & inside[:-1]]
+    assert steps.std() < .08  # smooth
+    for _ in range(20):
+        cored = solids.add_core(depth, .3, .4)
+        core = cored > .9
+        edges = [np.ptp(row) + 1 for row in np.nonzero(core)]
+        assert np.mean(edges) == pytest.approx(.4 * 32, abs=2)
+        assert (cored <= even + 1e-6).all() and (depth[core] > 0).all()
+        assert cored[inside].min() == pytest.approx(.3)
 
 
 def ramp():
