@@ -73,7 +73,8 @@ SIZES = dict(
     volume_head=('volume_range', 'voxel_size', 'base_size', 'min_sigma',
                  'max_queries'),
     lifting_head=('scene_range', 'reach', 'ignore_margin', 'free_size'),
-    XRayInsertNodules=('max_nodules', 'sizes', 'spread', 'attenuation'))
+    XRayInsertNodules=('max_nodules', 'sizes', 'spread', 'attenuation',
+                       'point_spread', 'slice_profile', 'distractors'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)

@@ -7,7 +7,7 @@ bands = dict(mean=[3.1, 0., 0.], std=[1.6, .13, .34], band_sigmas=[4., 12.])
 
 train_pipeline = _base_.train_pipeline
 train_pipeline.pop(1)  # all views, always
-train_pipeline[1].sizes = (8., 30.)
+train_pipeline[1].sizes = (8., 40.)
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root, min_diameter=min_diameter,

@@ -15,7 +15,7 @@ from projects.mv2d_xray.transforms import solids
 __all__ = ['XRayInsertNodules']
 
 NOTHING = -1  # label of what is not a finding
-COARSE = 2.5  # times its size at which a shape's voxels are seen
+COARSE = 2.  # times its size at which a shape's voxels are seen
 
 
 @TRANSFORMS.register_module()
@@ -43,8 +43,9 @@ class XRayInsertNodules(BaseTransform):
             (1/mm), below 0 for what takes away, as a pore, for findings of
             which the set does not say; soft tissue in lung is 0.017. A
             contrast of the other sign is that of a finding beside something
-            else, as a nodule at a rib: it is drawn from the range, too. By
-            default the set must know them all.
+            else, as a nodule at a rib: it is drawn from the range, too. None
+            is larger than the range's end. By default the set must know them
+            all.
         point_spread (tuple[float, float]): Range of the deviation of the
             point spread across z (mm); 0 for none.
         slice_profile (tuple[float, float]): The same along z, where slices
@@ -59,8 +60,8 @@ class XRayInsertNodules(BaseTransform):
             annotated: pieces of vessels of 2 to 6 mm, calcifications of 1 to
             2.5 mm and metal clips, for chests. The number is uniform from 0.
 
-    Findings without a known shape, or shown at more than 2.5 times their own
-    size, are round or lobulated, too.
+    Findings without a known shape, or shown at more than twice their own size,
+    are round or lobulated, too.
 
     Raises:
         DataError: A finding's contrast is neither known nor given.
@@ -70,7 +71,7 @@ class XRayInsertNodules(BaseTransform):
                  max_nodules: int = 4,
                  sizes: Tuple[float, float] = (5., 30.),
                  spread: float = 15.,
-                 contrasts: Tuple[float, float] = (.7, 1.6),
+                 contrasts: Tuple[float, float] = (.7, 1.4),
                  attenuation: Optional[Tuple[float, float]] = None,
                  point_spread: Tuple[float, float] = (.35, .8),
                  slice_profile: Tuple[float, float] = (.4, 1.4),
@@ -131,7 +132,11 @@ class XRayInsertNodules(BaseTransform):
                 'config key "XRayInsertNodules.attenuation": expected a range '
                 '(1/mm), since the set does not say what its findings add, '
                 'found none')
-        return known * np.random.uniform(*self.contrasts)
+        contrast = known * np.random.uniform(*self.contrasts)
+        if self.attenuation:
+            most = np.abs(self.attenuation).max()
+            contrast = float(np.clip(contrast, -most, most))
+        return contrast
 
     def draw_distractors(self, bank: Sequence[dict]) -> List[Finding]:
         """One thing that is not a finding, or two vessels that cross, near a

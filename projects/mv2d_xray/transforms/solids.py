@@ -27,12 +27,12 @@ def edge(depth: np.ndarray) -> np.ndarray:
 
 
 def smoothed(shape: np.ndarray) -> np.ndarray:
-    """Depth (cells), negative outside, in a boolean shape (m, m, m) without
-    its stairs. It keeps its volume."""
+    """Depth (cells), negative outside, in a boolean shape (16, 16, 16) without
+    its stairs, which slices leave. It keeps its volume."""
     padded = np.pad(shape, 1)
     depth = np.where(padded, distance_transform_edt(padded) - .5,
                      .5 - distance_transform_edt(~padded))
-    depth = gaussian_filter(depth.astype(np.float32), 1., truncate=2.)
+    depth = gaussian_filter(depth.astype(np.float32), 2., truncate=2.)
     depth = np.asarray(_resampled(depth[None], CELLS * len(padded) //
                                   len(shape))[0])
     pad = (len(depth) - CELLS) // 2
