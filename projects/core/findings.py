@@ -117,8 +117,9 @@ class Finding:
         if depth.min() <= 0:
             return None
         # As for the box, a cell is an ellipsoid.
-        reach = geometry.spread_in_image(
-            np.zeros(3), np.ones(3), self._seen(ct2img)) / len(self.shape)
+        moves = geometry.image_derivative(self.centre, ct2img)
+        reach = np.linalg.norm(moves @ self._from_box,
+                               axis=1) / len(self.shape)
         size = img_shape[::-1]
         low = np.ceil(uv.min(0) - reach - .5).clip(0, size)
         high = (np.floor(uv.max(0) + reach - .5) + 1).clip(0, size)
@@ -129,6 +130,12 @@ class Finding:
                 spread: Sequence[float] = (0., 0., 0.)
                 ) -> Optional[Tuple[np.ndarray, np.ndarray]]:
         """What a view shows of it.
+
+        Seen from far enough, a Gaussian in space of covariance S is one in
+        the image, of J S J^T with the projection's derivative J. Its
+        correlation of u and v is left out: there is none where the image's
+        axes are the world's, and in tilted views it is small as long as the
+        deviations are alike.
 
         Args:
             ct2img: (4, 4).
@@ -146,8 +153,9 @@ class Finding:
         uv, depth = geometry.project(corners, ct2img)
         if depth.min() <= 0:
             return None
-        kernels = [_kernel(sigma) for sigma in geometry.spread_in_image(
-            self.centre, np.asarray(spread), ct2img)]
+        moves = geometry.image_derivative(self.centre, ct2img)
+        kernels = [_kernel(sigma)
+                   for sigma in np.linalg.norm(moves * spread, axis=1)]
         # What is beside the image is blurred into it.
         margin = np.array([len(k) // 2 for k in kernels])
         size = np.array(img_shape[::-1])
@@ -156,7 +164,12 @@ class Finding:
             for edge in (np.floor(uv.min(0)), np.ceil(uv.max(0))))
         if (high <= low).any():
             return None
-        path = self._sampled(low, high, ct2img)
+        rays = 1  # along a pixel's edge
+        if self.density is not None:
+            width = 2 * np.linalg.norm(self._from_box, axis=0).min()
+            width *= np.linalg.norm(moves, axis=1).min()
+            rays = int(np.clip(math.ceil(_FINE / width), 1, 4))
+        path = self._sampled(low, high, ct2img, rays)
         if margin.any():
             low = low - margin
             path = cv2.sepFilter2D(
@@ -174,29 +187,19 @@ class Finding:
         return (np.array([x1, y1, x2, y2]) + np.tile(low, 2),
                 path[y1:y2, x1:x2])
 
-    def _seen(self, ct2img: np.ndarray) -> np.ndarray:
-        """From its box to the image, (4, 4)."""
-        place = np.eye(4)
-        place[:3, :3], place[:3, 3] = self._from_box, self.centre
-        return ct2img @ place
-
-    def _sampled(self, low: np.ndarray, high: np.ndarray,
-                 ct2img: np.ndarray) -> np.ndarray:
+    def _sampled(self, low: np.ndarray, high: np.ndarray, ct2img: np.ndarray,
+                 rays: int) -> np.ndarray:
         """Path through the pixels from ``low`` to ``high``, both (2,) (x and
-        y), (h, w) (mm)."""
-        rays = 1  # along a pixel's edge
-        if self.density is not None:
-            pixels = geometry.spread_in_image(  # of a mm
-                self.centre, np.ones(3), ct2img).min()
-            width = 2 * pixels * np.linalg.norm(self._from_box, axis=0).min()
-            rays = int(np.clip(math.ceil(_FINE / width), 1, 4))
+        y), with rays² for each, (h, w) (mm)."""
         width, height = (high - low) * rays
         v, u = (np.mgrid[:height, :width] + .5) / rays
         source, direction = geometry.rays(
             np.stack([u.ravel() + low[0], v.ravel() + low[1]], -1), ct2img)
-        path = self.path(source[0], direction).reshape(
-            height // rays, rays, width // rays, rays)
-        return path.mean((1, 3))
+        path = self.path(source[0], direction)
+        if rays == 1:
+            return path.reshape(height, width)
+        return path.reshape(height // rays, rays, width // rays, rays).mean(
+            (1, 3))
 
 
 def _through(density: np.ndarray, start: np.ndarray,
@@ -213,14 +216,17 @@ def _through(density: np.ndarray, start: np.ndarray,
     rows, columns = (i for i in range(3) if i != axis)
     count = density.shape[axis]
     layers = ((np.arange(count) + .5) / count * 2 - 1).astype(np.float32)
-    along = (layers[:, None] - start[axis]) / step[axis]  # (n, N)
     # grid_sample's first coordinate is the last axis.
-    places = np.stack([start[i] + along * step[i] for i in (columns, rows)],
-                      -1)
+    places = np.empty((count, 1, step.shape[1], 2), np.float32)
+    for place, i in ((places[:, 0, :, 0], columns), (places[:, 0, :, 1],
+                                                     rows)):
+        slope = step[i] / step[axis]
+        np.multiply.outer(layers, slope, out=place)
+        place += start[i] - start[axis] * slope
     seen = F.grid_sample(
         torch.from_numpy(np.moveaxis(density, axis, 0)[:, None].astype(
             np.float32)),
-        torch.from_numpy(places[:, None]), align_corners=False)
+        torch.from_numpy(places), align_corners=False)
     return seen.sum((0, 1, 2)).numpy() * 2 / count / np.abs(step[axis])
 
 

@@ -232,26 +232,10 @@ def project(points: Array, ct2img: Array) -> Tuple[Array, Array]:
     return homogeneous[..., :2] / safe[..., None], depth
 
 
-def spread_in_image(point: np.ndarray, spread: np.ndarray,
-                    ct2img: np.ndarray) -> np.ndarray:
-    """What a view makes of a Gaussian in space.
-
-    Seen from far enough it is a Gaussian again, of covariance J S J^T with
-    the projection's derivative J. Its correlation of u and v is left out:
-    there is none where the image's axes are the world's, and in tilted views
-    it is small as long as the deviations are alike.
-
-    Args:
-        point: (3,) its centre (mm).
-        spread: (3,) its deviations along the world's axes (mm).
-        ct2img: (4, 4).
-
-    Returns:
-        np.ndarray: (2,) its deviations along u and v (px).
-    """
+def image_derivative(point: np.ndarray, ct2img: np.ndarray) -> np.ndarray:
+    """How a point's image moves with the point (3,) (mm): (2, 3) (px/mm)."""
     uv, depth = project(point[None], ct2img)
-    jacobian = (ct2img[:2, :3] - uv[0][:, None] * ct2img[2, :3]) / depth
-    return np.sqrt(((jacobian * spread)**2).sum(1))
+    return (ct2img[:2, :3] - uv[0][:, None] * ct2img[2, :3]) / depth
 
 
 def unproject(uv: Array, depth: Array, ct2img: Array) -> Array:

@@ -135,15 +135,22 @@ def test_what_is_narrower_than_a_pixel_is_seen_wherever_it_is():
     np.testing.assert_allclose(np.array(sums) * 1.5625**2, volume, rtol=.06)
 
 
-def test_a_gaussian_in_the_image():
-    point = np.array([20., 15, -30])
-    rng = np.random.default_rng(0)
+def test_how_an_image_moves_with_its_point():
+    point, step = np.array([20., 15, -30]), 1e-4
     uv, _ = geometry.project(
-        point + rng.normal(size=(200000, 3)) * SPREAD / 10, TILTED)
+        np.vstack([point + step * np.eye(3), point - step * np.eye(3)]),
+        TILTED)
     np.testing.assert_allclose(
-        geometry.spread_in_image(point, SPREAD / 10, TILTED), uv.std(0),
-        rtol=.01)
-    # Pixels of 1.5625 mm, magnified twice: z is down.
+        geometry.image_derivative(point, TILTED),
+        (uv[:3] - uv[3:]).T / 2 / step, atol=1e-6)
+    # Pixels of 1.5625 mm, magnified twice; it looks along y and z is up.
     np.testing.assert_allclose(
-        geometry.spread_in_image(np.zeros(3), SPREAD, VIEW.ct2img),
-        SPREAD[[0, 2]] / 1.5625, rtol=1e-6)
+        geometry.image_derivative(np.zeros(3), VIEW.ct2img),
+        np.array([[-1, 0, 0], [0, 0, -1]]) / 1.5625, atol=1e-9)
+
+
+def test_rays_that_miss():
+    soft = Finding(np.zeros(3), np.eye(3) / 5, BALL, .02, 0,
+                   BALL.astype(np.float32))
+    away = soft.path(np.array([-50., 0, 0]), np.eye(3)[1:])
+    np.testing.assert_array_equal(away, [0, 0])
