@@ -14,10 +14,10 @@ train_pipeline = [
     # Half the views cost half the time, and another half each time.
     dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
     # More nodules than a hundred patients have, and masses, which they lack,
-    # seen as a CT of 0.8 to 1.9 mm shows them; and vessels, which are none.
+    # as CTs with slices of 1 to 3 mm show them; and vessels, which are none.
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 60.),
-         spread=15., attenuation=(.006, .02), point_spread=(.35, .8),
-         slice_profile=(.4, 1.4), distractors=8),
+         spread=15., attenuation=(.006, .02), point_spread=(.45, .95),
+         slice_profile=(.5, 2.2), distractors=8),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,

@@ -47,9 +47,10 @@ class XRayInsertNodules(BaseTransform):
             is larger than the range's end. By default the set must know them
             all.
         point_spread (tuple[float, float]): Range of the deviation of the
-            point spread across z (mm); 0 for none.
+            point spread across z (mm); 0 for none. Borders of the body in
+            chest CTs with slices of 2 and 3 mm have 0.67 to 0.86.
         slice_profile (tuple[float, float]): The same along z, where slices
-            are thick.
+            are thick; 1.3 to 2.1 there.
         texture (float): Up to which relative deviation a finding's contrast
             varies in it.
         lumps (float): Share of findings that are round or lobulated solids
@@ -73,8 +74,8 @@ class XRayInsertNodules(BaseTransform):
                  spread: float = 15.,
                  contrasts: Tuple[float, float] = (.7, 1.4),
                  attenuation: Optional[Tuple[float, float]] = None,
-                 point_spread: Tuple[float, float] = (.35, .8),
-                 slice_profile: Tuple[float, float] = (.4, 1.4),
+                 point_spread: Tuple[float, float] = (.45, .95),
+                 slice_profile: Tuple[float, float] = (.5, 2.2),
                  texture: float = .25,
                  lumps: float = .4,
                  subsolid: float = .2,
