@@ -43,7 +43,8 @@ def test_border_is_that_of_the_point_spread():
     along = volume[:, 52, 46]
     edge = (np.arange(120) - 39.5) * SPACING[0]
     expected = -850 + 900 * .5 * (1 + special.erf(edge / SPREAD[0] / 2**.5))
-    np.testing.assert_allclose(along[30:50], expected[30:50], atol=9)  # of a blur in whole voxels
+    # Of a blur in whole voxels.
+    np.testing.assert_allclose(along[30:50], expected[30:50], atol=9)
     assert np.abs(np.diff(along)).max() < 1.05 * 900 * special.erf(
         SPACING[0] / 8**.5 / SPREAD[0])
 
