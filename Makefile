@@ -41,4 +41,4 @@ docs: env
 	@echo "[docs] build/site/index.html"
 
 clean:
-	rm -rf work_dirs/demo data/demo work_dirs/blade data/blade data/blade_ct
+	rm -rf work_dirs/demo-v2 data/demo-v2 work_dirs/blade data/blade data/blade_ct

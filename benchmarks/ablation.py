@@ -24,21 +24,21 @@ from projects.core.evaluation.ranking import difference
 from projects.core.results import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick.py'
+OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py'
 # From trained sources, which stay as they are.
-DECODER = 'configs/mv2d_xray/mv2d-xray_small_decoder_2000i_quick.py'
-VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_3900i_quick.py'
+DECODER = 'configs/mv2d_xray/mv2d-xray_small_decoder_2000i_quick-v2.py'
+VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_3900i_quick-v2.py'
 _VIEWS = 'train_dataloader.dataset.pipeline.1'
 _INSERT = 'train_dataloader.dataset.pipeline.2'
 PACE = 30  # iterations that tell a variant's pace
 # Config and what is changed in it.
 VARIANTS = {
     # Where queries come from.
-    'score grid': ('configs/mv2d_xray/score-grid_small_700i_quick.py', []),
+    'score grid': ('configs/mv2d_xray/score-grid_small_700i_quick-v2.py', []),
     'Faster R-CNN, triangulated': (
-        'configs/mv2d_xray/triangulation_faster-rcnn_12800i_quick.py', []),
+        'configs/mv2d_xray/triangulation_faster-rcnn_12800i_quick-v2.py', []),
     '2D boxes, triangulated': (
-        'configs/mv2d_xray/triangulation_centernet_12800i_quick.py', []),
+        'configs/mv2d_xray/triangulation_centernet_12800i_quick-v2.py', []),
     'volume': (VOLUME, []),
     'roi + volume, no decoder': (OURS, ['model.lifting_head.decoder=None']),
     # What the decoder makes of them.
@@ -88,9 +88,9 @@ VARIANTS = {
         VOLUME, ['model.detector_2d.backbone.channels=48',
                  'model.volume_head.in_channels=48']),
     # What a user could pick instead.
-    'ImVoxelNet': ('configs/mv2d_xray/imvoxelnet_small_700i_quick.py', []),
-    'DETR3D': ('configs/mv2d_xray/detr3d_small_700i_quick.py', []),
-    'PETR': ('configs/mv2d_xray/petr_small_700i_quick.py', []),
+    'ImVoxelNet': ('configs/mv2d_xray/imvoxelnet_small_700i_quick-v2.py', []),
+    'DETR3D': ('configs/mv2d_xray/detr3d_small_700i_quick-v2.py', []),
+    'PETR': ('configs/mv2d_xray/petr_small_700i_quick-v2.py', []),
 }
 
 

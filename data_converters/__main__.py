@@ -45,6 +45,7 @@ _EMBEDDED = 'embedded'  # in place of a chest's path
 _SHARES = dict(val=.1, test=.2)
 BENCHMARKS: Dict[str, Dict[str, Any]] = {
     'demo-v2': dict(num_scans=120, image_size=256, min_diameter=8.,
+                    acquisition='chest-radiography',
                     choice=dict(max_slices=150, needs_diameter=8.)),
     'quick-v2': dict(num_scans=400, image_size=256, min_diameter=3.,
                      choice=dict(max_slices=200)),
@@ -340,7 +341,8 @@ def build_parser() -> argparse.ArgumentParser:
                          'instead of those of --chest')
     _geometry(sub)
     _rendering(sub)
-    sub.set_defaults(run=run_benchmark)
+    # None tells what was not asked for from the set's own.
+    sub.set_defaults(run=run_benchmark, acquisition=None)
     return parser
 
 
@@ -590,7 +592,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     chests = {split: _chests(args, split) for split in SPLITS}
     options = Options(
         _rig(args, spec['image_size']).to_dict(), args.renderer,
-        args.acquisition,
+        args.acquisition or spec.get('acquisition', 'ideal'),
         min_diameter=spec['min_diameter'], fractions=_SHARES, seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={

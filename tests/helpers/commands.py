@@ -27,7 +27,7 @@ from mmengine.utils import ManagerMixin
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
-CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo.py'
+CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py'
 SMALL = [
     'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'
     'band_sigmas=[1.,3.]', 'train_dataloader.dataset.min_diameter=0.',

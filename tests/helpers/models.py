@@ -21,7 +21,7 @@ FEATURES = dict(
 def quick(**changes):
     """The small config, for images of 64² and a smaller volume."""
     cfg = Config.fromfile(
-        CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo.py')
+        CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py')
     cfg.model.data_preprocessor.band_sigmas = [1., 3.]
     cfg.model.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
                                  voxel_size=12., score_thr=.001)
@@ -60,7 +60,7 @@ def retina_model():
                       nms=dict(type='nms', iou_threshold=.5),
                       max_per_img=5))
     cfg = Config.fromfile(
-        CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo.py').model
+        CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py').model
     cfg.detector_2d, cfg.feat_strides = retina, [4, 8, 16]
     cfg.volume_head.update(volume_range=[-96.] * 3 + [96.] * 3,
                            voxel_size=24.)
@@ -86,7 +86,7 @@ def full_size(name):
 def faster_rcnn():
     """Of the small models, for images with two bands."""
     cfg = Config.fromfile(
-        CONFIGS / 'triangulation_faster-rcnn_12800i_quick.py').model
+        CONFIGS / 'triangulation_faster-rcnn_12800i_quick-v2.py').model
     cfg.detector_2d.backbone.in_channels = 3
     return {'detector_2d': dict(cfg.detector_2d, _delete_=True),
             'feat_strides': cfg.feat_strides}

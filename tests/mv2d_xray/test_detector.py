@@ -669,7 +669,7 @@ def test_four_patients_are_learned(four_patients, tmp_path):
     """What a detector cannot learn by heart it will not find elsewhere."""
     iters = 100
     cfg = load_config(
-        str(CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo.py'),
+        str(CONFIGS / 'mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py'),
         {'train_cfg.max_iters': iters})
     cfg.work_dir = str(tmp_path)
     train, test = (cfg[f'{name}_dataloader'].dataset

@@ -30,7 +30,7 @@ def test_variant_builds(name):
     command += ['--cfg-options', *options] if options else []
     args = argument_parser('').parse_args(command)
     cfg = config_of(args)
-    assert cfg.train_dataloader.dataset.data_root == 'data/quick/'
+    assert cfg.train_dataloader.dataset.data_root == 'data/quick-v2/'
     assert cfg.train_dataloader.dataset.pipeline[2].type == (
         'XRayInsertNodules')
     assert cfg.train_dataloader.dataset.pipeline[1].type == 'XRayViewDropout'

@@ -32,9 +32,9 @@ class XRayInsertNodules(BaseTransform):
 
     Args:
         max_nodules (int): Most per sample; the number is uniform from 0.
-        sizes (tuple[float, float]): Range of the mean edge of the box (mm);
-            all orders of size are as likely, since sets have many small
-            findings and few large ones.
+        sizes (tuple[float, float]): Range of the mean edge of the box (mm),
+            log-uniform but for fewer large ones, which hide others: of 5 to
+            60 mm, one in 13 is above 30.
         spread (float): Deviation of the place from another finding's (mm).
         contrasts (tuple[float, float]): Range of the change of contrast. It
             reaches further up than down, since a set's small findings have
@@ -96,7 +96,8 @@ class XRayInsertNodules(BaseTransform):
         """One of a bank's findings, changed, at another one's place."""
         item = bank[np.random.randint(len(bank))]
         centre = self._place(bank)
-        mean_edge = np.exp(np.random.uniform(*np.log(self.sizes)))
+        low, high = np.log(self.sizes)
+        mean_edge = np.exp(low + (high - low) * np.random.beta(1, 2))
         # A shape of few voxels is not blown up.
         blown_up = mean_edge > COARSE * item['size'].mean()
         if (item['shape'] is None or blown_up

@@ -1,9 +1,10 @@
-# The benchmark `quick`: phantom chests, 10 views x 256², nodules from 3 mm,
+# The benchmark `quick-v2`: phantom chests, 10 views x 256², nodules from 3 mm,
 # splits train, val and test. All lengths in mm.
-data_root = 'data/quick/'
+data_root = 'data/quick-v2/'
 scene_range = [-200., -200., -200., 200., 200., 200.]
 size_bins = {'3_to_5mm': (3., 5.), '5_to_8mm': (5., 8.),
-             '8_to_12mm': (8., 12.), 'above_12mm': (12., 1000.)}
+             '8_to_12mm': (8., 12.), '12_to_30mm': (12., 30.),
+             'above_30mm': (30., 1000.)}
 # Channels of a view and their statistics, for the model's preprocessor.
 bands = dict(
     mean=[3.1, 0., 0., 0.], std=[1.6, .05, .13, .34],
@@ -12,12 +13,22 @@ bands = dict(
 train_pipeline = [
     dict(type='LoadXRayViews'),
     # Half the views cost half the time, and another half each time.
-    dict(type='XRayViewDropout', prob=1., min_views=4, max_views=7),
+    dict(type='XRayViewDropout', prob=1., min_views=3, max_views=8),
     # More nodules than a hundred patients have, and masses, which they lack,
     # as CTs with slices of 1 to 3 mm show them; and vessels, which are none.
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 60.),
          spread=15., attenuation=(.006, .02), point_spread=(.45, .95),
          slice_profile=(.5, 2.2), distractors=8),
+    # What detectors make of the ideal views of the set, from half of a
+    # clinical dose for all views together to twice as much for each; scatter
+    # left in, partly or nearly all taken off.
+    dict(type='XRayAcquisition', preset='chest-radiography', prob=.85,
+         ranges=dict(
+             kerma=(.5, 50.), focal_spot=(.3, 1.5), light_spread=(.3, 1.),
+             scatter=(.07, .15), scatter_width=(120., 300.),
+             scatter_corrected=[(0., 0.), (.5, .95), (.9, .97)],
+             scatter_error=(0., .05), scatter_error_width=(60., 200.),
+             electronic=(.5, 4.), gain=(0., .005), lag=(0., .03))),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,

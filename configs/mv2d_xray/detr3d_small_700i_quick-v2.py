@@ -1,10 +1,10 @@
-_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py']
 
 # Baseline: DETR3D (arXiv 2110.06922), that is learned queries that read each
 # view at the projection of their place, layer by layer, with this project's
 # backbone, attention and matching; 900 queries, as there. From scratch it
 # finds nothing in half an hour: it starts from a trained 2D stage.
-load_from = 'checkpoints/triangulation_centernet_12800i_quick.pth'
+load_from = 'checkpoints/triangulation_centernet_12800i_quick-v2.pth'
 model = dict(
     volume_head=None,
     detector_2d=dict(

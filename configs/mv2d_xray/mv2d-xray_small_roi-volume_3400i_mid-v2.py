@@ -1,4 +1,4 @@
-_base_ = ['../_base_/datasets/mid.py',
+_base_ = ['../_base_/datasets/mid-v2.py',
           '../_base_/models/mv2d-xray_small.py',
           '../_base_/schedules/cosine-iters.py',
           '../_base_/default_runtime.py']
@@ -8,11 +8,11 @@ _base_ = ['../_base_/datasets/mid.py',
 # in space. An hour and a half on one core; half an hour more, as the released
 # one had:
 #   python tools/train.py \
-#     configs/mv2d_xray/mv2d-xray_small_roi-volume_3400i_mid.py --amp \
+#     configs/mv2d_xray/mv2d-xray_small_roi-volume_3400i_mid-v2.py --amp \
 #     --work-dir work_dirs/mid_longer --cfg-options \
-#     load_from=work_dirs/mv2d-xray_small_roi-volume_3400i_mid/iter_3400.pth \
+#     load_from=work_dirs/mv2d-xray_small_roi-volume_3400i_mid-v2/iter_3400.pth \
 #     optim_wrapper.optimizer.lr=2e-3 train_cfg.max_iters=1200
-load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick.pth'
+load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick-v2.pth'
 model = dict(
     data_preprocessor=_base_.bands,
     detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),

@@ -1,13 +1,15 @@
-_base_ = ['./quick.py']
+_base_ = ['./quick-v2.py']
 
-# The set of `make demo`: nodules from 8 mm, splits train and val.
-data_root = 'data/demo/'
+# The set of `make demo`: nodules from 8 mm, views as the preset
+# `chest-radiography` gives them, in training, too.
+data_root = 'data/demo-v2/'
 min_diameter = 8.
 bands = dict(mean=[3.1, 0., 0.], std=[1.6, .13, .34], band_sigmas=[4., 12.])
 
 train_pipeline = _base_.train_pipeline
 train_pipeline.pop(1)  # all views, always
 train_pipeline[1].sizes = (8., 40.)
+train_pipeline.pop(2)  # no acquisition on top of the set's own
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root, min_diameter=min_diameter,
@@ -15,10 +17,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     dataset=dict(data_root=data_root, min_diameter=min_diameter))
 test_dataloader = dict(
-    dataset=dict(
-        data_root=data_root, min_diameter=min_diameter,
-        ann_file='lidc_infos_val.pkl',
-        coco_file='lidc_infos_val_2d_anno.coco.json'))
+    dataset=dict(data_root=data_root, min_diameter=min_diameter))
 val_evaluator = [
     dict(type='Indication3DMetric', min_diameter=min_diameter),
     dict(type='Indication2DMetric')

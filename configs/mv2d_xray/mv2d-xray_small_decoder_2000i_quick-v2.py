@@ -1,8 +1,8 @@
-_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick.py']
+_base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py']
 
 # The decoder, on both sources as they are released: it learns best last,
 # slowly and alone. 24 minutes on one core.
-load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick.pth'
+load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick-v2.pth'
 model = dict(freeze_sources=True)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 train_cfg = dict(max_iters=2000)

@@ -1,4 +1,4 @@
-_base_ = ['../_base_/datasets/quick.py',
+_base_ = ['../_base_/datasets/quick-v2.py',
           '../_base_/models/mv2d-xray_small_volume.py',
           '../_base_/schedules/cosine-iters.py',
           '../_base_/default_runtime.py']
