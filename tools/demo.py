@@ -52,7 +52,8 @@ def make_blades(data: str, jobs: int) -> None:
     run('1 of 3: their X-ray views', '-m', 'data_converters', 'volume',
         '--volume', volumes, '--boxes', f'{volumes}/boxes.csv', '--box-frame',
         'world', '--mu-per-value', '1e-4', '--rig', rig, '--val-fraction',
-        '.1', '--test-fraction', '.2', '--out-dir', data, '--jobs', str(jobs))
+        '.1', '--test-fraction', '.2', '--acquisition', 'casting-225kV',
+        '--out-dir', data, '--jobs', str(jobs))
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -62,7 +63,8 @@ def main(argv: Optional[List[str]] = None) -> None:
                         help='turbine blades instead of chests')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(),
                         help='processes that make the data')
-    parser.add_argument('--data-root', help='default: data/demo-v2, data/blade')
+    parser.add_argument('--data-root',
+                        help='default: data/demo-v2, data/blade')
     parser.add_argument('--work-dir',
                         help='default: work_dirs/demo-v2, work_dirs/blade')
     args = parser.parse_args(argv)
