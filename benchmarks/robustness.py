@@ -1,12 +1,12 @@
-"""How 3D mAP falls when the acquisition is not as in training.
+"""What a model finds under other conditions, in one table and one figure.
 
     python benchmarks/robustness.py CONFIG CHECKPOINT --out-dir robustness \
-        [--split test] [--other-set "20 views=data/quick20" ...] \
+        [--split test] [--other-set "chest-low=data/quick-v2-low" ...] \
         [--beside "another model=its folder" ...]
 
-Views are left out, poses falsified and photons counted at test time, each scan
-with a seed of its own. Other rigs need views of their own: a set rendered with
-``data_converters benchmark --rig``.
+Views are left out and poses falsified at test time, each scan with a seed of
+its own. Other acquisitions, chests and rigs are sets of their own, rendered
+with ``data_converters benchmark``, or of real lesions, with ``volume``.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from projects.core.engine.command_line import (
     one_sentence,
 )
 from projects.core.engine.configs import evaluators_3d_of
-from projects.core.evaluation.matching import SHOWN_IOUS
+from projects.core.evaluation.matching import FALSE_POSITIVES, SHOWN_IOUS
 from projects.core.files import dump_json, load_json
 
 # Panel of the figure, and per condition its name and what is done to a scan.
@@ -49,12 +49,8 @@ CONDITIONS = {
         f'{r:g}°': dict(type='XRayPoseError', rotation=r)
         for r in (.25, .5, 1.)
     },
-    'photons a pixel': {
-        f'10^{e}': dict(type='XRayPhotonNoise', photons=10.**e)
-        for e in (6, 5, 4, 3)
-    },
 }
-AS_TRAINED = 'as in training'
+PLAIN = 'as it is'
 # Of the models in the figure.
 MARKS = (('#4477aa', 'o'), ('#cc6677', 's'), ('#228833', '^'),
          ('#aa8800', 'D'))
@@ -68,7 +64,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='folder for robustness.json and robustness.png')
     parser.add_argument(
         '--other-set', action='append', default=[], metavar='NAME=FOLDER',
-        help='the same scans, seen by another rig')
+        help='another set, tested as it is')
     parser.add_argument(
         '--beside', action='append', default=[], metavar='NAME=FOLDER',
         help='an earlier --out-dir, of another model, to draw beside')
@@ -143,23 +139,30 @@ def draw(models: Dict[str, Dict[str, Dict[str, Dict]]], path: Path) -> None:
 
 def table(panels: Dict[str, Dict[str, Dict]]) -> str:
     """Markdown of all conditions."""
+    first = next(iter(next(iter(panels.values())).values()))
+    bins = list(first['by_size'])
+    header = ['condition', '3D mAP',
+              *(f'AP IoU {iou:g}' for iou in SHOWN_IOUS), 'AP radius',
+              *(name.replace('_', ' ') for name in bins), 'CPM',
+              'found at 1 false positive', 'centre error (mm)']
     rows: List[List[str]] = []
     for title, results in panels.items():
         for name, r in results.items():
-            if name == AS_TRAINED and rows:
+            if name == PLAIN and rows:
                 continue
             error = r['centre_error_mm']
+            found = r['froc']['sensitivity'][FALSE_POSITIVES.index(1)]
             rows.append([
-                name if name == AS_TRAINED else f'{title}: {name}',
+                name if name == PLAIN else f'{title}: {name}',
                 f'{r["mAP_3d"]:.3f} [{r["mAP_3d_low"]:.3f}, '
                 f'{r["mAP_3d_high"]:.3f}]',
                 *(f'{r[f"AP_iou{iou:g}"]:.3f}' for iou in SHOWN_IOUS),
+                f'{r["AP_3d_radius"]:.3f}',
+                *(f'{r["by_size"][name]["mAP_3d"]:.3f}' for name in bins),
                 f'{r["CPM"]:.3f}',
+                f'{round(found * r["num_gt"])} of {r["num_gt"]}',
                 '-' if error is None else f'{error:.1f}'
             ])
-    header = ['condition', '3D mAP',
-              *(f'AP IoU {iou:g}' for iou in SHOWN_IOUS), 'CPM',
-              'centre error (mm)']
     return GithubFlavoredMarkdownTable([header, *rows]).table
 
 
@@ -178,13 +181,13 @@ def main(argv: Optional[List[str]] = None) -> None:
              for name, step in steps.items()}
     for item in args.other_set:
         name, folder = item.split('=', 1)
-        tests['rig', name] = other = deepcopy(cfg)
+        tests['sets', name] = other = deepcopy(cfg)
         other.test_dataloader.dataset.data_root = folder
     with tqdm(total=len(tests) + 1, desc='robustness', unit='condition',
               dynamic_ncols=True, bar_format='{l_bar}{bar}| {n:.1f}/{total} '
               '[{elapsed}<{remaining}]') as bar:
         plain = figures(model, cfg, seed, bar)
-        panels = {title: {AS_TRAINED: plain} for title, _ in tests}
+        panels = {title: {PLAIN: plain} for title, _ in tests}
         for (title, name), changed in tests.items():
             panels[title][name] = figures(model, changed, seed, bar)
     args.out_dir.mkdir(parents=True, exist_ok=True)

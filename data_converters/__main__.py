@@ -412,10 +412,10 @@ def _one_of(chests: list, patient: str) -> phantom.Anatomy:
 
 
 def _check_fractions(val: float, test: float) -> dict:
-    if min(val, test) < 0 or val + test >= 1:
+    if min(val, test) < 0 or val + test > 1:
         raise ConversionError(
             '--val-fraction and --test-fraction: expected shares whose sum '
-            f'is below 1, found {val:g} and {test:g}')
+            f'is at most 1, found {val:g} and {test:g}')
     return dict(val=val, test=test)
 
 
