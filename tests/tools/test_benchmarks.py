@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import ablation
 import edges
+import judge
 import nibabel
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from measure import in_process
 from mmdet3d.registry import MODELS
 from mmengine.dataset import pseudo_collate
 
+from data_converters.chest import load_chest
 from projects.core.engine.command_line import argument_parser
 from projects.core.engine.configs import config_of
 from projects.core.files import dump_json, load_json
@@ -183,3 +185,31 @@ def test_balls_with_hard_and_soft_edges(tmp_path):
         assert (np.abs(painted - values) <= 2)[away > radius + 4].all()
         between = (painted != values) & (painted != 30)
         assert between.any() == name.endswith('soft')
+
+
+def test_the_judge_sees_what_is_there_and_nothing_else():
+    """On slices of noise: 0.5 or so where both kinds are alike, 1 where one
+    has an edge."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(-800, 50, (240, 40, 40))
+    made = np.arange(240) % 2 == 1
+    groups = np.repeat(np.arange(120) / 120, 2)
+    assert .3 < judge.auc(images, made, groups, 0) < .7
+    images[made, 15:25, 15:25] += 400
+    assert judge.auc(images, made, groups, 0) > .98
+
+
+def test_the_judge_gets_real_and_painted_structures_in_turn():
+    chest = load_chest()
+    images, made, which = judge.slices_of(chest, 6, False,
+                                          np.random.default_rng(0))
+    assert len(images) >= 8 and images.shape[1:] == (40, 40)
+    for number in np.unique(which):
+        kinds = made[which == number]
+        assert len(set(kinds)) == len(kinds)
+    # Both are in the lungs and are seen.
+    middle = images[:, 16:24, 16:24].max((1, 2))
+    assert (np.median(images, (1, 2)) < -600).mean() > .8
+    assert (middle > -700).all()
+    means = [middle[made].mean(), middle[~made].mean()]
+    assert abs(means[0] - means[1]) < 250
