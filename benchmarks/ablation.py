@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py'
 # From trained sources, which stay as they are.
 DECODER = 'configs/mv2d_xray/mv2d-xray_small_decoder_2000i_quick-v2.py'
-VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_3900i_quick-v2.py'
+VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_3000i_quick-v2.py'
 _VIEWS = 'train_dataloader.dataset.pipeline.1'
 _INSERT = 'train_dataloader.dataset.pipeline.2'
 PACE = 30  # iterations that tell a variant's pace
@@ -36,9 +36,9 @@ VARIANTS = {
     # Where queries come from.
     'score grid': ('configs/mv2d_xray/score-grid_small_700i_quick-v2.py', []),
     'Faster R-CNN, triangulated': (
-        'configs/mv2d_xray/triangulation_faster-rcnn_12800i_quick-v2.py', []),
+        'configs/mv2d_xray/triangulation_faster-rcnn_5400i_quick-v2.py', []),
     '2D boxes, triangulated': (
-        'configs/mv2d_xray/triangulation_centernet_12800i_quick-v2.py', []),
+        'configs/mv2d_xray/triangulation_centernet_5400i_quick-v2.py', []),
     'volume': (VOLUME, []),
     'roi + volume, no decoder': (OURS, ['model.lifting_head.decoder=None']),
     # What the decoder makes of them.

@@ -7,9 +7,10 @@ mean HU inside. A small network learns to tell which from 2D slices. Its AUC
 on structures that it has not seen is the answer: 0.5 is no difference, 1 is
 that painting can always be told.
 
-    python benchmarks/judge.py [--chest CT ...] [--hard]
+    python benchmarks/judge.py [--chest CT ...] [--hard] [--picture FILE]
 
 ``--hard`` paints without a point spread and texture, as a first version did.
+``--picture`` draws some structures copied, painted and painted hard.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -169,6 +172,27 @@ def auc(images, made, groups, seed: int) -> float:
     return roc_auc_score(made[held], scores)
 
 
+def draw(chest: Chest, path: Path, seed: int, count: int = 12) -> None:
+    """The same structures copied, painted and painted hard, in rows."""
+    rows = {}
+    for name, hard, painted in (('copied', False, False),
+                                ('painted', False, True),
+                                ('painted hard', True, True)):
+        images, made, which = slices_of(chest, 2 * count, hard,
+                                        np.random.default_rng(seed))
+        rows[name] = dict(zip(which[made == painted], images[made == painted]))
+    shared = sorted(set.intersection(*map(set, rows.values())))[:count]
+    figure = Figure(figsize=(1.1 * len(shared), 3.6), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(shared), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items()):
+        line[0].set_ylabel(name)
+        for axis, number in zip(line, shared):
+            axis.imshow(images[number], cmap='gray', vmin=-1000, vmax=150)
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=100)
+
+
 def main(argv=None) -> dict:
     """Print and return the AUC."""
     parser = argparse.ArgumentParser(
@@ -179,7 +203,11 @@ def main(argv=None) -> dict:
     parser.add_argument('--count', type=int, default=600,
                         help='structures of each chest; default %(default)s')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--picture', type=Path, metavar='FILE',
+                        help='draw some structures of the first chest')
     args = parser.parse_args(argv)
+    if args.picture:
+        draw(load_chest(args.chest[0]), args.picture, args.seed)
     parts = []
     for path in args.chest:
         rng = np.random.default_rng(args.seed)

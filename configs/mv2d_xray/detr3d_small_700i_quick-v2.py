@@ -4,7 +4,7 @@ _base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py']
 # view at the projection of their place, layer by layer, with this project's
 # backbone, attention and matching; 900 queries, as there. From scratch it
 # finds nothing in half an hour: it starts from a trained 2D stage.
-load_from = 'checkpoints/triangulation_centernet_12800i_quick-v2.pth'
+load_from = 'checkpoints/triangulation_centernet_5400i_quick-v2.pth'
 model = dict(
     volume_head=None,
     detector_2d=dict(

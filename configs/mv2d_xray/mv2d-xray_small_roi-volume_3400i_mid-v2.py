@@ -6,7 +6,8 @@ _base_ = ['../_base_/datasets/mid-v2.py',
 # The network of `quick-v2`, whose weights it starts from (all but the first
 # convolution, which sees one band more): its cells of 4 px are half as wide
 # in space. An hour and a half on one core.
-load_from = 'checkpoints/mv2d-xray_small_roi-volume_3400i_quick-v2.pth'
+load_from = \
+    'work_dirs/mv2d-xray_small_roi-volume_3400i_quick-v2/iter_3400.pth'
 model = dict(
     data_preprocessor=_base_.bands,
     detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),

@@ -3,13 +3,9 @@ _base_ = ['../_base_/datasets/quick-v2.py',
           '../_base_/schedules/cosine-iters.py',
           '../_base_/default_runtime.py']
 
-# Both sources without a decoder: the boxes of both, fused, are the result. The
-# 2D stage comes first, 3300 iterations of it alone:
-#   python tools/train.py \
-#       configs/mv2d_xray/triangulation_centernet_12800i_quick-v2.py \
-#       --work-dir work_dirs/2d_quick-v2 --cfg-options train_cfg.max_iters=3300
-# An hour and a half on one core, both together.
-load_from = 'work_dirs/2d_quick-v2/iter_3300.pth'
+# Both sources without a decoder: the boxes of both, fused, are the result. It
+# starts from a 2D stage that was trained alone.
+load_from = 'checkpoints/triangulation_centernet_5400i_quick-v2.pth'
 model = dict(
     data_preprocessor=_base_.bands,
     detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),

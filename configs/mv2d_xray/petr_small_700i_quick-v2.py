@@ -3,7 +3,7 @@ _base_ = ['./mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py']
 # Baseline: PETR (arXiv 2203.05625), that is learned queries that attend to
 # every place of every view (16 px apart) through its 3D position encoding;
 # 900 queries, as there, from a trained 2D stage.
-load_from = 'checkpoints/triangulation_centernet_12800i_quick-v2.pth'
+load_from = 'checkpoints/triangulation_centernet_5400i_quick-v2.pth'
 model = dict(
     volume_head=None,
     detector_2d=dict(

@@ -86,7 +86,7 @@ def full_size(name):
 def faster_rcnn():
     """Of the small models, for images with two bands."""
     cfg = Config.fromfile(
-        CONFIGS / 'triangulation_faster-rcnn_12800i_quick-v2.py').model
+        CONFIGS / 'triangulation_faster-rcnn_5400i_quick-v2.py').model
     cfg.detector_2d.backbone.in_channels = 3
     return {'detector_2d': dict(cfg.detector_2d, _delete_=True),
             'feat_strides': cfg.feat_strides}

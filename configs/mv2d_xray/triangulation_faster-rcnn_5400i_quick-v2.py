@@ -1,4 +1,4 @@
-_base_ = ['./triangulation_centernet_12800i_quick-v2.py']
+_base_ = ['./triangulation_centernet_5400i_quick-v2.py']
 
 # Baseline: Faster R-CNN in place of CenterNet, with anchors as small as the
 # findings, assigned at the overlaps that such anchors can have.
