@@ -14,7 +14,7 @@ import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.core.acquisition import presets
+from projects.core.acquisition import load_preset, presets
 from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, load_json
 from projects.core.rig import Rig
@@ -113,9 +113,22 @@ def _rendering(parser: argparse.ArgumentParser) -> None:
                         default='ideal', help='what a detector delivers: '
                         'spectrum, dose, scatter, blur, noise, motion, poses '
                         '(docs/data.md); default: ideal line integrals')
+    parser.add_argument('--raw', action='store_true',
+                        help='also write what the detector wrote: counts, '
+                        'flat and dark images, dead pixels')
     parser.add_argument('--device', type=torch_device, default='cpu',
                         help='torch device of the renderer, as cuda:0')
     _jobs(parser)
+
+
+def _acquired(args: argparse.Namespace, default: str = 'ideal') -> dict:
+    """How the arguments of :func:`_rendering` let the views be made, as
+    fields of :class:`Options`."""
+    name = args.acquisition or default
+    if args.raw and not load_preset(name).spectrum:
+        raise ConversionError('--raw: expected an --acquisition with a '
+                              f'detector, found "{name}"')
+    return dict(renderer=args.renderer, acquisition=name, raw=args.raw)
 
 
 def _anatomy(parser: argparse.ArgumentParser) -> None:
@@ -440,8 +453,7 @@ def run_lidc(args: argparse.Namespace) -> None:
     """Convert a folder of DICOM series."""
     counted = _counted(args)
     options = Options(
-        _rig(args, args.image_size).to_dict(), args.renderer,
-        args.acquisition,
+        _rig(args, args.image_size).to_dict(), **_acquired(args),
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, **counted)
     scans, skipped = lidc.find_scans(args.dicom_root)
@@ -516,8 +528,7 @@ def run_volume(args: argparse.Namespace) -> None:
         label_values=args.label_values, spacing=args.spacing,
         mu_per_value=args.mu_per_value, mu_offset=args.mu_offset)
     options = Options(
-        _rig(args, args.image_size).to_dict(), args.renderer,
-        args.acquisition,
+        _rig(args, args.image_size).to_dict(), **_acquired(args),
         min_diameter=args.min_diameter,
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, dataset='CT volumes', classes=reader.classes,
@@ -591,8 +602,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
     count = args.num_scans or spec['num_scans']
     chests = {split: _chests(args, split) for split in SPLITS}
     options = Options(
-        _rig(args, spec['image_size']).to_dict(), args.renderer,
-        args.acquisition or spec.get('acquisition', 'ideal'),
+        _rig(args, spec['image_size']).to_dict(),
+        **_acquired(args, spec.get('acquisition', 'ideal')),
         min_diameter=spec['min_diameter'], fractions=_SHARES, seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Dict, Iterator, List, Union
+from typing import Dict, Generator, Iterator, List, Optional, Union
 
 import cv2
 import numpy as np
@@ -31,9 +31,10 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
         str: One sentence per fault: place, field, expected, found.
     """
     out_dir = Path(out_dir)
-    rig = None
+    rig, raw = None, False
     try:
         options = load_json(out_dir / 'options.json')
+        raw = bool(options.get('raw'))
         rig = Rig.from_dict(options['rig'])
         if Rig.load(out_dir / 'rig.json').to_dict() != rig.to_dict():
             yield (f'{out_dir / "rig.json"}: expected the rig of '
@@ -55,6 +56,11 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
     for token, sample in samples.items():
         where = f'{out_dir}: scan {token}'
         yield from _check_images(out_dir, sample, rig, where)
+        if 'raw' in sample:
+            yield from _check_raw(out_dir, sample, where)
+        elif raw:
+            yield f'{where}: field "raw": expected what options.json asks '\
+                'for, found none'
         yield from _check_boxes(sample, where)
 
 
@@ -112,25 +118,55 @@ def _check_images(out_dir: Path, sample: dict, rig, where: str
             yield (f'{at}: field "lidar2img": expected the rig\'s, found '
                    'another')
         path = out_dir / view['img_path']
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            yield f'{path}: cannot be read: {error.strerror}'
+        image = yield from _read_image(path, view.get('sha256'))
+        if image is None:
             continue
-        if view.get('sha256') not in (None,
-                                      hashlib.sha256(content).hexdigest()):
-            yield f'{path}: expected the recorded SHA-256, found another'
-            continue
-        image = cv2.imdecode(np.frombuffer(content, np.uint8),
-                             cv2.IMREAD_UNCHANGED)
         shape = (view['height'], view['width'])
-        if image is None or image.shape != shape or image.dtype != np.uint16:
-            found = 'none' if image is None else f'{image.shape} {image.dtype}'
+        if image.shape != shape or image.dtype != np.uint16:
+            found = f'{image.shape} {image.dtype}' if image.size else 'none'
             yield (f'{path}: expected a 16-bit grey image {shape}, found '
                    f'{found}')
         elif image.min() == image.max():
             yield (f'{path}: expected an image that shows something, found '
                    f'{image.min()} everywhere')
+
+
+def _read_image(path: Path, sha256: Optional[str]
+                ) -> Generator[str, None, Optional[np.ndarray]]:
+    """Yields what is wrong with a file; returns its image, which is empty if
+    it holds none, or None where no more is to be said."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        yield f'{path}: cannot be read: {error.strerror}'
+        return None
+    if sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        yield f'{path}: expected the recorded SHA-256, found another'
+        return None
+    image = cv2.imdecode(np.frombuffer(content, np.uint8),
+                         cv2.IMREAD_UNCHANGED)
+    return np.zeros(0) if image is None else image
+
+
+def _check_raw(out_dir: Path, sample: dict, where: str) -> Iterator[str]:
+    """What the detectors wrote: each view once, whole files of its size."""
+    names = [name for part in sample['raw'] for name in part['views']]
+    if sorted(names) != sorted(sample['images']):
+        yield (f'{where}: field "raw": expected each view once, found '
+               f'{", ".join(names) or "none"}')
+    for part in sample['raw']:
+        files = [(name, part[name]) for name in ('flat', 'dark', 'dead')]
+        views = [sample['images'][name] for name in part['views']
+                 if name in sample['images']]
+        shape = (views[0]['height'], views[0]['width']) if views else None
+        for name, told in files + list(part['views'].items()):
+            path = out_dir / told['path']
+            image = yield from _read_image(path, told['sha256'])
+            depths = ('uint8', ) if name == 'dead' else ('uint16', 'float32')
+            if image is not None and (image.shape != shape
+                                      or image.dtype.name not in depths):
+                yield (f'{path}: expected {" or ".join(depths)} of {shape}, '
+                       f'found {image.shape} {image.dtype}')
 
 
 def _check_boxes(sample: dict, where: str) -> Iterator[str]:

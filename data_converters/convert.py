@@ -36,7 +36,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from projects.core import geometry
-from projects.core.acquisition import load_preset
+from projects.core.acquisition import Counts, load_preset
 from projects.core.files import (
     DataError,
     atomic_write,
@@ -87,6 +87,7 @@ class Options:
         rig: ``Rig.to_dict()``.
         renderer: Name in :data:`data_converters.drr.RENDERERS`.
         acquisition: Name of a preset in :mod:`projects.core.acquisition`.
+        raw: Whether the set has what the detector wrote, beside the images.
         min_readers: Nodules of fewer readers are marked ``ignore``.
         min_diameter: Nodules below (mm) are marked ``ignore``.
         fractions: Share of the patients in 'val' and 'test'; the rest is
@@ -99,6 +100,7 @@ class Options:
     rig: dict
     renderer: str = 'joseph'
     acquisition: str = 'ideal'
+    raw: bool = False
     min_readers: int = 1
     min_diameter: float = 0.
     fractions: Dict[str, float] = field(
@@ -124,7 +126,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     as the image.
     """
     rig = Rig.from_dict(options.rig)
-    images = _views_of(scan, rig, options, device)
+    images, detectors = _views_of(scan, rig, options, device)
     brightest = max((float(i.max()) for i in images), default=0.)
     if brightest > INTEGRAL_MAX:
         scan.repairs.append(
@@ -138,15 +140,9 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     for view, image in zip(rig.views, images):
         path = folder / f'{view.name}.png'
         levels = np.rint(image / INTEGRAL_MAX * _LEVELS).clip(0, _LEVELS)
-        ok, encoded = cv2.imencode('.png', levels.astype(np.uint16))
-        if not ok:
-            raise ConversionError(f'{path}: image cannot be encoded')
-        png = encoded.tobytes()
-        with atomic_write(path) as stream:
-            stream.write(png)
+        written = _write_image(out_dir, path, levels.astype(np.uint16))
         views[view.name] = dict(
-            img_path=path.relative_to(out_dir).as_posix(),
-            sha256=hashlib.sha256(png).hexdigest(),
+            img_path=written['path'], sha256=written['sha256'],
             height=view.height, width=view.width,
             cam2img=view.cam2img.tolist(), lidar2cam=view.ct2cam.tolist(),
             lidar2img=view.ct2img.tolist(),
@@ -193,18 +189,24 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         sample['source_digest'] = scan.source
     if scan.anatomy is not None:
         sample['anatomy'] = scan.anatomy
+    if options.raw:
+        sample['raw'] = [
+            _write_counts(out_dir, scan.key, number, counts,
+                          [rig.views[row].name for row in rows])
+            for number, (rows, counts) in enumerate(detectors)]
     dump_json(sample, _record(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
     return sample
 
 
-def _views_of(scan: Scan, rig: Rig, options: Options,
-              device: str) -> List[np.ndarray]:
+def _views_of(scan: Scan, rig: Rig, options: Options, device: str
+              ) -> Tuple[List[np.ndarray], List[Tuple[List[int], Counts]]]:
     """A scan's views, as the set's conditions let a detector have them; what
-    is random is the scan's own, whatever is converted beside it."""
+    is random is the scan's own, whatever is converted beside it. And for each
+    detector its rows of the views and its files, if the set has them."""
     conditions = load_preset(options.acquisition)
     if not conditions.spectrum:
-        return render(scan.hu, rig, options.renderer, device)
+        return render(scan.hu, rig, options.renderer, device), []
     digest = hashlib.sha256(f'{options.seed} {scan.key}'.encode()).digest()
     rng = np.random.default_rng(list(digest))
     poses = conditions.taken_from(
@@ -212,8 +214,39 @@ def _views_of(scan: Scan, rig: Rig, options: Options,
     taken = Rig([replace(view, ct2cam=pose)
                  for view, pose in zip(rig.views, poses)])
     images = render(scan.hu, taken, options.renderer, device)
-    return conditions.measure_views(
-        images, [view.pixel_size for view in rig.views], rng)
+    measured, written = list(images), []
+    for detector in conditions.detectors(
+            images, [view.pixel_size for view in rig.views], rng):
+        for row, view in zip(detector.rows, detector.views):
+            measured[row] = view
+        if options.raw:
+            written.append((detector.rows, conditions.counts(detector)))
+    return measured, written
+
+
+def _write_counts(out_dir: Path, key: str, number: int, counts: Counts,
+                  names: List[str]) -> dict:
+    """Write a detector's files; returns what the sample says of them."""
+    folder = out_dir / 'raw' / key
+    own = folder / f'detector-{number}'
+    return dict(
+        views={name: _write_image(out_dir, folder / f'{name}.tif', image)
+               for name, image in zip(names, counts.raw)},
+        flat=_write_image(out_dir, own / 'flat.tif', counts.flat),
+        dark=_write_image(out_dir, own / 'dark.tif', counts.dark),
+        dead=_write_image(out_dir, own / 'dead.png', counts.dead))
+
+
+def _write_image(out_dir: Path, path: Path, image: np.ndarray) -> dict:
+    """Write an image atomically; returns its path in the set and SHA-256."""
+    ok, encoded = cv2.imencode(path.suffix, image)
+    if not ok:
+        raise ConversionError(f'{path}: image cannot be encoded')
+    content = encoded.tobytes()
+    with atomic_write(path) as stream:
+        stream.write(content)
+    return dict(path=path.relative_to(out_dir).as_posix(),
+                sha256=hashlib.sha256(content).hexdigest())
 
 
 def _rect(corners: np.ndarray, view: View) -> Optional[np.ndarray]:
@@ -238,14 +271,23 @@ def _mark(out_dir: Path, key: str) -> Path:
 
 def _discard(out_dir: Path, key: str, options: Options,
              rendered: bool = True) -> None:
-    """Remove a scan's half-written images, and the whole ones if wanted."""
+    """Remove a scan's half-written images, and the whole ones if wanted; of
+    a set with raw images those, too."""
     views = '|'.join(re.escape(v['name']) for v in options.rig['views'])
-    folder = out_dir / 'images' / key
-    _remove(folder, rf'\.({views})\.png{_TEMPORARY}')
-    if rendered and folder.is_dir():
-        _remove(folder, rf'({views})\.png')
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    folders = {out_dir / 'images' / key: rf'({views})\.png'}
+    if options.raw:
+        raw = out_dir / 'raw' / key
+        # A detector has a view or more. What is in a folder goes before it.
+        folders = {**{raw / f'detector-{number}':
+                      r'(flat|dark)\.tif|dead\.png'
+                      for number in range(len(options.rig['views']))},
+                   raw: rf'({views})\.tif', **folders}
+    for folder, names in folders.items():
+        _remove(folder, rf'\.({names}){_TEMPORARY}')
+        if rendered and folder.is_dir():
+            _remove(folder, names)
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _remove(folder: Path, names: str) -> None:
@@ -638,7 +680,11 @@ def finish_set(out_dir: Path, options: Options,
                 **({} if options.acquisition == 'ideal' else dict(
                     acquisition=dict(
                         name=options.acquisition,
-                        **asdict(load_preset(options.acquisition)))))),
+                        **asdict(load_preset(options.acquisition))))),
+                **(dict(raw=dict(
+                    unit='counts', quanta_per_count=1.,
+                    line_integral='-log((raw - dark) / (flat - dark))'))
+                   if options.raw else {})),
             data_list=[
                 as_arrays(dict(s, sample_idx=i))
                 for i, s in enumerate(chosen)

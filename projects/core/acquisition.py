@@ -18,7 +18,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy import fft, ndimage
@@ -26,8 +26,8 @@ from scipy import fft, ndimage
 from projects.core import geometry
 
 __all__ = [
-    'Acquisition', 'Exposure', 'Spectrum', 'draw_acquisition', 'load_preset',
-    'load_spectrum', 'presets'
+    'Acquisition', 'Counts', 'Detector', 'Exposure', 'Spectrum',
+    'draw_acquisition', 'load_preset', 'load_spectrum', 'presets'
 ]
 
 _HERE = Path(__file__).parent
@@ -36,6 +36,8 @@ _HERE = Path(__file__).parent
 _LEAST = .5
 _POISSON = 30.  # quanta up to which noise is drawn from Poisson's law
 _SCATTER_CELLS = 64  # per side: scatter is smooth
+_PEDESTAL = 100.  # counts without a beam, and eight times the readout's noise
+_HEADROOM = 1.25  # of 16 bits over the open beam
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,40 @@ class Exposure:
     flat: np.ndarray
     dead: np.ndarray
     scatter: np.ndarray
+
+
+@dataclass
+class Counts:
+    """What a detector's files hold: whole counts, one for each quantum, in
+    16 bits, or in floats of 32 bits where the open beam has too many.
+
+    Attributes:
+        raw: (V, H, W), with the object.
+        flat: (H, W), without the object, as if averaged until no noise is
+            left.
+        dark: (H, W), without a beam, the same way.
+        dead: (H, W) uint8, 255 where a pixel is dead.
+    """
+    raw: np.ndarray
+    flat: np.ndarray
+    dark: np.ndarray
+    dead: np.ndarray
+
+
+@dataclass
+class Detector:
+    """Views of one detector.
+
+    Attributes:
+        rows: Which of the views.
+        exposure: What it writes of them.
+        views: (V, H, W), line integrals after its corrections.
+        pixel: Side of its pixels (mm).
+    """
+    rows: List[int]
+    exposure: Exposure
+    views: np.ndarray
+    pixel: float
 
 
 @dataclass(frozen=True)
@@ -173,24 +209,34 @@ class Acquisition:
     def measure_views(self, images: Sequence[np.ndarray],
                       pixel_sizes: Sequence[float],
                       rng: np.random.Generator) -> List[np.ndarray]:
-        """As :meth:`measure`, of views that may differ: those of one size
-        are of one detector.
+        """As :meth:`measure`, of views that may differ, see
+        :meth:`detectors`."""
+        measured = list(images)
+        for detector in self.detectors(images, pixel_sizes, rng):
+            for row, view in zip(detector.rows, detector.views):
+                measured[row] = view
+        return measured
+
+    def detectors(self, images: Sequence[np.ndarray],
+                  pixel_sizes: Sequence[float],
+                  rng: np.random.Generator) -> Iterator[Detector]:
+        """Views that may differ, measured: those of one size are of one
+        detector. There are no detectors where there is no spectrum.
 
         Args:
             images (Sequence[np.ndarray]): (H, W) ideal line integrals each.
             pixel_sizes (Sequence[float]): At the isocentre (mm).
             rng (np.random.Generator): Of all that is random.
         """
-        measured = list(images)
         kinds = [(*image.shape, round(float(size), 9))
                  for image, size in zip(images, pixel_sizes)]
-        for kind in dict.fromkeys(kinds):
+        for kind in dict.fromkeys(kinds) if self.spectrum else ():
             rows = [i for i, other in enumerate(kinds) if other == kind]
-            views = self.measure(np.stack([images[i] for i in rows]), kind[2],
-                                 rng)
-            for row, view in zip(rows, views):
-                measured[row] = view
-        return measured
+            exposure = self.expose(np.stack([images[i] for i in rows]),
+                                   kind[2], rng)
+            yield Detector(rows, exposure,
+                           self.correct(exposure, kind[2], rng),
+                           kind[2] * self.magnification)
 
     def expose(self, line_integrals: np.ndarray, pixel_size: float,
                rng: np.random.Generator,
@@ -246,6 +292,25 @@ class Acquisition:
         # itself would make holes.
         primary = np.maximum(signal - removed, signal / 20)
         return -np.log(np.maximum(primary, _LEAST) / flat)
+
+    def counts(self, detector: Detector) -> Counts:
+        """What the detector's files hold: the line integrals are
+        -log((raw - dark) / (flat - dark)), before all other corrections."""
+        exposure, pixel = detector.exposure, detector.pixel
+        level = np.ceil(_PEDESTAL + 8 * self._readout(pixel))
+        kind = np.uint16 if (_HEADROOM * self._open(pixel) + level
+                             <= np.iinfo(np.uint16).max) else np.float32
+
+        def whole(quanta: np.ndarray) -> np.ndarray:
+            counts = np.maximum(np.rint(quanta + level), 0)
+            if kind is np.uint16:  # a converter's last level
+                counts = np.minimum(counts, np.iinfo(np.uint16).max)
+            return counts.astype(kind)
+
+        return Counts(
+            whole(exposure.raw), whole(exposure.flat),
+            np.full(exposure.flat.shape, level, kind),
+            exposure.dead.astype(np.uint8) * 255)
 
     def _open(self, pixel: float) -> float:
         """Quanta that a pixel (mm) absorbs of the open beam."""

@@ -275,6 +275,21 @@ def _validate_meta(meta: dict, source: str) -> int:
     return len(classes)
 
 
+def _validate_raw(detectors: list, images: dict, where: str) -> None:
+    """Files of each detector, and of each of its views."""
+    for i, part in enumerate(detectors):
+        at = f'{where}: raw[{i}]'
+        views = _dict(_dict(part, where, f'raw[{i}]').get('views'), at,
+                      'views')
+        _expect(set(views) <= set(images), at, 'views',
+                'views named in "images"', list(views))
+        files = {name: part.get(name) for name in ('flat', 'dark', 'dead')}
+        for name, told in {**files, **views}.items():
+            told = _dict(told, at, name)
+            _expect_inside(_text(told, 'path', f'{at}: {name}'), at, name)
+            _text(told, 'sha256', f'{at}: {name}')
+
+
 def _validate_sample(sample: dict, classes: int, where: str) -> None:
     if sample.get('ct2patient') is not None:
         _matrix(sample, 'ct2patient', where)
@@ -296,6 +311,8 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
             np.allclose(product, _matrix(view, 'lidar2img', at), rtol=1e-5,
                         atol=1e-2), at, 'lidar2img', 'cam2img @ lidar2cam',
             view['lidar2img'])
+    if 'raw' in sample:
+        _validate_raw(_list(sample, 'raw', where), images, where)
     instances = _list(sample, 'instances', where)
     for i, instance in enumerate(instances):
         at = f'{where}: instances[{i}]'

@@ -33,6 +33,7 @@ from projects.core.rig import Rig
 NAMES = [f'part-{i}' for i in range(6)]
 OPTIONS = Options(Rig.circle(3, image_size=48).to_dict(),
                   fractions=dict(val=.3, test=.2))
+RAW = replace(OPTIONS, acquisition='chest-low', raw=True)
 
 
 @contextmanager
@@ -80,6 +81,13 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def with_raw(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('raw') / 'set'
+    make(folder, options=RAW)
+    return folder
+
+
+@pytest.fixture(scope='module')
 def processes():
     """Processes that start at once, with all modules imported."""
     context = multiprocessing.get_context('forkserver')
@@ -88,20 +96,25 @@ def processes():
 
 
 # ---------------------------------------------------------------- interrupted
-def test_killed_at_any_moment_it_ends_as_if_it_never_was(whole, processes,
-                                                         tmp_path):
+@pytest.mark.parametrize('expected, options, kills', [
+    ('whole', OPTIONS, 20), ('with_raw', RAW, 8)])
+def test_killed_at_any_moment_it_ends_as_if_it_never_was(
+        request, processes, tmp_path, expected, options, kills):
+    whole = request.getfixturevalue(expected)
     rng = random.Random(0)
     out_dir = tmp_path / 'set'
     for name in ('first', 'second'):  # the first imports what it needs
         begin = time.monotonic()
-        run = processes.Process(target=make, args=(tmp_path / name, ))
+        run = processes.Process(target=make, args=(tmp_path / name, ),
+                                kwargs=dict(options=options))
         run.start()
         run.join()
         assert run.exitcode == 0
         length = time.monotonic() - begin
     killed = stages = 0
-    while killed < 20:
-        run = processes.Process(target=make, args=(out_dir, ))
+    while killed < kills:
+        run = processes.Process(target=make, args=(out_dir, ),
+                                kwargs=dict(options=options))
         run.start()
         run.join(rng.uniform(0, length))
         if run.exitcode is None:
@@ -116,7 +129,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(whole, processes,
         if (out_dir / 'lidc_infos_train.pkl').exists():
             shutil.rmtree(out_dir)
     assert stages >= 2
-    make(out_dir)
+    make(out_dir, options=options)
     assert content(out_dir) == content(whole)
 
 
@@ -138,6 +151,29 @@ def test_what_a_killed_run_left_is_removed(whole, tmp_path):
     assert content(out_dir) == content(whole)
     assert not (out_dir / 'images' / 'part-9').exists()
     assert not (out_dir / '.dicom-abcd_123').exists()
+
+
+def test_raw_images_that_a_killed_run_left_are_removed(with_raw, tmp_path):
+    out_dir = tmp_path / 'set'
+    shutil.copytree(with_raw, out_dir)
+    (out_dir / 'scans' / 'part-2.json').unlink()
+    (out_dir / 'raw' / 'part-2' / 'CAM_00.tif').write_bytes(b'half')
+    (out_dir / 'images' / '.part-3.begun').touch()  # its record is there
+    (out_dir / 'raw' / 'part-3' / '.CAM_01.tif.abcd_123.tmp').touch()
+    for key in ('part-2', 'part-9'):
+        (out_dir / 'images' / f'.{key}.begun').touch()
+        detector = out_dir / 'raw' / key / 'detector-0'
+        detector.mkdir(parents=True, exist_ok=True)
+        (detector / 'flat.tif').write_bytes(b'half')
+        (detector / '.dead.png.abcd_123.tmp').touch()
+    kept = out_dir / 'raw' / 'part-9-notes' / 'CAM_00.tif'
+    kept.parent.mkdir()
+    kept.write_bytes(b'mine')
+    make(out_dir, options=RAW)
+    assert kept.read_bytes() == b'mine'
+    shutil.rmtree(kept.parent)
+    assert content(out_dir) == content(with_raw)
+    assert not (out_dir / 'raw' / 'part-9').exists()
 
 
 def user_files(folder):
@@ -593,3 +629,93 @@ def test_another_acquisition_is_another_set(whole, tmp_path):
     with pytest.raises(ConversionError, match='acquisition'):
         make(tmp_path / 'set',
              options=replace(OPTIONS, acquisition='chest-low'))
+
+
+def counts(folder, name, number=0):
+    """Of a scan's detector: raw (V, H, W), flat, dark, dead."""
+    told = load_json(folder / 'scans' / f'{name}.json')['raw'][number]
+
+    def read(file):
+        return cv2.imread(str(folder / file['path']), cv2.IMREAD_UNCHANGED)
+
+    return (np.stack([read(file) for file in told['views'].values()]),
+            *(read(told[part]) for part in ('flat', 'dark', 'dead')))
+
+
+@pytest.mark.parametrize('kerma, kind', [(2.2, np.float32),
+                                         (.002, np.uint16)])
+def test_raw_images_are_the_views_before_their_logarithm(
+        tmp_path, monkeypatch, kerma, kind):
+    """Nothing else is corrected: no scatter, no dead pixels."""
+    conditions = replace(convert.load_preset('chest-low'), kerma=kerma,
+                         scatter=0., dead=0., electronic=.1)
+    monkeypatch.setattr(convert, 'load_preset', lambda name: conditions)
+    make(tmp_path, numbers=[1], options=RAW)
+    raw, flat, dark, dead = counts(tmp_path, 'part-1')
+    assert raw.dtype == flat.dtype == dark.dtype == kind
+    assert np.array_equal(raw, raw.round()) and not dead.any()
+    signal, flat = raw.astype(float) - dark, flat.astype(float) - dark
+    images = levels(tmp_path) * convert.INTEGRAL_MAX / 65535
+    # Half a count of each, and half a level of the image.
+    step = .5 / signal + .5 / flat + .51 * convert.INTEGRAL_MAX / 65535
+    assert signal.min() > 20
+    # Images have no levels below that of the open beam.
+    found = np.maximum(-np.log(signal / flat), 0)
+    assert (np.abs(found - images) < 1.1 * step).all()
+
+
+def test_raw_images_leave_the_views_as_they_are(with_raw, tmp_path):
+    make(tmp_path, options=replace(RAW, raw=False))
+    assert np.array_equal(levels(tmp_path), levels(with_raw))
+    assert not (tmp_path / 'raw').exists()
+    infos = load_infos(with_raw / 'lidc_infos_train.pkl')
+    assert infos['metainfo']['raw']['quanta_per_count'] == 1
+    assert 'raw' in infos['data_list'][0]
+
+
+def test_each_detector_has_its_raw_images(tmp_path, capsys):
+    """Views of two sizes are of two detectors; dead pixels count nothing."""
+    rig = Rig.circle(3, image_size=48)
+    rig.views[1] = Rig.circle(3, image_size=32).views[1]
+    make(tmp_path, options=replace(RAW, rig=rig.to_dict(),
+                                   acquisition='casting-225kV'))
+    shapes, dead_pixels = [], 0
+    for name in NAMES:
+        for number in range(2):
+            raw, flat, dark, dead = counts(tmp_path, name, number)
+            shapes.append(raw.shape)
+            for image in (*raw, flat):
+                assert np.array_equal(image == dark, dead == 255)
+            dead_pixels += int((dead == 255).sum())
+    assert set(shapes) == {(2, 48, 48), (1, 32, 32)} and dead_pixels
+    assert check(tmp_path, capsys)[0] == 0
+
+
+@pytest.mark.parametrize('fault, sentence', [
+    (lambda d: (d / 'raw/part-1/CAM_01.tif').unlink(),
+     'CAM_01.tif: cannot be read'),
+    (lambda d: (d / 'raw/part-1/detector-0/dead.png').write_bytes(b'x'),
+     'dead.png: expected the recorded SHA-256'),
+    (lambda d: edit(d / 'scans/part-0.json', lambda r: r.pop('raw')),
+     'field "raw": expected what options.json asks for'),
+    (lambda d: edit(d / 'scans/part-0.json', lambda r: r['raw'][0]['views']
+                    .pop('CAM_01')),
+     'field "raw": expected each view once, found CAM_00, CAM_02'),
+    (lambda d: edit(d / 'scans/part-0.json', lambda r: r['raw'][0].update(
+        flat=r['raw'][0]['dead'])), 'expected uint16 or float32 of (48, 48)'),
+])
+def test_faults_of_raw_images_are_found(with_raw, tmp_path, capsys, fault,
+                                        sentence):
+    shutil.copytree(with_raw, tmp_path / 'set')
+    fault(tmp_path / 'set')
+    finish_set(tmp_path / 'set', RAW)
+    status, lines = check(tmp_path / 'set', capsys)
+    assert status == 1
+    assert any(sentence in line for line in lines), lines
+
+
+def test_raw_images_need_a_detector(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='--raw: expected an --acquisition '
+                       'with a detector, found "ideal"'):
+        main(['lidc', '--dicom-root', str(tmp_path), '--out-dir',
+              str(tmp_path / 'set'), '--raw'])

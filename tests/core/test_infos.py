@@ -84,12 +84,23 @@ def test_truncated_and_missing_pickle(tmp_path, infos):
         load_infos(tmp_path / 'none.pkl')
 
 
+def raw_of(path, view='CAM_00'):
+    """What a sample says of its detector's files."""
+    file = dict(path=path, sha256='')
+    return dict(views={view: file}, flat=file, dark=file, dead=file)
+
+
 @pytest.mark.parametrize('change, message', [
     (lambda s: s.pop('images'), 'field "images"'),
     (lambda s: s.update(token=3), 'field "token"'),
     *((lambda s, name=name: s.update(token=name),
        'token": expected a name that does not lead out')
       for name in ('../../evil', '/evil', 'a/../../evil', '..', 'a\0b')),
+    (lambda s: s.update(raw=[raw_of('../evil')]),
+     'flat": expected a name that does not lead out.*found .../evil'),
+    (lambda s: s.update(raw=[raw_of('flat.tif', 'CAM_77')]),
+     'views": expected views named in "images"'),
+    (lambda s: s.update(raw=[{}]), 'field "views": expected a dict'),
     (lambda s: s['images'].update({'../evil': s['images']['CAM_00']}),
      'images": expected a name that does not lead out.*found .../evil'),
     *((lambda s, path=path: s['images']['CAM_00'].update(img_path=path),
