@@ -56,7 +56,7 @@ from projects.core.infos import (
 from projects.core.rig import Rig, View
 
 from . import __version__
-from .drr import MU_WATER, render
+from .drr import MU_WATER, render, render_with_bone
 from .scan import ConversionError, Scan
 
 # One linear window for every image of every set: 16 bits hold line integrals
@@ -213,10 +213,15 @@ def _views_of(scan: Scan, rig: Rig, options: Options, device: str
         np.stack([v.ct2cam for v in rig.views]), rng)
     taken = Rig([replace(view, ct2cam=pose)
                  for view, pose in zip(rig.views, poses)])
-    images = render(scan.hu, taken, options.renderer, device)
+    if conditions.hardened_by_bone:
+        images, bones = render_with_bone(scan.hu, taken, options.renderer,
+                                         device)
+    else:
+        images = render(scan.hu, taken, options.renderer, device)
+        bones = None
     measured, written = list(images), []
     for detector in conditions.detectors(
-            images, [view.pixel_size for view in rig.views], rng):
+            images, [view.pixel_size for view in rig.views], rng, bones):
         for row, view in zip(detector.rows, detector.views):
             measured[row] = view
         if options.raw:

@@ -11,20 +11,30 @@ for the same volume and the same rays:
 """
 
 from dataclasses import dataclass
-from typing import Callable, Dict
+from typing import Callable, Dict, Optional, Tuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from projects.core import geometry
+from projects.core.acquisition import BONE_IN_WATER
 from projects.core.rig import Rig, View
 
 MU_WATER = .02  # 1/mm, at about 70 keV
+# Soft tissue counts as up to this times its length of water (150 HU).
+_SOFT = 1.15
+# Bone changes a beam smoothly: its image has pixels so much larger, which
+# costs a quarter.
+_BONE_STEP = 2
 # Less than this is air (HU < -900): the box round the body leaves it out.
 _MU_AIR = .002
 
-__all__ = ['MU_WATER', 'RENDERERS', 'Volume', 'hu_to_mu', 'render']
+__all__ = [
+    'MU_WATER', 'RENDERERS', 'Volume', 'bone_share', 'hu_to_mu', 'render',
+    'render_with_bone'
+]
 
 
 @dataclass
@@ -94,19 +104,39 @@ def prepare(hu: Volume, rig: Rig) -> Volume:
     isocentre; averaging to at most that is the anti-aliasing that a point
     sample per pixel lacks, and makes small images cheap.
     """
-    mu = Volume(hu_to_mu(hu.values), hu.voxel2ct)
+    return _fitted(Volume(hu_to_mu(hu.values), hu.voxel2ct), rig, _MU_AIR)
+
+
+def _fitted(volume: Volume, rig: Rig, least: float) -> Volume:
+    """Averaged to the detector's resolution, and the box round voxels above
+    ``least`` with one more on each side."""
     finest = min(view.pixel_size for view in rig.views)
-    factors = np.maximum((finest / mu.spacing).astype(int), 1)
-    mu = mu.averaged(factors)
-    body = mu.values > _MU_AIR
+    volume = volume.averaged(
+        np.maximum((finest / volume.spacing).astype(int), 1))
+    wanted = volume.values > least
     low, high = [], []
     for axis in range(3):
-        used = np.flatnonzero(body.any(tuple({0, 1, 2} - {axis})))
+        used = np.flatnonzero(wanted.any(tuple({0, 1, 2} - {axis})))
         if len(used) == 0:
-            return mu.cropped([0] * 3, [1] * 3)
+            return volume.cropped([0] * 3, [1] * 3)
         low.append(max(used[0] - 1, 0))
-        high.append(min(used[-1] + 2, mu.values.shape[axis]))
-    return mu.cropped(low, high)
+        high.append(min(used[-1] + 2, volume.values.shape[axis]))
+    return volume.cropped(low, high)
+
+
+def bone_share(hu: np.ndarray) -> np.ndarray:
+    """Share of a voxel that is cortical bone, by its Hounsfield units.
+
+    The rest is soft tissue that counts as 1.15 of its length of water, so
+    that both together are the voxel's attenuation; at 1500 HU there is no
+    rest, and above bone is denser.
+    """
+    share = np.zeros(hu.shape, np.float32)
+    hard = hu > 1000 * (_SOFT - 1)
+    water = 1 + hu[hard].astype(np.float32) / 1000
+    share[hard] = np.minimum((water - _SOFT) / (BONE_IN_WATER - _SOFT),
+                             water / BONE_IN_WATER)
+    return share
 
 
 # ------------------------------------------------------------------ renderers
@@ -299,9 +329,36 @@ def render(hu: Volume, rig: Rig, renderer: str = 'joseph',
                          f'found "{renderer}"')
     if not rig.views:
         return []
-    mu = prepare(hu, rig)
-    if not mu.values.any():
+    return _render(prepare(hu, rig), rig, renderer, device)
+
+
+@torch.no_grad()
+def render_with_bone(hu: Volume, rig: Rig, renderer: str = 'joseph',
+                     device: str = 'cpu') -> Tuple[list, Optional[list]]:
+    """As :func:`render`, and the cortical bone on each ray (mm), which counts
+    in the line integrals as ``BONE_IN_WATER`` times its length of water; None
+    where there is none."""
+    images = render(hu, rig, renderer, device)
+    if not rig.views:
+        return images, None
+    bone = _fitted(Volume(bone_share(hu.values), hu.voxel2ct), rig, 0.)
+    if not bone.values.any():
+        return images, None
+    coarse = [Rig([view]).resized(-(-view.width // _BONE_STEP),
+                                  -(-view.height // _BONE_STEP)).views[0]
+              for view in rig.views]
+    lengths = [
+        cv2.resize(image, (view.width, view.height),
+                   interpolation=cv2.INTER_LINEAR)
+        for view, image in zip(
+            rig.views, _render(bone, Rig(coarse), renderer, device))]
+    # Where coarse pixels blur its border there is no more than all.
+    return images, [np.minimum(length, image / (BONE_IN_WATER * MU_WATER))
+                    for length, image in zip(lengths, images)]
+
+
+def _render(volume: Volume, rig: Rig, renderer: str, device: str) -> list:
+    if not volume.values.any():
         return [np.zeros((v.height, v.width), np.float32) for v in rig.views]
-    return [
-        RENDERERS[renderer](mu, Rig([view]), device)[0] for view in rig.views
-    ]
+    return [RENDERERS[renderer](volume, Rig([view]), device)[0]
+            for view in rig.views]

@@ -26,11 +26,14 @@ from scipy import fft, ndimage
 from projects.core import geometry
 
 __all__ = [
-    'Acquisition', 'Counts', 'Detector', 'Exposure', 'Spectrum',
-    'draw_acquisition', 'load_preset', 'load_spectrum', 'presets'
+    'BONE_IN_WATER', 'Acquisition', 'Counts', 'Detector', 'Exposure',
+    'Spectrum', 'draw_acquisition', 'load_preset', 'load_spectrum', 'presets'
 ]
 
 _HERE = Path(__file__).parent
+# What cortical bone counts as in ideal line integrals, in its length of water:
+# its attenuation at their energy, that of bone of 1500 HU.
+BONE_IN_WATER = 2.5
 # A pixel that counts nothing still has a line integral: that of half a
 # quantum.
 _LEAST = .5
@@ -183,6 +186,12 @@ class Acquisition:
     pose_shift: float = 0.
     pose_angle: float = 0.
 
+    @property
+    def hardened_by_bone(self) -> bool:
+        """Whether the beam tells bone from as much water."""
+        return self.material == 'water' and bool(self.spectrum) and (
+            'cortical_bone' in load_spectrum(self.spectrum).mu)
+
     # ---------------------------------------------------------------- views
     def measure(self, line_integrals: np.ndarray, pixel_size: float,
                 rng: np.random.Generator,
@@ -194,8 +203,8 @@ class Acquisition:
             pixel_size (float): Of a view at the isocentre (mm).
             rng (np.random.Generator): Of all that is random.
             bone (np.ndarray, optional): (V, H, W) cortical bone on each ray
-                (mm), which is part of ``line_integrals`` as 2.5 times its
-                length of water.
+                (mm), which is part of ``line_integrals`` as
+                ``BONE_IN_WATER`` times its length of water.
 
         Returns:
             np.ndarray: (V, H, W) float32; the ideal ones where there is no
@@ -218,8 +227,9 @@ class Acquisition:
         return measured
 
     def detectors(self, images: Sequence[np.ndarray],
-                  pixel_sizes: Sequence[float],
-                  rng: np.random.Generator) -> Iterator[Detector]:
+                  pixel_sizes: Sequence[float], rng: np.random.Generator,
+                  bones: Optional[Sequence[np.ndarray]] = None
+                  ) -> Iterator[Detector]:
         """Views that may differ, measured: those of one size are of one
         detector. There are no detectors where there is no spectrum.
 
@@ -227,13 +237,17 @@ class Acquisition:
             images (Sequence[np.ndarray]): (H, W) ideal line integrals each.
             pixel_sizes (Sequence[float]): At the isocentre (mm).
             rng (np.random.Generator): Of all that is random.
+            bones (Sequence[np.ndarray], optional): (H, W) cortical bone
+                each, see :meth:`measure`.
         """
         kinds = [(*image.shape, round(float(size), 9))
                  for image, size in zip(images, pixel_sizes)]
         for kind in dict.fromkeys(kinds) if self.spectrum else ():
             rows = [i for i, other in enumerate(kinds) if other == kind]
-            exposure = self.expose(np.stack([images[i] for i in rows]),
-                                   kind[2], rng)
+            exposure = self.expose(
+                np.stack([images[i] for i in rows]), kind[2], rng,
+                None if bones is None else np.stack(
+                    [bones[i] for i in rows]))
             yield Detector(rows, exposure,
                            self.correct(exposure, kind[2], rng),
                            kind[2] * self.magnification)
@@ -249,8 +263,9 @@ class Acquisition:
         lengths = {self.material: length}
         if bone is not None:
             bone = np.asarray(bone, np.float32)
-            lengths = {self.material: length - np.float32(2.5) * bone,
-                       'cortical_bone': bone}
+            lengths = {
+                self.material: length - np.float32(BONE_IN_WATER) * bone,
+                'cortical_bone': bone}
         primary = beam.transmission(**lengths)
         scatter = self._scatter(primary, pixel)
         # A square's shadow at the detector has its side times (M - 1).

@@ -24,8 +24,9 @@ from data_converters.convert import (
     merge_set,
     open_set,
 )
-from data_converters.drr import Volume
+from data_converters.drr import Volume, render
 from data_converters.scan import ConversionError, Finding, Scan
+from projects.core.acquisition import Acquisition, load_spectrum
 from projects.core.files import dump_json, load_json
 from projects.core.infos import load_infos
 from projects.core.rig import Rig
@@ -629,6 +630,42 @@ def test_another_acquisition_is_another_set(whole, tmp_path):
     with pytest.raises(ConversionError, match='acquisition'):
         make(tmp_path / 'set',
              options=replace(OPTIONS, acquisition='chest-low'))
+
+
+def slab(bone):
+    """80 mm of soft tissue and behind it 12 mm of cortical bone, or as much
+    in the line integrals of soft tissue."""
+    hu = np.full((60, 80, 80), -1000, np.float32)
+    hu[5:45] = 0
+    hu[48:54 if bone else 48] = 1500
+    hu[46:46 if bone else 60] = (12 * 2.5 / 28 - 1) * 1000
+    return Scan('slab', 'slab', '', '', Volume.centred(
+        hu, np.diag([2., 2, 2])), np.eye(4), [], [])
+
+
+def test_bone_hardens_the_beam_as_bone(monkeypatch):
+    """Against the beam's own transmission; soft tissue changes nothing."""
+    conditions = Acquisition(spectrum='120 kV, 2.5 mm Al, 0.2 mm Cu',
+                             noise=False, kerma=1e6)
+    monkeypatch.setattr(convert, 'load_preset', lambda name: conditions)
+    rig = Rig.circle(1, image_size=64)
+    soft, hard = (convert._views_of(slab(bone), rig, RAW, 'cpu')[0][0]
+                  for bone in (False, True))
+    ideal = render(slab(True).hu, rig)[0]
+    assert np.allclose(render(slab(False).hu, rig)[0][32, 32],
+                       ideal[32, 32], rtol=1e-5)
+    beam = load_spectrum(conditions.spectrum)
+    told = -np.log([beam.transmission(water=np.array(80.),
+                                      cortical_bone=np.array(12.)),
+                    beam.transmission(water=np.array(110.))])
+    assert abs(hard[32, 32] - told[0]) < 2e-3
+    assert abs(soft[32, 32] - told[1]) < 2e-3
+    assert hard[32, 32] > soft[32, 32] + .02
+    # As if nobody had asked for bone, to the last bit.
+    monkeypatch.setattr(convert, 'render_with_bone', lambda *args: (
+        render(*args), None))
+    again = convert._views_of(slab(False), rig, RAW, 'cpu')[0][0]
+    assert again.tobytes() == soft.tobytes()
 
 
 def counts(folder, name, number=0):

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from data_converters import drr
-from data_converters.drr import RENDERERS, Volume, hu_to_mu, render
+from data_converters.drr import (
+    MU_WATER,
+    RENDERERS,
+    Volume,
+    bone_share,
+    hu_to_mu,
+    render,
+    render_with_bone,
+)
 from projects.core import geometry
 from projects.core.rig import Rig, View
 
@@ -203,3 +211,39 @@ def test_small_images_see_an_averaged_volume():
     np.testing.assert_allclose(prepared.spacing, [1.4, 1.4, 2.5])
     prepared = drr.prepare(volume, Rig.circle(1, image_size=1024))
     np.testing.assert_allclose(prepared.spacing, [.7, .7, 2.5])
+
+
+# ----------------------------------------------------------------------- bone
+def test_bone_and_the_rest_are_the_voxel():
+    hu = np.array([-1000, -300, 60, 150, 151, 400, 1500, 2500], np.float32)
+    share, water = bone_share(hu), 1 + hu / 1000
+    rest = water - 2.5 * share
+    assert not share[:4].any() and (share[4:] > 0).all()
+    # What is not bone is soft tissue, and never less than nothing.
+    assert rest[4:6] == pytest.approx(1.15 * (1 - share[4:6]), abs=1e-5)
+    assert rest[6:] == pytest.approx(0, abs=1e-5)
+    assert share[6] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (65, 51)])
+def test_bone_on_a_ray_is_its_length(size):
+    """40 mm of water and 20 mm of cortical bone, across the beam."""
+    hu = Volume.centred(np.full((61, 80, 80), AIR, np.float32),
+                        np.diag([2., 2, 2]))
+    hu.values[5:25], hu.values[40:50] = 0, 1500
+    rig = Rig.circle(1).resized(*size)
+    images, bones = render_with_bone(hu, rig)
+    assert np.array_equal(images[0], render(hu, rig)[0])
+    assert bones[0].shape == images[0].shape == size[::-1]
+    v, u = (n // 2 for n in bones[0].shape)
+    assert images[0][v, u] / MU_WATER == pytest.approx(40 + 50, rel=.01)
+    assert bones[0][v, u] == pytest.approx(20, rel=.01)
+    # Nowhere more than the line integral holds.
+    assert (images[0] / MU_WATER > 2.5 * bones[0] - 1e-3).all()
+
+
+def test_soft_tissue_has_no_bone():
+    hu = Volume.centred(np.full((20, 20, 20), 150., np.float32), np.eye(3))
+    assert render_with_bone(hu, Rig.circle(2, image_size=16))[1] is None
+    empty = Volume(np.zeros((4, 4, 4), np.float32), np.eye(4))
+    assert render_with_bone(empty, Rig([])) == ([], None)

@@ -135,7 +135,8 @@ class XRayAcquisition(BaseTransform):
     The physics are those of the converter's ``--acquisition``
     (:mod:`projects.core.acquisition`). Motion and errors of the poses are for
     views that are rendered: here they would need the volume, see
-    :class:`XRayPoseError`.
+    :class:`XRayPoseError`. Nor is bone told from water here: it hardens the
+    beam as the water that it counts as.
 
     Args:
         ranges (dict): Fields of an ``Acquisition``; a pair is a range, a list
