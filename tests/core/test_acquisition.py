@@ -76,13 +76,62 @@ def test_the_slope_of_water_falls_as_published():
         assert float(found) == pytest.approx(mu, rel=.01)
 
 
-def test_the_mean_energy_rises_behind_an_object():
+# NIST's tables (keV; cm2/g): attenuation of aluminium and caesium iodide, and
+# the energy that air absorbs.
+NIST = np.array([40., 50., 60., 80., 100., 150.])
+ALUMINIUM = np.array([.5685, .3681, .2778, .2018, .1704, .1378])
+CSI = np.array([23.0, 12.86, 7.92, 3.677, 2.035, .731])
+AIR = np.array([.06833, .04098, .03041, .02407, .02325, .02496])
+
+
+def quanta_of(beam):
+    """Share of each energy before the scintillator (0.6 mm that CsI fills to
+    75 %) takes them for their energy."""
+    absorbed = 1 - np.exp(-of_nist(CSI, beam.energies) * .06 * .75 * 4.51)
+    quanta = beam.signal / absorbed / beam.energies
+    return quanta / quanta.sum(), absorbed
+
+
+def of_nist(table, energies):
+    return np.exp(np.interp(np.log(energies), np.log(NIST), np.log(table)))
+
+
+@pytest.mark.parametrize('length, energy', [
+    (0., 63.), (87., 68.), (200., 73.), (300., 77.)])
+def test_the_mean_energy_of_the_quanta_rises_behind_water(length, energy):
+    """SpekPy with other tables of water."""
     beam = load_spectrum(CHEST)
-    energies = [beam.mean_energy(water=v) for v in (0., 87., 200., 300.)]
-    assert energies == sorted(energies)
-    # Of the quanta it is 63, 68, 73 and 77 keV (SpekPy); the signal weighs
-    # them with their energy and with what the scintillator absorbs of it.
-    assert np.abs(np.array(energies) - [63, 68, 73, 77]).max() < 2.5
+    quanta, _ = quanta_of(beam)
+    left = quanta * np.exp(-beam.mu['water'] * length)
+    assert (left * beam.energies).sum() / left.sum() == pytest.approx(
+        energy, abs=1.)
+    # The signal weighs them with their energy and what is absorbed of it.
+    assert beam.mean_energy(water=length) == pytest.approx(energy, abs=2.5)
+
+
+def test_the_half_value_layer_of_the_beam():
+    """7.73 mm of aluminium halve its kerma (SpekPy): in eight energies it is
+    somewhat more, since the softest has quanta of 20 to 48 keV."""
+    beam = load_spectrum(CHEST)
+    quanta, absorbed = quanta_of(beam)
+    kerma = quanta * beam.energies * of_nist(AIR, beam.energies)
+    lengths = np.linspace(0, 20, 401)
+    left = np.exp(-lengths[:, None] * .2699 * of_nist(
+        ALUMINIUM, beam.energies)) @ kerma / kerma.sum()
+    assert lengths[np.abs(left - .5).argmin()] == pytest.approx(7.73, rel=.1)
+    assert quanta @ absorbed == pytest.approx(beam.absorbed, rel=.01)
+    # Quanta for each unit of kerma: energy that a gram of air absorbs.
+    joules = (quanta * beam.energies) @ of_nist(AIR, beam.energies) * 1.602e-16
+    per_gray = 1 / (joules * 1e3) / 100  # cm2/g of J to a kilogram; mm2
+    assert per_gray * 1e-6 == pytest.approx(28976, rel=.03)
+
+
+def test_water_halves_the_signal_at_its_half_value_layer():
+    """ln 2 over 0.2127/cm, hardening included: 33 to 34 mm."""
+    beam = load_spectrum(CHEST)
+    lengths = np.linspace(0, 60, 601)
+    left = beam.transmission(water=lengths)
+    assert 32.6 < lengths[np.abs(left - .5).argmin()] < 34.
 
 
 def test_nickel_at_225_kv():
