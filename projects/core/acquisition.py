@@ -37,6 +37,7 @@ BONE_IN_WATER = 2.5
 # A pixel that counts nothing still has a line integral: that of half a
 # quantum.
 _LEAST = .5
+_NOTHING = np.float32(1e-20)  # of the open beam
 _POISSON = 30.  # quanta up to which noise is drawn from Poisson's law
 _SCATTER_CELLS = 64  # per side: scatter is smooth
 _PEDESTAL = 100.  # counts without a beam, and eight times the readout's noise
@@ -63,13 +64,24 @@ class Spectrum:
     def transmission(self, **lengths: np.ndarray) -> np.ndarray:
         """Share of the signal that is left behind lengths of materials (mm),
         all of one shape."""
-        total = np.zeros(np.shape([*lengths.values()][0]), np.float32)
+        return self.behind(**lengths)[0]
+
+    def behind(self, **lengths: np.ndarray
+               ) -> Tuple[np.ndarray, np.ndarray]:
+        """:meth:`transmission`, and that times what one of its quanta gives
+        to the signal, over one of the open beam: those that are left are
+        harder, and fewer than their signal seems to say."""
+        shape = np.shape([*lengths.values()][0])
+        total, harder = np.zeros((2, *shape), np.float32)
+        energies = self.energies / self.mean_energy()
         for row, weight in enumerate(self.signal):
             depth = sum(
                 np.float32(self.mu[name][row]) * length
                 for name, length in lengths.items())
-            total += np.float32(weight) * np.exp(-depth)
-        return total
+            left = np.float32(weight) * np.exp(-depth)
+            total += left
+            harder += np.float32(energies[row]) * left
+        return total, harder
 
     def mean_energy(self, **lengths: float) -> float:
         """Of the signal behind lengths of materials (keV)."""
@@ -81,7 +93,7 @@ class Spectrum:
 
 @dataclass
 class Exposure:
-    """What the detector writes, in quanta.
+    """What the detector writes, in quanta of the open beam.
 
     Attributes:
         raw: (V, H, W), with the object.
@@ -97,8 +109,8 @@ class Exposure:
 
 @dataclass
 class Counts:
-    """What a detector's files hold: whole counts, one for each quantum, in
-    16 bits, or in floats of 32 bits where the open beam has too many.
+    """What a detector's files hold: whole counts, one for each quantum of the
+    open beam, in 16 bits, or in floats of 32 bits where that has too many.
 
     Attributes:
         raw: (V, H, W), with the object.
@@ -143,7 +155,8 @@ class Acquisition:
             pixels are that much larger than those at the isocentre.
         kerma: Air kerma of a view at the detector, without object (µGy).
         noise: Whether quanta are counted, or their mean is taken.
-        swank: Information of a quantum's signal, 1 if all are alike.
+        swank: Information of a quantum's signal in the open beam, 1 if all
+            are alike.
         focal_spot: Side of the square focal spot (mm).
         light_spread: H (mm²) of the detector's MTF 1 / (1 + H f²), f in
             1/mm.
@@ -266,13 +279,15 @@ class Acquisition:
             lengths = {
                 self.material: length - np.float32(BONE_IN_WATER) * bone,
                 'cortical_bone': bone}
-        primary = beam.transmission(**lengths)
+        primary, harder = beam.behind(**lengths)
         scatter = self._scatter(primary, pixel)
+        # Scattered quanta are about as hard as those of the open beam.
+        size = (harder + scatter + _NOTHING) / (primary + scatter + _NOTHING)
         # A square's shadow at the detector has its side times (M - 1).
         blur = self.focal_spot * (self.magnification - 1) / np.sqrt(12)
         primary = _blurred(primary, blur / pixel)
         open_beam = self._open(pixel)
-        quanta = self._counted(open_beam * (primary + scatter), rng)
+        quanta = self._counted(open_beam * (primary + scatter), rng, size)
         if self.lag:
             before = np.roll(quanta, 1, 0)
             before[0] = open_beam  # nothing was in the beam
@@ -338,20 +353,23 @@ class Acquisition:
         return np.float32(
             self.electronic * max(pixel / self.native_pixel, 1.))
 
-    def _counted(self, mean: np.ndarray,
-                 rng: np.random.Generator) -> np.ndarray:
-        """Quanta that are counted where so many are expected: compound
-        Poisson, whose variance is mean / swank."""
+    def _counted(self, mean: np.ndarray, rng: np.random.Generator,
+                 size: Optional[np.ndarray] = None) -> np.ndarray:
+        """Signal where so much is expected, in quanta of the open beam:
+        compound Poisson, whose variance is mean * size / swank if one quantum
+        gives ``size`` (1 if None)."""
         mean = mean.astype(np.float32)
         if not self.noise:
             return mean
+        if size is not None:
+            mean = mean / size
         noise = rng.standard_normal(mean.shape, np.float32)
         counted = mean + np.sqrt(mean / np.float32(self.swank)) * noise
         few = mean < _POISSON
         if few.any():
             counted[few] = rng.poisson(mean[few]) + np.sqrt(
                 mean[few] * np.float32(1 / self.swank - 1)) * noise[few]
-        return counted
+        return counted if size is None else counted * size
 
     def _scatter(self, primary: np.ndarray, pixel: float) -> np.ndarray:
         """Scatter (V, H, W) over the open beam's signal."""
