@@ -1,5 +1,6 @@
 """Comparisons with simulators that others wrote, without those."""
 
+import gvxr_blade
 import numpy as np
 import pytest
 import xcist
@@ -21,3 +22,21 @@ def test_the_phantom_of_xcist_is_seen_by_ours(capsys, monkeypatch):
     monkeypatch.setattr('sys.argv', ['xcist.py'])
     with pytest.raises(SystemExit, match='environment with gecatsim'):
         xcist.main()
+
+
+def test_the_surface_for_gvxr_is_closed(tmp_path, capsys, monkeypatch):
+    """A ball of 8 mm as triangles has its volume, normals look outwards."""
+    grid = np.linalg.norm(np.mgrid[-12:13, -12:13, -12:13], axis=0) * .5
+    volume = gvxr_blade.write_stl(np.clip(4.25 - grid, 0, .5), .5, .25,
+                                  tmp_path / 'ball.stl')
+    assert volume == pytest.approx(4 / 3 * np.pi * 4**3, rel=.02)
+    triangles = np.frombuffer((tmp_path / 'ball.stl').read_bytes()[84:], [
+        ('normal', '<f4', 3), ('points', '<f4', (3, 3)), ('rest', '<u2')])
+    outwards = (triangles['normal'] * triangles['points'].mean(1)).sum(1)
+    assert (outwards > 0).all()
+    views = np.full((1, 20, 20), 3.)
+    gvxr_blade.tell(views, views + .3, views + 4)
+    assert 'mean +0.300 (+10.00 %)' in capsys.readouterr().out
+    monkeypatch.setattr('sys.argv', ['gvxr_blade.py'])
+    with pytest.raises(SystemExit, match='environment with gvxr'):
+        gvxr_blade.main()
