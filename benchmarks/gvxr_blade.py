@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import List, Optional
 
 import numpy as np
 
@@ -107,14 +108,14 @@ def write_stl(mu: np.ndarray, spacing: float, level: float,
     return abs(float(volume))
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Render one blade with both and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--gvxr-python', type=Path,
                         help='Python of an environment with gvxr')
     parser.add_argument('--image-size', type=int, default=512)
     parser.add_argument('--simulate', type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.simulate:
         simulate(args.simulate)
         return

@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import List, Optional
 
 import numpy as np
 
@@ -245,7 +246,7 @@ def tell(xcist: dict, mine: dict) -> None:
               f'{b:.3e}, {a / b:.3f} +- {error:.3f}')
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Run both and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--xcist-python', type=Path,
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument('--energies', type=int, default=20,
                         help='in which XCIST computes; default 20')
     parser.add_argument('--simulate', type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.simulate:
         simulate(args.simulate)
         return

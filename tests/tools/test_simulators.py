@@ -6,7 +6,7 @@ import pytest
 import xcist
 
 
-def test_the_phantom_of_xcist_is_seen_by_ours(capsys, monkeypatch):
+def test_the_phantom_of_xcist_is_seen_by_ours(capsys):
     """Against itself there is no difference; the nodule and bone are there."""
     shares = xcist.phantom()
     total = shares['water'] + shares['bone']
@@ -19,12 +19,11 @@ def test_the_phantom_of_xcist_is_seen_by_ours(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert 'mean +0.0000, rms 0.0000' in lines[1]
     assert sum('1.000 +-' in line for line in lines) == 3
-    monkeypatch.setattr('sys.argv', ['xcist.py'])
     with pytest.raises(SystemExit, match='environment with gecatsim'):
-        xcist.main()
+        xcist.main([])
 
 
-def test_the_surface_for_gvxr_is_closed(tmp_path, capsys, monkeypatch):
+def test_the_surface_for_gvxr_is_closed(tmp_path, capsys):
     """A ball of 8 mm as triangles has its volume, normals look outwards."""
     grid = np.linalg.norm(np.mgrid[-12:13, -12:13, -12:13], axis=0) * .5
     volume = gvxr_blade.write_stl(np.clip(4.25 - grid, 0, .5), .5, .25,
@@ -37,6 +36,5 @@ def test_the_surface_for_gvxr_is_closed(tmp_path, capsys, monkeypatch):
     views = np.full((1, 20, 20), 3.)
     gvxr_blade.tell(views, views + .3, views + 4)
     assert 'mean +0.300 (+10.00 %)' in capsys.readouterr().out
-    monkeypatch.setattr('sys.argv', ['gvxr_blade.py'])
     with pytest.raises(SystemExit, match='environment with gvxr'):
-        gvxr_blade.main()
+        gvxr_blade.main([])
