@@ -357,7 +357,7 @@ def test_wrong_json_tables(ball, tmp_path):
     (['--box-frame', 'ras', '--classes', 'a', 'a'], '--classes'),
     (['--box-frame', 'ras', '--classes', 'pore'], 'column "class"'),
     (['--box-frame', 'ras', '--spacing', '1', '0', '1'], '--spacing'),
-    (['--box-frame', 'ras', '--val-fraction', '1'], '--val-fraction'),
+    (['--box-frame', 'ras', '--val-fraction', '1.1'], '--val-fraction'),
     (['--box-frame', 'ras', '--radius', '-3'], '--radius')])
 def test_wrong_calls(ball, tmp_path, more, message):
     table = write_table(tmp_path / 'boxes.csv', [ROW])
