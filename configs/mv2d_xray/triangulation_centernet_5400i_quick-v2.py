@@ -4,7 +4,7 @@ _base_ = ['../_base_/datasets/quick-v2.py',
           '../_base_/default_runtime.py']
 
 # The 2D stage's boxes, matched over the views and triangulated: without a
-# decoder they are the result. Fifty minutes on one core
+# decoder they are the result. Three quarters of an hour on one core
 # with `--amp`.
 model = dict(
     volume_head=None,
