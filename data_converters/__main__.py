@@ -604,7 +604,8 @@ def run_benchmark(args: argparse.Namespace) -> None:
     options = Options(
         _rig(args, spec['image_size']).to_dict(),
         **_acquired(args, spec.get('acquisition', 'ideal')),
-        min_diameter=spec['min_diameter'], fractions=_SHARES, seed=args.seed,
+        min_diameter=spec['min_diameter'],
+        fractions=spec.get('fractions', _SHARES), seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={
             split: [load_chest(*chest).name for chest in of_split]

@@ -32,7 +32,10 @@ SMALL = [
     'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'
     'band_sigmas=[1.,3.]', 'train_dataloader.dataset.min_diameter=0.',
     'test_dataloader.dataset.min_diameter=0.', 'default_hooks.logger.'
-    'interval=1'
+    'interval=1',
+    # The sets of the tests have no other held-out split.
+    'test_dataloader.dataset.ann_file=lidc_infos_val.pkl',
+    'test_dataloader.dataset.coco_file=lidc_infos_val_2d_anno.coco.json'
 ]
 
 

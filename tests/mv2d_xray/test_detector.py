@@ -657,7 +657,7 @@ def four_patients(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(
             BENCHMARKS, 'four',
-            dict(BENCHMARKS['demo'], num_scans=4,
+            dict(BENCHMARKS['demo-v2'], num_scans=4,
                  fractions=dict(val=0., test=0.)))
         convert(['benchmark', 'four', '--out-dir', str(root), '--num-views',
                  '5'])

@@ -249,9 +249,9 @@ def test_inserted_nodules_are_annotated(loaded):
         assert after['gt_bboxes_instance'].max() == len(boxes) - 1
         sizes += boxes.tensor[3:, 3:6].mean(1).tolist()
     assert min(counts) == 0 and max(counts) == 5
-    # As many of 10 to 20 as of 20 to 40 mm.
-    assert 9.5 < min(sizes) < 12 and 34 < max(sizes) < 43
-    assert .35 < np.mean(np.array(sizes) < 20) < .65
+    # Three of four are in the lower half of the orders of size, 10 to 20 mm.
+    assert 9.5 < min(sizes) < 12 and 30 < max(sizes) < 43
+    assert .6 < np.mean(np.array(sizes) < 20) < .9
     # The loaded sample itself was not changed.
     np.testing.assert_array_equal(loaded()['img'][0], loaded()['img'][0])
 
@@ -413,15 +413,15 @@ def test_views_of_different_sizes_show_the_same(loaded):
     results['ct2img'][1] = twice @ results['ct2img'][1]
     results['img'][1] = np.zeros((150, 192, 1), np.float32)
     plain = [image.copy() for image in results['img']]
-    found = insert(results, 1, max_nodules=5, sizes=(20., 30.), spread=5.)
-    same = insert(loaded(), 1, max_nodules=5, sizes=(20., 30.), spread=5.)
+    found = insert(results, 2, max_nodules=5, sizes=(20., 30.), spread=5.)
+    same = insert(loaded(), 2, max_nodules=5, sizes=(20., 30.), spread=5.)
     assert len(found['gt_bboxes_3d']) == len(same['gt_bboxes_3d']) > 3
     for view in (0, 2):
         np.testing.assert_array_equal(found['img'][view], same['img'][view])
     added = (found['img'][1] - plain[1]).reshape(75, 2, 96, 2).mean((1, 3))
     expected = (same['img'][1] - loaded()['img'][1])[:75, :, 0]
     assert expected.max() > .1
-    assert added.sum() == pytest.approx(expected.sum(), rel=.02)
+    assert added.sum() == pytest.approx(expected.sum(), rel=.01)
     assert np.abs(added - expected).max() < .15 * expected.max()
 
 

@@ -251,7 +251,7 @@ def test_explain_judges_what_was_found(trained, tmp_path):
 
 
 def test_explain_needs_2d_heads_for_the_2d_stage(trained, tmp_path):
-    name = 'mv2d-xray_small_volume_600i_blade'
+    name = 'mv2d-xray_small_volume_3000i_quick-v2'
     done = tool(
         'explain.py', f'configs/mv2d_xray/{name}.py',
         f'checkpoints/{name}.pth', '--stage', '2d', '--data-root',
@@ -372,19 +372,19 @@ def test_training_starts_where_the_config_says(trained, tmp_path):
 
 
 def test_empty_pickle(trained, tmp_path):
-    make_sphere_set(tmp_path, 1, 4, 64, split='val')
-    (tmp_path / 'lidc_infos_val.pkl').write_bytes(b'')
+    make_sphere_set(tmp_path, 1, 4, 64, split='test')
+    (tmp_path / 'lidc_infos_test.pkl').write_bytes(b'')
     done = process('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
                    '--work-dir', tmp_path / 'w', '--data-root', tmp_path,
                    '--out', tmp_path / 'r.json')
     assert done.returncode == 1
     assert error_of(done).startswith('test.py: error: ')
-    assert 'lidc_infos_val.pkl: is empty' in error_of(done)
+    assert 'lidc_infos_test.pkl: is empty' in error_of(done)
     assert not (tmp_path / 'r.json').exists()
 
 
 def test_missing_image_during_a_test(trained, tmp_path):
-    make_sphere_set(tmp_path, 1, 4, 64, split='val')
+    make_sphere_set(tmp_path, 1, 4, 64, split='test')
     next((tmp_path / 'images').rglob('CAM_02.png')).unlink()
     done = tool('test.py', CONFIG, trained / 'work' / 'iter_4.pth',
                 '--work-dir', tmp_path / 'w', '--data-root', tmp_path,
@@ -727,7 +727,7 @@ def test_findings_where_the_model_does_not_look_are_told(
         tmp_path, monkeypatch, parts, rest):
     spheres = [[((0, 0, 0), 9.)], [((0, 0, 160), 9.), ((0, 0, -190), 9.)]]
     infos = make_sphere_set(tmp_path, 2, 4, 64, spheres=spheres,
-                            split='val', ignored=False)
+                            split='test', ignored=False)
     cfg = load_config(str(ROOT / CONFIG))
     cfg.merge_from_dict(dict(model=parts))
     cfg.test_dataloader.dataset.data_root = str(tmp_path)
