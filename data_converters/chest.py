@@ -293,15 +293,15 @@ def _edge_spread(values: np.ndarray, axis: int, step: float,
                  reach: int = 4) -> float:
     """Deviation (mm) of the blur of borders across an axis of (Z, Y, X)."""
     along = np.moveaxis(values, axis, 0)[:, ::2, ::2]  # enough of them
-    rise = np.abs(np.diff(along, axis=0))[reach:-reach]
+    steps = np.abs(np.diff(along, axis=0))
+    rise = steps[reach:-reach]
     low, high = along[:-2 * reach - 1], along[2 * reach + 1:]
     whole = np.abs(high - low)
     # Steepest voxel of a border between air and body.
     air = np.minimum(low, high)
     chosen = ((whole > 700) & (whole < 1300) & (air > -1030) & (air < -850)
-              & (rise >= np.abs(np.diff(along, axis=0))[reach - 1:-reach - 1])
-              & (rise >= np.abs(np.diff(along, axis=0))[reach + 1:][
-                  :len(rise)]))
+              & (rise >= steps[reach - 1:-reach - 1])
+              & (rise >= steps[reach + 1:][:len(rise)]))
     share = rise[chosen] / whole[chosen]
     # Padding of the field of view has borders that no scanner makes.
     share = share[(share > 0) & (share < .95)]

