@@ -117,8 +117,7 @@ def _painted(mask, at, tissue, under, chest, spacing, spread, hard, rng
         grid = np.stack(np.meshgrid(*[
             np.arange(a, a + n) for a, n in zip(start, shape)],
             indexing='ij'), -1)
-        points = grid[..., [1, 0, 2]] @ chest.index2ras[:3, :3].T
-        return chest.noise_at(points + chest.index2ras[:3, 3])
+        return chest.noise_at(chest.points(grid[..., [1, 0, 2]]))
 
     around = np.median(under[mask])
     if hard:

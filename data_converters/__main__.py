@@ -20,7 +20,7 @@ from projects.core.files import DataError, load_json
 from projects.core.rig import Rig
 
 from . import blade, lidc, part, phantom, rigs
-from .chest import load_chest
+from .chest import chest_name, load_chest
 from .convert import (
     SPLITS,
     Options,
@@ -37,11 +37,11 @@ from .drr import RENDERERS
 from .scan import ConversionError
 from .tables import read_table
 
+_EMBEDDED = 'embedded'  # in place of a chest's path
 # The embedded benchmarks: what to write and convert, fixed by seed. A patient
 # is in one split of all of them. 'demo-v2' takes scans of at most 150 slices
 # with a nodule that it counts, so that it is soon made and little of it is
 # empty.
-_EMBEDDED = 'embedded'  # in place of a chest's path
 _SHARES = dict(val=.1, test=.2)
 BENCHMARKS: Dict[str, Dict[str, Any]] = {
     'demo-v2': dict(num_scans=120, image_size=256, min_diameter=8.,
@@ -398,8 +398,7 @@ def _chests(args: argparse.Namespace, split: str = '') -> list:
             f'--chest, found {len(masks)}')
     if not paths:
         return [phantom.Anatomy()]
-    named: Dict[str, list] = {
-        path.name.split('.')[0]: [] for path in paths}
+    named: Dict[str, list] = {chest_name(path): [] for path in paths}
     if len(named) < len(paths):
         raise ConversionError('--chest: expected different names, found '
                               f'{", ".join(path.name for path in paths)}')
@@ -412,7 +411,7 @@ def _chests(args: argparse.Namespace, split: str = '') -> list:
     chests = [
         phantom.Anatomy() if str(path) == _EMBEDDED else
         phantom.Anatomy(path.resolve(), mask and mask.resolve(),
-                        tuple(named[path.name.split('.')[0]]))
+                        tuple(named[chest_name(path)]))
         for path, mask in zip(paths, masks or [None] * len(paths))]
     for chest in chests:
         load_chest(*chest)
@@ -608,7 +607,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
         fractions=spec.get('fractions', _SHARES), seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={
-            split: [load_chest(*chest).name for chest in of_split]
+            split: [chest_name(chest.path) for chest in of_split]
             for split, of_split in chests.items()}))
 
     def anatomy(patient: str) -> phantom.Anatomy:
@@ -644,7 +643,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
 def _load_phantom(out_dir: Path, seed: int, found: tuple):
     series_uid, field, anatomy = found
     made = phantom.make_scan(series_uid, seed, field, anatomy,
-                                benchmark=True)
+                             benchmark=True)
     with tempfile.TemporaryDirectory(prefix='.dicom-', dir=out_dir) as root:
         phantom.write_scan(made, root)
         scan = lidc.read_scan(series_uid, root)

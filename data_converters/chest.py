@@ -24,7 +24,7 @@ _SOFT = (-20., 120.)  # HU of muscle, blood and organs
 _PATCH = (4, 16, 16)  # voxels (z, y, x) in which noise is measured
 _TILE = (32, 64, 64)  # voxels of the noise that is repeated
 
-__all__ = ['AIR', 'Chest', 'Lesion', 'load_chest']
+__all__ = ['AIR', 'Chest', 'Lesion', 'chest_name', 'load_chest']
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Chest:
         """Corners of the lungs' box (RAS, mm)."""
         index = np.argwhere(self.lungs)[:, ::-1]
         ends = np.stack([index.min(0), index.max(0)])
-        corners = ends @ self.index2ras[:3, :3].T + self.index2ras[:3, 3]
+        corners = self.points(ends)
         return corners.min(0), corners.max(0)
 
     @functools.cached_property
@@ -98,6 +98,10 @@ class Chest:
         """Voxel indices (x, y, z) of RAS points (..., 3)."""
         inverse = np.linalg.inv(self.index2ras)
         return points @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def points(self, index: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`index`: RAS points of voxel indices."""
+        return index @ self.index2ras[:3, :3].T + self.index2ras[:3, 3]
 
     def sample(self, points: torch.Tensor) -> torch.Tensor:
         """HU above air at RAS points (a, b, c, 3); 0 outside."""
@@ -140,6 +144,11 @@ class Chest:
                                        mode='grid-wrap')
 
 
+def chest_name(path: Optional[Path] = None) -> str:
+    """Of a chest's file or folder, or of the default chest's patient."""
+    return _EMBEDDED if path is None else path.name.split('.')[0]
+
+
 @functools.lru_cache(8)
 def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
                lesions: Tuple[Tuple[float, ...], ...] = ()) -> Chest:
@@ -164,10 +173,8 @@ def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
         image = read_image(folder / 'cxr.nii.gz')
         labels = sitk.GetArrayFromImage(read_image(folder / 'mask.nii.gz'))
         mask = np.isin(labels, list(_LUNG_LABELS))
-        name = _EMBEDDED
     else:
         image = read_image(path)
-        name = path.name.split('.')[0]
         mask = None
     values = sitk.GetArrayFromImage(image).astype(np.float32)
     if not (np.isfinite(values).all() and values.min() < -800
@@ -195,7 +202,7 @@ def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
             f'{litres:.2f} litres: name a mask with --lungs')
     values = np.maximum(values, -1024) - AIR
     # Half the memory: every process of a conversion holds every chest.
-    chest = Chest(name, values.astype(np.int16), mask, index2ras)
+    chest = Chest(chest_name(path), values.astype(np.int16), mask, index2ras)
     if path is None:
         chest.lesions = _embedded_lesions(values.shape)
     else:
@@ -229,8 +236,7 @@ def _lesion_in(chest: Chest, box: Sequence[float]) -> Lesion:
             f'found one at {centre.tolist()} mm')
     place = tuple(map(slice, low, high))
     index = np.indices(tuple(high - low)).reshape(3, -1).T + low
-    points = index[:, ::-1] @ chest.index2ras[:3, :3].T + chest.index2ras[
-        :3, 3]
+    points = chest.points(index[:, ::-1])
     inside = (((points - centre) / half)**2).sum(1) <= 1.1
     dense = ndimage.median_filter(chest.values[place], 3) > 500
     mask = dense & inside.reshape(dense.shape)

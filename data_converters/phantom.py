@@ -347,7 +347,7 @@ def _lift_lesion(phantom: PhantomScan, rng: np.random.Generator) -> None:
     number = int(rng.integers(len(chest.lesions)))
     lesion = chest.lesions[number]
     centre = np.argwhere(lesion.mask).mean(0) + lesion.start
-    centre = centre[::-1] @ chest.index2ras[:3, :3].T + chest.index2ras[:3, 3]
+    centre = chest.points(centre[::-1])
     scale = np.exp(rng.uniform(np.log(.6), np.log(1.3)))
     # About the long axis alone: its slices are thicker than its pixels.
     angle = rng.uniform(0, 2 * np.pi)
