@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import cv2
 import numpy as np
 from scipy import fft, ndimage
 
@@ -436,25 +437,30 @@ def _grown(images: np.ndarray, zoom: int, height: int,
     """Inverse of :func:`_shrunk` for smooth images."""
     if zoom == 1:
         return images
-    rows = (np.arange(height) + .5) / zoom - .5
-    columns = (np.arange(width) + .5) / zoom - .5
-    grid = np.meshgrid(rows, columns, indexing='ij')
+    size = (images.shape[2] * zoom, images.shape[1] * zoom)
     return np.stack([
-        ndimage.map_coordinates(image, grid, order=1, mode='nearest')
-        for image in images]).astype(np.float32)
+        cv2.resize(image.astype(np.float32), size,
+                   interpolation=cv2.INTER_LINEAR)[:height, :width]
+        for image in images])
 
 
 def _filled(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
     """Dead pixels get the median of their live neighbours."""
-    live, filled = np.where(dead, np.nan, images), images.copy()
-    for row, column in np.argwhere(dead):
-        near = live[:, row:row + 1, column:column + 1]
-        reach = 0
-        while np.isnan(near[0]).all() and reach <= max(dead.shape):
-            reach += 1
-            near = live[:, max(row - reach, 0):row + reach + 1,
-                        max(column - reach, 0):column + reach + 1]
-        filled[:, row, column] = np.nanmedian(near, axis=(1, 2))
+    filled, left = images.copy(), np.argwhere(dead)
+    live = np.where(dead, np.nan, images)
+    for reach in range(1, max(dead.shape) + 1):
+        if not len(left):
+            break
+        offsets = np.arange(-reach, reach + 1)
+        padded = np.pad(live, ((0, 0), (reach, reach), (reach, reach)),
+                        constant_values=np.nan)
+        near = padded[:, (left[:, :1] + reach + offsets)[:, :, None],
+                      (left[:, 1:] + reach + offsets)[:, None]]
+        near = near.reshape(len(images), len(left), -1)
+        known = ~np.isnan(near[0]).all(1)
+        row, column = left[known].T
+        filled[:, row, column] = np.nanmedian(near[:, known], axis=2)
+        left = left[~known]
     return filled
 
 
