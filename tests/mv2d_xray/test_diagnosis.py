@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import MODELS
@@ -96,6 +97,12 @@ def test_every_model_is_described(scans, tmp_path, name):
         assert ('detections' in view) == model.with_2d
     pictures = {p.name for p in tmp_path.glob('*.png')}
     expected = {'all.png', 'views.png', 'features_CAM_03.png'}
+    shown = np.asarray(scans[0]['data_samples'].eval_ann_info[
+        'gt_bboxes_view']) == 3
+    numbers = np.asarray(scans[0]['data_samples'].eval_ann_info[
+        'gt_bboxes_instance'])[shown]
+    assert len(numbers)
+    expected |= {f'finding_{n}.png' for n in numbers}
     if model.volume_head is not None:
         expected.add('volume.png')
         assert report['peaks']

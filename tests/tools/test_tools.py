@@ -186,7 +186,8 @@ def test_diagnose_says_where_each_finding_is_lost(trained, tmp_path):
                                 if f['token'] == token]
     assert {p.name for p in (tmp_path / token).iterdir()} == {
         'scan.json', 'views.png', 'features_CAM_02.png', 'volume.png',
-        'queries.png', 'attention.png'}
+        'queries.png', 'attention.png',
+        *(f'finding_{f["number"]}.png' for f in scan['findings'])}
 
 
 def test_diagnose_of_unknown_scans_and_views(trained, tmp_path):

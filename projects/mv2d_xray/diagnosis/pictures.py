@@ -23,8 +23,8 @@ from projects.core.drawing import (
 )
 
 __all__ = [
-    'draw_attention', 'draw_boxes_2d', 'draw_features', 'draw_findings',
-    'draw_queries', 'draw_volume'
+    'draw_attention', 'draw_boxes_2d', 'draw_features', 'draw_finding',
+    'draw_findings', 'draw_queries', 'draw_volume'
 ]
 
 _STYLE_PROPOSAL = dict(edgecolor='#5ec8ff', linestyle=(0, (1, 1)))
@@ -232,6 +232,78 @@ def draw_features(image: np.ndarray, levels: Sequence[np.ndarray],
     figure.suptitle(f'{title}: feature maps (dark to bright: smallest to '
                     'largest value of the map); findings outlined')
     save(figure, out_file)
+
+
+def draw_finding(views: List[dict], band_sigmas: Sequence[float],
+                 box: np.ndarray, out_file: Union[str, Path], title: str,
+                 heatmap: Optional[np.ndarray] = None,
+                 axes_mm: Sequence[np.ndarray] = ()) -> None:
+    """Draw what each stage shows of one finding: a line for each view, then
+    the volume through its centre.
+
+    Args:
+        views (list[dict]): ``name``, ``image`` (H, W), ``bands`` (B, H, W)
+            that the network sees, the finding's ``rect`` (px), and ``heat``
+            (h, w) scores of the 2D heatmap or None.
+        band_sigmas (Sequence[float]): Blur that each band lacks (px).
+        box (np.ndarray): (7,) the finding (mm).
+        out_file (str | Path): PNG to write.
+        title (str): Above.
+        heatmap (np.ndarray, optional): (X, Y, Z) scores of the volume.
+        axes_mm (Sequence[np.ndarray]): Its voxel centres (mm).
+    """
+    with_heat = any(view['heat'] is not None for view in views)
+    columns = max(1 + len(band_sigmas) + with_heat, 3)
+    lines = len(views) + (heatmap is not None)
+    figure, axes = subplots(lines, columns, 2.3 * columns, 2.5 * lines + .6)
+    style = STYLES['ground truth']
+    for line, view in zip(axes, views):
+        shown = [(view['image'], f'{view["name"]}: the view')]
+        shown += [(band, f'less its blur of {sigma:g} px')
+                  for band, sigma in zip(view['bands'], band_sigmas)]
+        for axis, (image, name) in zip(line, shown):
+            draw_image(axis, image, name)
+        if view['heat'] is not None:
+            axis = line[len(shown)]
+            height, width = view['image'].shape
+            axis.imshow(view['heat'], cmap='inferno',
+                        norm=PowerNorm(.5, 0, max(view['heat'].max(), 1e-6)),
+                        extent=(0, width, height, 0))
+            axis.set_title(f'2D heatmap, to {view["heat"].max():.2f}',
+                           fontsize=9)
+            shown.append(view['heat'])
+        for axis in line[:len(shown)]:
+            draw_rect(axis, view['rect'], style)
+            _cut_out(axis, view['image'].shape, view['rect'])
+        for axis in line:
+            axis.axis('off')
+    if heatmap is not None:
+        _draw_planes(axes[-1], heatmap, axes_mm, box)
+    figure.suptitle(_wrapped(title, 2.3 * columns))
+    save(figure, out_file)
+
+
+def _draw_planes(line, heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
+                 box: np.ndarray) -> None:
+    """A volume's scores in the three planes through a finding's centre."""
+    norm = PowerNorm(.5, 0, max(float(heatmap.max()), 1e-6))
+    cell = [int(np.abs(places - c).argmin())
+            for places, c in zip(axes_mm, box)]
+    steps = [(places[-1] - places[0]) / max(len(places) - 1, 1)
+             for places in axes_mm]
+    for axis, (a, b, name), through in zip(line, _PLANES, (2, 1, 0)):
+        i, j = 'xyz'.index(a), 'xyz'.index(b)
+        axis.imshow(
+            heatmap.take(cell[through], through).T, cmap='inferno', norm=norm,
+            origin='lower', extent=(
+                axes_mm[i][0] - steps[i] / 2, axes_mm[i][-1] + steps[i] / 2,
+                axes_mm[j][0] - steps[j] / 2, axes_mm[j][-1] + steps[j] / 2))
+        draw_rect(axis, [box[i] - box[3 + i] / 2, box[j] - box[3 + j] / 2,
+                         box[i] + box[3 + i] / 2, box[j] + box[3 + j] / 2],
+                  STYLES['ground truth'])
+        axis.set_title(f'volume, {name}, to {heatmap.max():.2f}', fontsize=9)
+    for axis in line:
+        axis.axis('off')
 
 
 def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],

@@ -18,6 +18,7 @@ __all__ = ['report_scan']
 
 IOUS, COUNTS = (.5, .3), (10, 50)  # of the proposals' recall
 TOP = 10  # channels, proposals and peaks that are drawn
+SHOWN_VIEWS = 3  # of a finding
 STRONGEST = 3  # queries that are described beside those near findings
 
 
@@ -28,8 +29,9 @@ def report_scan(model, sample: dict, told: Dict, out_dir: Path,
     """Describe and draw what every stage makes of one scan.
 
     Writes ``scan.json`` and pictures: ``views.png`` (2D boxes),
-    ``features_<view>.png``, ``volume.png``, ``queries.png`` and
-    ``attention.png``, as far as the model has these stages.
+    ``finding_<number>.png`` (all stages round it), ``features_<view>.png``,
+    ``volume.png``, ``queries.png`` and ``attention.png``, as far as the model
+    has these stages.
 
     Args:
         model (MV2DXRay): In evaluation mode.
@@ -202,6 +204,7 @@ def _draw_scan(model, seen: Trace, content: Dict, rows: Sequence[int],
                       for c in content['views'][names[v]]['features']],
             heatmap=None if heat is None else heat[v].cpu().numpy(),
             heatmap_level=model.volume_level)
+    _draw_findings(model, seen, content, rows, views, out_dir)
     numbered = dict(truth=seen.truth,
                     diameters=np.asarray(truth['gt_diameters']))
     if seen.heatmap is not None:
@@ -220,6 +223,33 @@ def _draw_scan(model, seen: Trace, content: Dict, rows: Sequence[int],
         pictures.draw_attention(
             views, content['queries'], out_dir / 'attention.png',
             f'{token}: RoIs that queries attend to in the last layer')
+
+
+def _draw_findings(model, seen: Trace, content: Dict, rows: Sequence[int],
+                   views: Sequence[Dict], out_dir: Path) -> None:
+    """A picture of each finding, from the first views that show it."""
+    preprocessor = model.data_preprocessor
+    device = preprocessor.band_mean.device
+    bands = preprocessor.bands(seen.images[:, None].to(device).float())[:, 1:]
+    volume = {} if seen.heatmap is None else dict(
+        heatmap=seen.heatmap.cpu().numpy(),
+        axes_mm=[a.numpy() for a in model.volume_head.grid_axes('cpu')])
+    heat = seen.heatmaps_2d
+    for finding in content['findings']:
+        number = finding['number']
+        shown = [
+            dict(name=view['name'], image=view['image'],
+                 bands=bands[v].cpu().numpy(),
+                 rect=view['truth'][view['numbers'] == number][0],
+                 heat=None if heat is None else heat[v].cpu().numpy())
+            for v, view in zip(rows, views) if number in view['numbers']]
+        if shown:
+            pictures.draw_finding(
+                shown[:SHOWN_VIEWS], preprocessor.band_sigmas,
+                seen.truth[number], out_dir / f'finding_{number}.png',
+                f'{content["token"]}, finding {number}, '
+                f'{finding["diameter"]:.0f} mm: {finding["verdict"]}',
+                **volume)
 
 
 def _summary(findings: Sequence[Dict]) -> List[str]:
