@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_quick-v2.py'
 # From trained sources, which stay as they are.
 DECODER = 'configs/mv2d_xray/mv2d-xray_small_decoder_2000i_quick-v2.py'
-VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_3000i_quick-v2.py'
+VOLUME = 'configs/mv2d_xray/mv2d-xray_small_volume_5000i_quick-v2.py'
 _VIEWS = 'train_dataloader.dataset.pipeline.1'
 _INSERT = 'train_dataloader.dataset.pipeline.2'
 PACE = 30  # iterations that tell a variant's pace
@@ -77,16 +77,19 @@ VARIANTS = {
         VOLUME, ['model.volume_head.with_deviation=False']),
     'volume, grid of 8 mm': (
         VOLUME, ['model.volume_head.voxel_size=8.']),
-    'volume, grid of 4.5 mm': (
-        VOLUME, ['model.volume_head.voxel_size=4.5']),
-    'volume, stride 2': (
-        VOLUME, ['model.detector_2d.backbone.stem=[(32,2),(32,1)]',
-                 'model.feat_strides=[2]']),
-    'volume, wider view': (
-        VOLUME, ['model.detector_2d.backbone.dilations=[1,2,4,8,1]']),
+    'volume, grid of 4 mm': (
+        VOLUME, ['model.volume_head.voxel_size=4.']),
+    'volume, stride 4': (
+        VOLUME, ['model.feat_strides=[4]', 'model.detector_2d.neck=None',
+                 'model.detector_2d.backbone.num_finer=0',
+                 'model.volume_head.in_channels=32']),
+    'volume, narrower view': (
+        VOLUME, ['model.detector_2d.backbone.dilations=[1,2,4]']),
+    'volume, less context': (
+        VOLUME, ['model.volume_head.context_channels=48']),
     'volume, 48 channels': (
         VOLUME, ['model.detector_2d.backbone.channels=48',
-                 'model.volume_head.in_channels=48']),
+                 'model.detector_2d.neck.in_channels=[48,48]']),
     # What a user could pick instead.
     'ImVoxelNet': ('configs/mv2d_xray/imvoxelnet_small_700i_quick-v2.py', []),
     'DETR3D': ('configs/mv2d_xray/detr3d_small_700i_quick-v2.py', []),

@@ -232,7 +232,7 @@ def test_inheritance_is_flat_and_a_part_is_no_chest():
          if '_base_' in f.parts and f.parent.stem != 'datasets'}
         for path in CONFIGS if path.stem in (
             'mv2d-xray_small_volume_600i_blade',
-            'mv2d-xray_small_volume_3000i_quick-v2'))
+            'mv2d-xray_small_volume_5000i_quick-v2'))
     assert blade == chest and len(blade) == 4
 
 
@@ -320,7 +320,7 @@ def cosine(share, high, low):
     ('mv2d-xray_small_volume_600i_blade', 31),
     # Nothing comes after the warm-up.
     ('mv2d-xray_small_volume_600i_blade', 30),
-    ('mv2d-xray_small_volume_3000i_quick-v2', 2),
+    ('mv2d-xray_small_volume_5000i_quick-v2', 2),
 ])
 def test_a_schedule_is_as_long_as_its_one_number_says(path, iters, tmp_path):
     path = ROOT / f'configs/mv2d_xray/{path}.py'

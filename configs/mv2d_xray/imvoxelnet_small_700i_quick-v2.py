@@ -11,7 +11,8 @@ model = dict(
     data_preprocessor=_base_.bands,
     detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))),
     volume_head=dict(
-        volume_range=[-144., -120., -144., 144., 120., 144.],
+        volume_range=[-144., -120., -144., 144., 120., 144.], voxel_size=6.,
+        min_sigma=4.,
         with_deviation=False, loss_heatmap_2d=None,
         neck=dict(type='mmdet3d.IndoorImVoxelNeck', n_blocks=[1, 1, 1])))
 train_cfg = dict(max_iters=700)

@@ -43,6 +43,9 @@ class XRayDilatedNet(BaseModule):
             to two of C channels and stride 2.
         dilations (Sequence[int]): One block each, at the stem's stride.
         num_levels (int): Outputs, of the stem's stride, twice that and so on.
+        num_finer (int): Outputs of the stem's last convolutions but one,
+            which come first: for a neck, since they see little of what is
+            round a place.
         norm_cfg (dict): Defaults to batch norm.
     """
 
@@ -52,6 +55,7 @@ class XRayDilatedNet(BaseModule):
                  stem: Optional[Sequence[Tuple[int, int]]] = None,
                  dilations: Sequence[int] = (1, 2, 4),
                  num_levels: int = 3,
+                 num_finer: int = 0,
                  norm_cfg: dict = dict(type='BN'),
                  init_cfg=None) -> None:
         super().__init__(init_cfg)
@@ -65,6 +69,11 @@ class XRayDilatedNet(BaseModule):
             raise ValueError(
                 f'XRayDilatedNet: stem: expected {channels} channels at its '
                 f'end, as channels says, found {stem[-1][0]}')
+        if num_finer >= len(stem):
+            raise ValueError(
+                f'XRayDilatedNet: num_finer: expected less than {len(stem)}, '
+                f'the stem\'s convolutions, found {num_finer}')
+        self.num_finer = num_finer
         sources = [in_channels, *(out for out, _ in stem)]
         self.stem = Sequential(
             *(conv(source, *layer) for source, layer in zip(sources, stem)))
@@ -75,11 +84,16 @@ class XRayDilatedNet(BaseModule):
             conv(channels, channels, 2) for _ in range(num_levels - 1))
 
     def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
-        """(N, in_channels, H, W) to ``num_levels`` maps (N, C, h, w)."""
-        levels = [self.blocks(self.stem(images))]
+        """(N, in_channels, H, W) to ``num_finer`` maps of the stem's channels
+        and ``num_levels`` maps (N, C, h, w)."""
+        maps = [images]
+        for conv in self.stem:
+            maps.append(conv(maps[-1]))
+        finer = maps[len(maps) - 1 - self.num_finer:-1]
+        levels = [self.blocks(maps[-1])]
         for conv in self.coarser:
             levels.append(conv(levels[-1]))
-        return tuple(levels)
+        return (*finer, *levels)
 
 
 @MODELS.register_module()

@@ -281,13 +281,21 @@ class MV2DXRay(Base3DDetector):
                     f'{imgs.shape[-1]} wide, found {feature.shape[-1]}')
         return tuple(features)
 
+    def _features(self, imgs: Tensor, slices: Sequence[slice]
+                  ) -> Tuple[Tensor, ...]:
+        """Those of all views, of each scan by itself: norms without running
+        statistics take those of a scan, not of the others in its batch."""
+        return tuple(map(torch.cat, zip(
+            *(self.extract_feat(imgs[rows]) for rows in slices))))
+
     def _extract(self, imgs: Tensor) -> Sequence[Tensor]:
         return type(self.detector_2d).extract_feat(self.detector_2d, imgs)
 
     def _check_norms(self) -> None:
         """Views of one chunk must not decide how another is normalised."""
         for name, module in self.detector_2d.named_modules():
-            if (isinstance(module, _BatchNorm) and module.training
+            if (isinstance(module, _BatchNorm)
+                    and (module.training or module.running_mean is None)
                     and name.startswith(('backbone', 'neck'))):
                 raise ValueError(
                     f'MV2DXRay: view_chunk: expected {name} not to train '
@@ -426,9 +434,9 @@ class MV2DXRay(Base3DDetector):
              **kwargs) -> dict:
         """Losses of a batch: L_2d + weight * L_3d + L_volume."""
         imgs = batch_inputs['imgs']
-        features = self.extract_feat(imgs)
-        losses, per_sample = {}, []
         slices = self._views(batch_data_samples)
+        features = self._features(imgs, slices)
+        losses, per_sample = {}, []
         samples_2d = [
             self.samples_2d(s, imgs, True) for s in batch_data_samples
         ]
@@ -515,8 +523,8 @@ class MV2DXRay(Base3DDetector):
         boxes of all views and ``view_ids``. The metainfo's ``dropped_peaks``
         are scores of what the volume head had no place for."""
         imgs = batch_inputs['imgs']
-        features = self.extract_feat(imgs)
         slices = self._views(batch_data_samples)
+        features = self._features(imgs, slices)
         if self.with_2d:
             flat = [
                 item for sample in batch_data_samples

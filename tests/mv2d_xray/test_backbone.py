@@ -25,6 +25,17 @@ def test_a_deeper_stem_has_coarser_levels():
                           stem=((4, 2), (4, 2))))
 
 
+def test_finer_maps_come_first():
+    net = MODELS.build(dict(
+        type='XRayDilatedNet', channels=8, num_levels=2, num_finer=1,
+        stem=((4, 2), (8, 2))))
+    maps = net(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (4, 32, 48), (8, 16, 24), (8, 8, 12)]
+    with pytest.raises(ValueError, match='num_finer: expected less than 2'):
+        MODELS.build(dict(type='XRayDilatedNet', num_finer=2))
+
+
 def test_a_cell_sees_its_surroundings_and_no_more():
     net = MODELS.build(dict(type='XRayDilatedNet', channels=4,
                             dilations=(1, 2, 4))).eval()

@@ -101,6 +101,22 @@ def test_batch_of_two_is_two_batches_of_one(samples):
                                    two.pred_instances_3d.scores_3d)
 
 
+def test_a_scan_is_normalised_by_itself(samples):
+    """How strong noise and contrast are differs by two decades: a test must
+    not take another scan's statistics for it, nor training's averages."""
+    model = quick()
+    data = model.data_preprocessor(pseudo_collate(samples(0)), False)
+    imgs = data['inputs']['imgs']
+    model.train()
+    for _ in range(3):
+        loss_of(model, samples(3))[0].backward()
+    model.eval()
+    with torch.no_grad():
+        weak, strong = (model.extract_feat(x)[0] for x in (imgs, 8 * imgs))
+    assert weak.abs().mean() > .1
+    torch.testing.assert_close(weak, strong, atol=1e-2, rtol=1e-2)
+
+
 def test_samples_of_different_views_in_one_batch(sphere_root, samples):
     data = scans_of(sphere_root, pipeline=[dict(type='LoadXRayViews')])
     pack = TRANSFORMS.build(dict(type='PackXRayInputs'))
@@ -565,11 +581,15 @@ def test_chunks_of_views_change_memory_alone(full_size_model, samples,
 
 
 def test_chunks_of_views_need_fixed_norms(samples):
-    model = quick(view_chunk=2)
+    running = {'detector_2d.backbone.norm_cfg': dict(
+        _delete_=True, type='BN')}
+    model = quick(view_chunk=2, **running)
     model.train()
     with pytest.raises(ValueError, match='backbone.stem.0.bn.*norm_eval'):
         loss_of(model, samples(0))
     assert len(boxes_of(model, samples(0))) == 1
+    with pytest.raises(ValueError, match='backbone.stem.0.bn.*norm_eval'):
+        boxes_of(quick(view_chunk=2), samples(0))
 
 
 @pytest.mark.parametrize('precision', [torch.float16, torch.bfloat16])

@@ -47,6 +47,18 @@ def test_what_all_voxels_share_does_not_matter():
         assert (one - two).abs().mean() < .05 * one.std()
 
 
+def test_coarser_context_sees_further():
+    """How far from a voxel a change of the volume still counts (voxels)."""
+    reach = []
+    for channels in (16, [16, 16], [16, 16, 16]):
+        module = head(context_channels=channels).eval()
+        volume = torch.randn(1, 11, 61, 61, 61, requires_grad=True)
+        module._net(volume)[0, :, 30, 30, 30].sum().backward()
+        rows = volume.grad.abs().sum((0, 1, 3, 4)).nonzero()[:, 0]
+        reach.append((rows - 30).abs().max().item())
+    assert reach[1] > 1.5 * reach[0] and reach[2] > 1.5 * reach[1]
+
+
 def test_pooling_is_the_masked_mean_and_deviation():
     torch.manual_seed(0)
     sampled = torch.randn(5, 3, 11, dtype=torch.double, requires_grad=True)

@@ -16,7 +16,7 @@ from projects.core.engine.configs import load_config
 from tests.helpers.spheres import make_sphere_set
 
 ROOT = Path(__file__).parents[2]
-CONFIG = 'mv2d-xray_small_volume_3000i_quick-v2'
+CONFIG = 'mv2d-xray_small_volume_5000i_quick-v2'
 COMMANDS = {
     f'mv2d-xray-{name}'
     for name in ('convert', 'train', 'test', 'infer', 'report', 'export',

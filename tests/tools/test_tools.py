@@ -252,7 +252,7 @@ def test_explain_judges_what_was_found(trained, tmp_path):
 
 
 def test_explain_needs_2d_heads_for_the_2d_stage(trained, tmp_path):
-    name = 'mv2d-xray_small_volume_3000i_quick-v2'
+    name = 'mv2d-xray_small_volume_5000i_quick-v2'
     done = tool(
         'explain.py', f'configs/mv2d_xray/{name}.py',
         f'checkpoints/{name}.pth', '--stage', '2d', '--data-root',
@@ -550,7 +550,7 @@ def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
     assert ('"model.lifting_head.num_classes": expected 1, as the set has '
             'classes nodule, found 2') in error_of(done)
     cfg = load_config(str(
-        ROOT / 'configs/mv2d_xray/mv2d-xray_small_volume_3000i_quick-v2.py'))
+        ROOT / 'configs/mv2d_xray/mv2d-xray_small_volume_5000i_quick-v2.py'))
     init_default_scope('mmdet3d')
     model = MODELS.build(cfg.model)
     check = ClassCheckHook().before_test

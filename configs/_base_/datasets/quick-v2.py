@@ -15,20 +15,26 @@ train_pipeline = [
     # Half the views cost half the time, and another half each time.
     dict(type='XRayViewDropout', prob=1., min_views=3, max_views=8),
     # More nodules than a hundred patients have, and masses, which they lack,
-    # as CTs with slices of 1 to 3 mm show them; and vessels, which are none.
+    # as CTs with slices of 1 to 3 mm show them, half of them with more
+    # contrast than most have, from which more is learnt at first; and
+    # vessels, which are none.
     dict(type='XRayInsertNodules', max_nodules=20, sizes=(5., 60.),
-         spread=15., attenuation=(.006, .02), point_spread=(.45, .95),
-         slice_profile=(.5, 2.2), distractors=8),
+         spread=15., contrasts=(.7, 2.), attenuation=(.006, .03),
+         point_spread=(.45, .95), slice_profile=(.5, 2.2), distractors=8),
     # What detectors make of the ideal views of the set, from half of a
-    # clinical dose for all views together to twice as much for each; scatter
-    # left in, partly or nearly all taken off.
+    # clinical dose for all views together to twice as much for each, where
+    # more can be learnt; scatter left in, partly or nearly all taken off.
     dict(type='XRayAcquisition', preset='chest-radiography', prob=.85,
          ranges=dict(
-             kerma=(.5, 50.), focal_spot=(.3, 1.5), light_spread=(.3, 1.),
+             kerma=[(.5, 8.), (8., 50.), (8., 50.)], focal_spot=(.3, 1.5),
+             light_spread=(.3, 1.),
              scatter=(.07, .15), scatter_width=(120., 300.),
              scatter_corrected=[(0., 0.), (.5, .95), (.9, .97)],
              scatter_error=(0., .05), scatter_error_width=(60., 200.),
              electronic=(.5, 4.), gain=(0., .005), lag=(0., .03))),
+    # Poses that are known to half a millimetre and a quarter of a degree.
+    dict(type='RandomApply', prob=.5, transforms=[
+        dict(type='XRayPoseError', translation=.6, rotation=.25)]),
     dict(type='XRayRandomFlip', prob=.5),
     dict(type='XRayRandomRotate', max_angle=15.),
     dict(type='XRayPhotometric', prob=.5, gamma=1., noise=0., blur=0.,

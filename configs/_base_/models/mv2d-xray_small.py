@@ -3,6 +3,9 @@
 # gives what its data set says: bands and their number, the scene's range.
 # The 2D stage: one heatmap, one box a peak (CenterNet, arXiv 1904.07850).
 # Anchors of 8 px and more match few boxes of 3 to 10 px.
+# A scan is normalised by its own statistics, in a test as in training, where
+# it is alone in its batch: how noisy views are differs by two decades.
+own_statistics = dict(track_running_stats=False)
 model = dict(
     type='MV2DXRay',
     data_preprocessor=dict(type='XRayDataPreprocessor', pad_size_divisor=4),
@@ -11,7 +14,7 @@ model = dict(
         type='mmdet.CenterNet', neck=None,
         backbone=dict(
             type='mmdet3d.XRayDilatedNet', channels=32, dilations=(1, 2, 4),
-            num_levels=1),
+            num_levels=1, norm_cfg=dict(type='BN', **own_statistics)),
         bbox_head=dict(
             type='mmdet3d.XRayCenterNetHead', in_channels=32,
             feat_channels=32, num_classes=1,
@@ -24,7 +27,8 @@ model = dict(
         type='XRayVolumeHead', in_channels=32,
         volume_range=[-144., -114., -144., 144., 114., 144.], voxel_size=6.,
         feat_channels=16, hidden_channels=24, context_channels=48,
-        num_convs=2, max_queries=16, base_size=12., min_sigma=4.),
+        num_convs=2, max_queries=16, base_size=12., min_sigma=4.,
+        norm_cfg=dict(type='BN3d', **own_statistics)),
     lifting_head=dict(
         type='XRayLiftingHead', in_channels=32, embed_dims=64,
         reach=20., ignore_margin=5., free_size=12.,

@@ -1,6 +1,6 @@
 """Queries from the evidence of all views, summed before anything is cut."""
 
-from typing import List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -14,6 +14,33 @@ from projects.core.boxes import cells_in_boxes, draw_gaussians
 from projects.mv2d_xray.queries.grid import XRayGridHead
 
 __all__ = ['XRayVolumeHead']
+
+
+class _Context(nn.Module):
+    """What a volume's surroundings say, from half of its resolution, which
+    may have coarser surroundings of its own (U-Net, arXiv 1505.04597, with
+    sums in place of concatenations).
+
+    Args:
+        channels: Of the volume and of each coarser level.
+        conv: Makes a 3x3x3 convolution of channels, channels and stride.
+    """
+
+    def __init__(self, channels: Sequence[int],
+                 conv: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.down = conv(channels[0], channels[1], 2)
+        self.coarser = (_Context(channels[1:], conv)
+                        if len(channels) > 2 else None)
+        self.up = conv(channels[1], channels[0])
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(1, C, X, Y, Z) to the same shape."""
+        context = self.down(volume)
+        if self.coarser is not None:
+            context = context + self.coarser(context)
+        return F.interpolate(self.up(context), size=volume.shape[2:],
+                             mode='trilinear', align_corners=False)
 
 
 @MODELS.register_module()
@@ -33,8 +60,10 @@ class XRayVolumeHead(XRayGridHead):
         feat_channels (int): Channels sampled from each view.
         hidden_channels (int): Channels of the 3D net.
         num_convs (int): 3x3x3 convolutions at full resolution.
-        context_channels (int, optional): Channels of the coarser context
-            that is added to them. Defaults to ``hidden_channels``.
+        context_channels (int | Sequence[int], optional): Channels of the
+            coarser context that is added to them, of half the resolution, and
+            perhaps of a quarter and so on, each added to the one before.
+            Defaults to ``hidden_channels`` at half.
         neck (dict, optional): A 3D net in place of these convolutions and
             their coarser context, as mmdet3d's ``IndoorImVoxelNeck``; its
             first output is used.
@@ -62,7 +91,7 @@ class XRayVolumeHead(XRayGridHead):
                  feat_channels: int = 24,
                  hidden_channels: int = 32,
                  num_convs: int = 3,
-                 context_channels: Optional[int] = None,
+                 context_channels: Union[int, Sequence[int], None] = None,
                  neck: Optional[dict] = None,
                  with_deviation: bool = True,
                  norm_cfg: dict = dict(type='BN3d'),
@@ -86,8 +115,7 @@ class XRayVolumeHead(XRayGridHead):
         channels = [(1 + with_deviation) * sampled + 1]
         channels += [hidden_channels] * num_convs
 
-        def conv(source: int, out: int = hidden_channels,
-                 stride: int = 1) -> ConvModule:
+        def conv(source: int, out: int, stride: int = 1) -> ConvModule:
             return ConvModule(
                 source, out, 3, stride=stride, padding=1,
                 conv_cfg=dict(type='Conv3d'), norm_cfg=norm_cfg)
@@ -101,10 +129,12 @@ class XRayVolumeHead(XRayGridHead):
                      out_channels=hidden_channels))
         else:
             self.neck = None
-            self.convs = nn.Sequential(*(conv(c) for c in channels[:-1]))
-            wide = context_channels or hidden_channels
-            self.context = nn.Sequential(
-                conv(hidden_channels, wide, stride=2), conv(wide))
+            self.convs = nn.Sequential(
+                *(conv(c, hidden_channels) for c in channels[:-1]))
+            widths = context_channels or hidden_channels
+            if isinstance(widths, int):
+                widths = [widths]
+            self.context = _Context([hidden_channels, *widths], conv)
         self.heatmap = nn.Conv3d(hidden_channels, num_classes, 1)
         self.box = nn.Conv3d(hidden_channels, 6, 1)
         self._build_heatmap_2d(in_channels, loss_heatmap_2d)
@@ -148,9 +178,7 @@ class XRayVolumeHead(XRayGridHead):
         if self.neck is not None:
             return self.neck(volume)[0]
         volume = self.convs(volume)
-        return volume + F.interpolate(
-            self.context(volume), size=volume.shape[2:], mode='trilinear',
-            align_corners=False)
+        return volume + self.context(volume)
 
     # ------------------------------------------------------------------ loss
     def loss_by_feat(self, heatmap: Tensor, code: Tensor, boxes: Tensor,
