@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-CHEST = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py'
+CHEST = 'configs/mv2d_xray/mv2d-xray_small_volume_400i_demo-v2.py'
 PART = 'configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py'
 
 
@@ -76,8 +76,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     (make_blades if args.part else make_chests)(data, args.jobs)
     last = ROOT / work / 'final.pth'
     if not last.exists():
-        run('2 of 3: training from scratch', 'tools/train.py',
-            config, '--work-dir', str(work), '--data-root', data, '--resume')
+        how = 'from scratch' if args.part else 'from the released weights'
+        run(f'2 of 3: training, {how}', 'tools/train.py', config,
+             '--work-dir', str(work), '--data-root', data, '--resume')
         newest = (ROOT / work / 'last_checkpoint').read_text().strip()
         os.replace(newest, last)
     else:

@@ -4,6 +4,7 @@ _base_ = ['./quick-v2.py']
 # `chest-radiography` gives them, in training, too.
 data_root = 'data/demo-v2/'
 min_diameter = 8.
+released_bands = _base_.bands  # what the released `volume` was trained with
 bands = dict(mean=[3.1, 0., 0.], std=[1.6, .13, .34], band_sigmas=[4., 12.])
 
 train_pipeline = _base_.train_pipeline
