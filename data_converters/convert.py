@@ -57,7 +57,7 @@ from projects.core.rig import Rig, View
 
 from . import __version__
 from .drr import MU_WATER, render, render_with_bone
-from .scan import ConversionError, Scan
+from .scan import ConversionError, Scan, Shot
 
 # One linear window for every image of every set: 16 bits hold line integrals
 # up to this; 400 mm of soft tissue are 8, a large chest with spine below 14.
@@ -125,43 +125,36 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     2D boxes are those of the finding's projected mask, from the same matrices
     as the image.
     """
-    rig = Rig.from_dict(options.rig)
-    images, detectors = _views_of(scan, rig, options, device)
-    brightest = max((float(i.max()) for i in images), default=0.)
-    if brightest > INTEGRAL_MAX:
-        scan.repairs.append(
-            f'line integrals up to {brightest:.1f} exceed the images\' '
-            f'{INTEGRAL_MAX:g}: what lies on those rays is lost')
+    shots, detectors = _views_of(scan, Rig.from_dict(options.rig), options,
+                                 device)
     folder = out_dir / 'images' / scan.key
     folder.parent.mkdir(parents=True, exist_ok=True)
     _mark(out_dir, scan.key).touch()
     _discard(out_dir, scan.key, options, rendered=False)
-    views = {}
-    for view, image in zip(rig.views, images):
-        path = folder / f'{view.name}.png'
-        levels = np.rint(image / INTEGRAL_MAX * _LEVELS).clip(0, _LEVELS)
-        written = _write_image(out_dir, path, levels.astype(np.uint16))
-        views[view.name] = dict(
+    images = {}
+    for shot in shots:
+        written = _write_image(out_dir, folder / f'{shot.name}.png',
+                               shot.levels)
+        height, width = shot.levels.shape[:2]
+        images[shot.name] = dict(
             img_path=written['path'], sha256=written['sha256'],
-            height=view.height, width=view.width,
-            cam2img=view.cam2img.tolist(), lidar2cam=view.ct2cam.tolist(),
-            lidar2img=view.ct2img.tolist(),
-            sample_data_token=scan.key + view.name.replace('CAM_', 'cam'))
+            height=height, width=width, cam2img=shot.cam2img.tolist(),
+            lidar2cam=shot.ct2cam.tolist(), lidar2img=shot.ct2img.tolist(),
+            sample_data_token=shot.token, **shot.record)
     instances = []
-    cam_instances: Dict[str, List[dict]] = {name: [] for name in views}
+    cam_instances: Dict[str, List[dict]] = {name: [] for name in images}
     for number, finding in enumerate(scan.findings):
         box, mask = scan.box(finding), scan.mask(finding)
-        corners = scan.corners(finding)
         seen = 0
-        for view in rig.views:
-            rect = _rect(corners, view)
+        for shot in shots:
+            rect = shot.rects[number]
             if rect is None:
                 continue
             seen += 1
-            centre = geometry.project(box[None, :3], view.ct2img)
-            in_camera = view.ct2cam[:3, :3] @ box[:3] + view.ct2cam[:3, 3]
-            size = np.abs(view.ct2cam[:3, :3]) @ box[3:6]
-            cam_instances[view.name].append(
+            centre = geometry.project(box[None, :3], shot.ct2img)
+            in_camera = shot.ct2cam[:3, :3] @ box[:3] + shot.ct2cam[:3, 3]
+            size = np.abs(shot.ct2cam[:3, :3]) @ box[3:6]
+            cam_instances[shot.name].append(
                 dict(
                     bbox=rect.tolist(), bbox_label=finding.label,
                     bbox_cam3d=[*in_camera.tolist(), *size.tolist(), 0.],
@@ -183,7 +176,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         ct2patient=scan.ct2patient.tolist(),
         volume=dict(shape=list(scan.hu.values.shape),
                     spacing=scan.hu.spacing.tolist()),
-        repairs=scan.repairs, images=views, instances=instances,
+        repairs=scan.repairs, images=images, instances=instances,
         cam_instances=cam_instances)
     if scan.source is not None:
         sample['source_digest'] = scan.source
@@ -192,7 +185,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     if options.raw:
         sample['raw'] = [
             _write_counts(out_dir, scan.key, number, counts,
-                          [rig.views[row].name for row in rows])
+                          [shots[row].name for row in rows])
             for number, (rows, counts) in enumerate(detectors)]
     dump_json(sample, _record(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
@@ -200,10 +193,32 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
 
 
 def _views_of(scan: Scan, rig: Rig, options: Options, device: str
-              ) -> Tuple[List[np.ndarray], List[Tuple[List[int], Counts]]]:
-    """A scan's views, as the set's conditions let a detector have them; what
-    is random is the scan's own, whatever is converted beside it. And for each
-    detector its rows of the views and its files, if the set has them."""
+              ) -> Tuple[List[Shot], List[Tuple[List[int], Counts]]]:
+    """A scan's views, as the set's conditions let a detector have them, and
+    for each detector its rows of the views and its files, if the set has
+    them."""
+    images, detectors = _integrals_of(scan, rig, options, device)
+    brightest = max((float(i.max()) for i in images), default=0.)
+    if brightest > INTEGRAL_MAX:
+        scan.repairs.append(
+            f'line integrals up to {brightest:.1f} exceed the images\' '
+            f'{INTEGRAL_MAX:g}: what lies on those rays is lost')
+    corners = [scan.corners(finding) for finding in scan.findings]
+    shots = []
+    for view, image in zip(rig.views, images):
+        levels = np.rint(image / INTEGRAL_MAX * _LEVELS).clip(0, _LEVELS)
+        shots.append(Shot(
+            view.name, scan.key + view.name.replace('CAM_', 'cam'),
+            levels.astype(np.uint16), view.cam2img, view.ct2cam,
+            [_rect(points, view) for points in corners]))
+    return shots, detectors
+
+
+def _integrals_of(scan: Scan, rig: Rig, options: Options, device: str
+                  ) -> Tuple[List[np.ndarray],
+                             List[Tuple[List[int], Counts]]]:
+    """Line integrals of a scan's views, and the detectors' files; what is
+    random is the scan's own, whatever is converted beside it."""
     conditions = load_preset(options.acquisition)
     if not conditions.spectrum:
         return render(scan.hu, rig, options.renderer, device), []

@@ -1,4 +1,5 @@
-"""A scan ready to be rendered, whatever it was read from."""
+"""A scan ready to be rendered or sliced, whatever it was read from, and its
+images."""
 
 from dataclasses import dataclass, field
 from typing import List, Optional, cast
@@ -10,7 +11,7 @@ from projects.core import geometry
 
 from .drr import Volume, hu_to_mu
 
-__all__ = ['ConversionError', 'Finding', 'Scan']
+__all__ = ['ConversionError', 'Finding', 'Scan', 'Shot']
 
 
 class ConversionError(ValueError):
@@ -38,8 +39,35 @@ class Finding:
 
 
 @dataclass
+class Shot:
+    """One image of a scan as a set holds it: an X-ray view or a CT slice.
+
+    Attributes:
+        name: Key among the scan's images, and stem of its file.
+        token: What tells it from all other images of the set.
+        levels: (H, W), or (H, W, 3) in OpenCV's order of channels; unsigned.
+        cam2img, ct2cam: (4, 4), see :mod:`projects.core.geometry`.
+        rects: Of each finding of the scan the tight box in the image (4,)
+            xyxy (px), or None where the image does not show it.
+        record: What else the infos say of the image.
+    """
+    name: str
+    token: str
+    levels: np.ndarray
+    cam2img: np.ndarray
+    ct2cam: np.ndarray
+    rects: List[Optional[np.ndarray]]
+    record: dict = field(default_factory=dict)
+
+    @property
+    def ct2img(self) -> np.ndarray:
+        """World to image, (4, 4)."""
+        return geometry.compose_ct2img(self.cam2img, self.ct2cam)
+
+
+@dataclass
 class Scan:
-    """A scan ready to be rendered.
+    """A scan ready to be rendered or sliced.
 
     Attributes:
         key: Unique name.

@@ -273,11 +273,9 @@ def test_a_rig_beside_images_is_theirs(whole, tmp_path):
 
 
 def test_a_scan_that_cannot_be_rendered_leaves_nothing(tmp_path, monkeypatch):
-    from data_converters import convert
-
-    def fail(*_):
+    def fail(*_):  # when its images are written
         raise KeyError('surprise')
-    monkeypatch.setattr(convert, '_rect', fail)
+    monkeypatch.setattr(Scan, 'contrast', fail)
     with pytest.raises(ConversionError, match='found none and 1 skipped'):
         make(tmp_path, [1])
     assert not any((tmp_path / 'images').iterdir())
