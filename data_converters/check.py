@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from projects.core import geometry
-from projects.core.drawing import draw_scans
+from projects.core.drawing import draw_scans, shown_images
 from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, coco_name, infos_name, load_infos
 from projects.core.rig import Rig
@@ -35,10 +35,11 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
     try:
         options = load_json(out_dir / 'options.json')
         raw = bool(options.get('raw'))
-        rig = Rig.from_dict(options['rig'])
-        if Rig.load(out_dir / 'rig.json').to_dict() != rig.to_dict():
-            yield (f'{out_dir / "rig.json"}: expected the rig of '
-                   'options.json, found another')
+        if options.get('slices') is None:
+            rig = Rig.from_dict(options['rig'])
+            if Rig.load(out_dir / 'rig.json').to_dict() != rig.to_dict():
+                yield (f'{out_dir / "rig.json"}: expected the rig of '
+                       'options.json, found another')
     except (DataError, ValueError, KeyError) as error:
         yield f'{out_dir}: options and rig: cannot be read: {error}'
     records = {}
@@ -100,7 +101,7 @@ def _check_splits(out_dir: Path, records: Dict[str, dict],
 def _same(sample: dict, record: dict) -> bool:
     """Whether infos hold a record as it is."""
     plain = {key: value for key, value in sample.items()
-             if key != 'sample_idx'}
+             if key not in ('sample_idx', 'selected')}
     return json.loads(json.dumps(plain, default=np.ndarray.tolist)) == record
 
 
@@ -122,10 +123,13 @@ def _check_images(out_dir: Path, sample: dict, rig, where: str
         if image is None:
             continue
         shape = (view['height'], view['width'])
-        if image.shape != shape or image.dtype != np.uint16:
+        kind = np.uint8 if 'thickness' in view else np.uint16
+        channels = (3, ) if 'thickness' in view and image.ndim == 3 else ()
+        if image.shape != shape + channels or image.dtype != kind:
             found = f'{image.shape} {image.dtype}' if image.size else 'none'
-            yield (f'{path}: expected a 16-bit grey image {shape}, found '
-                   f'{found}')
+            yield (f'{path}: expected '
+                   + ('an 8-bit' if kind is np.uint8 else 'a 16-bit grey')
+                   + f' image {shape}, found {found}')
         elif image.min() == image.max():
             yield (f'{path}: expected an image that shows something, found '
                    f'{image.min()} everywhere')
@@ -202,10 +206,16 @@ def _check_boxes(sample: dict, where: str) -> Iterator[str]:
         centres, centre_depth = geometry.project(boxes[:, :3],
                                                  view['lidar2img'])
         size = [view['width'], view['height']]
+        cut = 'thickness' in view  # which does not show the whole finding
         for row, rect in enumerate(rects[0]):
             at = f'{where}: {name}: 2D box of instances[{row}]'
             clipped = rect.reshape(2, 2).clip(0, size).ravel()
+            if cut and depth[0, row] <= 0 and row in found:
+                yield (f'{at}: expected none in a slice that does not cut '
+                       'its 3D box, found one')
             if row not in found:
+                if cut:
+                    continue
                 inside = ((centres[row] > 1).all() and depth[0, row] > 0
                           and (centres[row] < np.array(size) - 1).all())
                 if inside and (clipped[2:] - clipped[:2] > 2).all():
@@ -216,7 +226,7 @@ def _check_boxes(sample: dict, where: str) -> Iterator[str]:
                 box[2:] <= clipped[2:] + .5).all()
             fill = (box[2:] - box[:2]) / np.maximum(
                 clipped[2:] - clipped[:2], 1e-6)
-            if not inner or fill.min() < _MIN_FILL:
+            if not inner or (not cut and fill.min() < _MIN_FILL):
                 yield (f'{at}: expected to fill its projected 3D box '
                        f'{clipped.round(1).tolist()}, found '
                        f'{box.round(1).tolist()}')
@@ -228,7 +238,8 @@ def _check_boxes(sample: dict, where: str) -> Iterator[str]:
 
 
 def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
-    """Draw all views of some scans, spread over the set, with their boxes.
+    """Draw all views of some scans, or slices through their findings, spread
+    over the set, with their boxes.
 
     Returns:
         int: Scans drawn; those that cannot be read are left out.
@@ -242,23 +253,25 @@ def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
     for record in chosen:
         try:
             sample = load_json(record)
-            views = sample['images'].values()
-            images = [cv2.imread(str(out_dir / v['img_path']),
-                                 cv2.IMREAD_UNCHANGED) for v in views]
-            if any(image is None for image in images):
-                continue
             boxes, ignored = (
                 np.array([i['bbox_3d'] for i in sample['instances']
                           if i['ignore'] is flag], float).reshape(-1, 7)
                 for flag in (False, True))
+            chosen_views = shown_images(sample['images'],
+                                        np.concatenate([boxes, ignored]))
+            views = chosen_views.values()
+            images = [cv2.imread(str(out_dir / v['img_path']),
+                                 cv2.IMREAD_UNCHANGED) for v in views]
+            if not images or any(image is None for image in images):
+                continue
             scans.append(dict(
                 title=sample['token'], images=images,
                 ct2img=np.array([v['lidar2img'] for v in views]),
-                names=list(sample['images']), ground_truth=boxes,
+                names=list(chosen_views), ground_truth=boxes,
                 ignored=ignored,
                 boxes_2d=[np.array([b['bbox'] for b in
                                     sample['cam_instances'][name]])
-                          for name in sample['images']]))
+                          for name in chosen_views]))
         except (DataError, KeyError, TypeError, ValueError):
             continue
     if scans:

@@ -1,4 +1,4 @@
-"""Scans to X-ray views, infos and COCO files.
+"""Scans to X-ray views or CT slices, infos and COCO files.
 
 A converted set grows scan by scan: a scan's images, then its record (last, so
 that a record means a finished scan). :func:`finish_set` makes the infos of
@@ -27,6 +27,7 @@ from typing import (
     List,
     Optional,
     Tuple,
+    cast,
 )
 
 import cv2
@@ -58,6 +59,7 @@ from projects.core.rig import Rig, View
 from . import __version__
 from .drr import MU_WATER, render, render_with_bone
 from .scan import ConversionError, Scan, Shot
+from .slices import Slicing, choose_images, slices_of
 
 # One linear window for every image of every set: 16 bits hold line integrals
 # up to this; 400 mm of soft tissue are 8, a large chest with spine below 14.
@@ -84,7 +86,9 @@ class Options:
     """What makes a converted set what it is; one set has one of it.
 
     Attributes:
-        rig: ``Rig.to_dict()``.
+        rig: ``Rig.to_dict()``; None for a set of slices.
+        slices: Fields of :class:`data_converters.slices.Slicing`, for a set
+            of slices in place of views.
         renderer: Name in :data:`data_converters.drr.RENDERERS`.
         acquisition: Name of a preset in :mod:`projects.core.acquisition`.
         raw: Whether the set has what the detector wrote, beside the images.
@@ -97,7 +101,7 @@ class Options:
         classes: Names of the labels.
         inputs: What else the set was made from.
     """
-    rig: dict
+    rig: Optional[dict]
     renderer: str = 'joseph'
     acquisition: str = 'ideal'
     raw: bool = False
@@ -109,6 +113,19 @@ class Options:
     dataset: str = 'LIDC-IDRI'
     classes: List[str] = field(default_factory=lambda: ['nodule'])
     inputs: dict = field(default_factory=dict)
+    slices: Optional[dict] = None
+
+    @property
+    def slicing(self) -> Optional[Slicing]:
+        """How slices are made, in a set of them."""
+        return None if self.slices is None else Slicing(**self.slices)
+
+    @property
+    def names(self) -> List[str]:
+        """Regular expressions of its images' names."""
+        if self.rig is None:
+            return [r'SLICE_\d+']
+        return [re.escape(view['name']) for view in self.rig['views']]
 
     def wants(self, split: str) -> bool:
         """Whether any patient is meant for a split."""
@@ -120,13 +137,13 @@ class Options:
 # ------------------------------------------------------------------- one scan
 def convert_scan(scan: Scan, options: Options, out_dir: Path,
                  device: str = 'cpu') -> dict:
-    """Render a scan, write its images and record; returns the sample.
+    """Render or slice a scan, write its images and record; returns the
+    sample.
 
     2D boxes are those of the finding's projected mask, from the same matrices
     as the image.
     """
-    shots, detectors = _views_of(scan, Rig.from_dict(options.rig), options,
-                                 device)
+    shots, detectors, picture = _images_of(scan, options, device)
     folder = out_dir / 'images' / scan.key
     folder.parent.mkdir(parents=True, exist_ok=True)
     _mark(out_dir, scan.key).touch()
@@ -141,6 +158,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             height=height, width=width, cam2img=shot.cam2img.tolist(),
             lidar2cam=shot.ct2cam.tolist(), lidar2img=shot.ct2img.tolist(),
             sample_data_token=shot.token, **shot.record)
+    if picture is not None:
+        _write_image(out_dir, _lung_picture(out_dir, scan.key), picture)
     instances = []
     cam_instances: Dict[str, List[dict]] = {name: [] for name in images}
     for number, finding in enumerate(scan.findings):
@@ -166,7 +185,9 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
         instances.append(
             dict(
                 bbox_3d=box.tolist(), bbox_label_3d=finding.label,
-                valid_flag=seen >= 2, ignore=bool(ignore), num_views=seen,
+                # The whole CT is there, so nothing in it is out of sight.
+                valid_flag=seen >= 2 or options.slices is not None,
+                ignore=bool(ignore), num_views=seen,
                 **finding.record,
                 shape=None if mask is None else pack_shape(mask),
                 contrast=scan.contrast(finding)))
@@ -190,6 +211,18 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     dump_json(sample, _record(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
     return sample
+
+
+def _images_of(scan: Scan, options: Options, device: str
+               ) -> Tuple[List[Shot], List[Tuple[List[int], Counts]],
+                          Optional[np.ndarray]]:
+    """A scan's images; the detectors' files of views, and the picture of the
+    lungs of slices, where the set has them."""
+    if options.slicing is not None:
+        shots, picture = slices_of(scan, options.slicing)
+        return shots, [], picture
+    return *_views_of(scan, Rig.from_dict(cast(dict, options.rig)), options,
+                      device), None
 
 
 def _views_of(scan: Scan, rig: Rig, options: Options, device: str
@@ -283,6 +316,10 @@ def _record(out_dir: Path, key: str) -> Path:
     return out_dir / 'scans' / f'{key}.json'
 
 
+def _lung_picture(out_dir: Path, key: str) -> Path:
+    return out_dir / 'lungs' / f'{key}.png'
+
+
 def _mark(out_dir: Path, key: str) -> Path:
     """A file that is there while a scan's images are ours, but no record
     vouches for them yet."""
@@ -293,9 +330,9 @@ def _discard(out_dir: Path, key: str, options: Options,
              rendered: bool = True) -> None:
     """Remove a scan's half-written images, and the whole ones if wanted; of
     a set with raw images those, too."""
-    views = '|'.join(re.escape(v['name']) for v in options.rig['views'])
+    views = '|'.join(options.names)
     folders = {out_dir / 'images' / key: rf'({views})\.png'}
-    if options.raw:
+    if options.raw and options.rig is not None:
         raw = out_dir / 'raw' / key
         # A detector has a view or more. What is in a folder goes before it.
         folders = {**{raw / f'detector-{number}':
@@ -308,6 +345,11 @@ def _discard(out_dir: Path, key: str, options: Options,
             _remove(folder, names)
             if not any(folder.iterdir()):
                 folder.rmdir()
+    if options.slices is not None:
+        name = re.escape(_lung_picture(out_dir, key).name)
+        _remove(out_dir / 'lungs', rf'\.{name}{_TEMPORARY}')
+        if rendered:
+            _remove(out_dir / 'lungs', name)
 
 
 def _remove(folder: Path, names: str) -> None:
@@ -356,8 +398,14 @@ def open_set(out_dir: Path, options: Options,
 
 
 def _expect_rig(path: Path, options: Options) -> None:
-    """Refuse a ``rig.json`` that would lie beside images of another rig."""
-    if path.exists() and (Rig.load(path).to_dict()
+    """Refuse a ``rig.json`` that would lie beside images of another rig, or
+    beside slices."""
+    if options.rig is None:
+        if path.exists():
+            raise ConversionError(
+                f'{path}: expected none in a set of slices: choose another '
+                '--out-dir')
+    elif path.exists() and (Rig.load(path).to_dict()
                           != Rig.from_dict(options.rig).to_dict()):
         raise ConversionError(
             f'{path}: expected the rig of this call, with its --image-size, '
@@ -424,9 +472,19 @@ def _claim(out_dir: Path, options: Options) -> None:
         return
     # An option that the set is older than has its default.
     found = {**asdict(Options(options.rig)), **_read_options(path)}
+    if found['slices'] and current['slices']:  # one of them is clearer
+        for name, value in current['slices'].items():
+            if found['slices'].get(name) != value:
+                raise ConversionError(
+                    f'{path}: field "slices.{name}": expected the value of '
+                    f'this call, {value!r}, found '
+                    f'{found["slices"].get(name)!r}: the folder holds a set '
+                    'made with other options; choose another --out-dir or '
+                    'remove it')
     for name, value in current.items():
         if found.get(name) != value:
-            short = 'another rig' if name == 'rig' else repr(found.get(name))
+            short = ('another rig' if name == 'rig' and value
+                     else repr(found.get(name)))
             raise ConversionError(
                 f'{path}: field "{name}": expected the value of this call'
                 + ('' if name == 'rig' else f', {value!r}')
@@ -438,7 +496,9 @@ def _claim(out_dir: Path, options: Options) -> None:
 def _read_options(path: Path) -> dict:
     """Fields of :class:`Options` as a set's folder has them."""
     found = load_json(path)
-    if not (isinstance(found, dict) and isinstance(found.get('rig'), dict)
+    if not (isinstance(found, dict)
+            and any(isinstance(found.get(kind), dict)
+                    for kind in ('rig', 'slices'))
             and set(found) <= {option.name for option in fields(Options)}):
         raise ConversionError(
             f'{path}: expected the options of a converted set, found none: '
@@ -681,6 +741,8 @@ def finish_set(out_dir: Path, options: Options,
         chosen = [s for s in samples if patients[s['lidc_id_ref']] == split]
         if not chosen and not (whole and options.wants(split)):
             continue
+        looked_at = None if options.slicing is None else choose_images(
+            chosen, split, options.slicing, options.seed)
         infos = dict(
             metainfo=dict(
                 dataset=options.dataset, schema_version=SCHEMA_VERSION,
@@ -688,34 +750,43 @@ def finish_set(out_dir: Path, options: Options,
                 categories={c: i for i, c in enumerate(options.classes)},
                 split=split, units='mm',
                 frame='ct: RAS+, origin at the centre of the voxel grid',
-                rig=options.rig,
-                renderer=dict(
-                    name=options.renderer, mu_water=MU_WATER,
-                    averaging='blocks of whole voxels, at most a pixel of '
-                    'the finest view at the isocentre'),
-                intensity=dict(unit='line integral of attenuation',
-                               scale=INTEGRAL_MAX / _LEVELS, offset=0.),
                 min_readers=options.min_readers,
-                min_diameter=options.min_diameter,
-                **({} if options.acquisition == 'ideal' else dict(
-                    acquisition=dict(
-                        name=options.acquisition,
-                        **asdict(load_preset(options.acquisition))))),
-                **(dict(raw=dict(
-                    unit='counts', quanta_per_count=1.,
-                    line_integral='-log((raw - dark) / (flat - dark))'))
-                   if options.raw else {})),
+                min_diameter=options.min_diameter, **_meta_of(options)),
             data_list=[
-                as_arrays(dict(s, sample_idx=i))
+                as_arrays(dict(s, sample_idx=i, **(
+                    {} if looked_at is None else dict(
+                        selected=looked_at[s['token']]))))
                 for i, s in enumerate(chosen)
             ])
         dump_infos(infos, out_dir / infos_name(split, suffix))
         dump_json(build_coco(infos), out_dir / coco_name(split))
         counts[split] = len(chosen)
     rig = out_dir / 'rig.json'
-    if not rig.exists():
+    if options.rig is not None and not rig.exists():
         dump_json(options.rig, rig)
     return counts
+
+
+def _meta_of(options: Options) -> dict:
+    """What the infos say of how the images were made."""
+    if options.slicing is not None:
+        return dict(slices=options.slices, **options.slicing.meta())
+    meta = dict(
+        rig=options.rig,
+        renderer=dict(
+            name=options.renderer, mu_water=MU_WATER,
+            averaging='blocks of whole voxels, at most a pixel of the finest '
+            'view at the isocentre'),
+        intensity=dict(unit='line integral of attenuation',
+                       scale=INTEGRAL_MAX / _LEVELS, offset=0.))
+    if options.acquisition != 'ideal':
+        meta['acquisition'] = dict(name=options.acquisition,
+                                   **asdict(load_preset(options.acquisition)))
+    if options.raw:
+        meta['raw'] = dict(
+            unit='counts', quanta_per_count=1.,
+            line_integral='-log((raw - dark) / (flat - dark))')
+    return meta
 
 
 def _tell_moved(out_dir: Path, patients: Dict[str, str],

@@ -14,7 +14,8 @@ from projects.core.files import atomic_write
 
 __all__ = [
     'STYLES', 'STYLE_2D', 'draw_image', 'draw_rect', 'draw_scans', 'draw_view',
-    'draw_views', 'line_of', 'save', 'subplots'
+    'draw_views', 'line_of', 'middle_channel', 'save',
+    'shown_images', 'subplots'
 ]
 
 # Colour and line style both tell the kinds apart.
@@ -25,6 +26,7 @@ STYLES = {
 }
 STYLE_2D = dict(edgecolor='#ffd166', linestyle='-.')
 _SILHOUETTE = '#4cc9f0'
+MAX_SLICES = 10  # of a scan, that are drawn
 
 
 def subplots(rows: int, columns: int, width: float,
@@ -107,15 +109,49 @@ def draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
                           clip_on=True)
 
 
+def shown_images(images: Dict[str, dict], boxes: np.ndarray,
+                 most: int = MAX_SLICES) -> Dict[str, dict]:
+    """Those of a scan's images that a person wants to see: all views; of
+    slices those nearest to the centres of boxes.
+
+    Args:
+        images: By name, as in the infos.
+        boxes: (N, 7) (mm), what matters most first.
+        most: Slices at most.
+
+    Returns:
+        dict: The images, in their order. Without any box that of the slice
+        in the middle.
+    """
+    names = list(images)
+    if not any('thickness' in image for image in images.values()):
+        return images
+    ct2cam = np.array([images[name]['lidar2cam'] for name in names])
+    kept: List[int] = []
+    for centre in np.asarray(boxes, dtype=np.float64).reshape(-1, 7)[:, :3]:
+        near = int(np.abs(geometry.slice_heights(
+            centre[None], ct2cam)[:, 0]).argmin())
+        if near not in kept and len(kept) < most:
+            kept.append(near)
+    return {names[i]: images[names[i]]
+            for i in sorted(kept or [len(names) // 2])}
+
+
 def draw_image(axis, image: np.ndarray, title: str) -> None:
-    """One view, in px."""
+    """One view or slice, in px."""
     axis.axis('off')
+    image = middle_channel(image)
     low, high = np.percentile(image, [1, 99.8])
     axis.imshow(image, cmap='gray', vmin=low, vmax=max(high, low + 1e-6),
                 extent=(0, image.shape[1], image.shape[0], 0))
     axis.set_title(title, fontsize=9)
     axis.set_xlim(0, image.shape[1])
     axis.set_ylim(image.shape[0], 0)
+
+
+def middle_channel(image: np.ndarray) -> np.ndarray:
+    """Of an image (H, W) or (H, W, C): a slice is between its neighbours."""
+    return image if image.ndim == 2 else image[..., image.shape[2] // 2]
 
 
 def draw_rect(axis, rect: np.ndarray, style: dict,

@@ -31,7 +31,8 @@ __all__ = [
     'frustum_points', 'invert_rigid', 'mirror_view', 'nearest_rotation',
     'normalise_points', 'pixel_sizes', 'project', 'project_boxes', 'rays',
     'reprojection_errors', 'rigid_motion', 'roi_intrinsics', 'rotation_z',
-    'scale_cam2img', 'transform_boxes', 'triangulate', 'unproject'
+    'scale_cam2img', 'slice_camera', 'slice_heights', 'transform_boxes',
+    'triangulate', 'unproject'
 ]
 
 # Of one kind in a call: what goes in as a tensor comes out as one.
@@ -151,6 +152,49 @@ def scale_cam2img(cam2img: Array, scale_x: float, scale_y: float) -> Array:
     """Intrinsics after an image is resized by ``(scale_x, scale_y)``."""
     _check_matrices('cam2img', cam2img)
     return _like(np.diag([scale_x, scale_y, 1., 1.]), cam2img) @ cam2img
+
+
+def slice_camera(corner: np.ndarray, column: np.ndarray, row: np.ndarray,
+                 thickness: float) -> Tuple[np.ndarray, np.ndarray]:
+    """A CT slice as a view: parallel rays along the slice's normal.
+
+    ``ct2cam`` has its origin in the image's first corner, x along the columns,
+    y down the rows and z off the middle of the slice (mm). The third row of
+    ``cam2img`` is 0 0 0 1: every point has depth 1, so :func:`project` gives
+    what it lies over, and :func:`unproject` of pixels with depth 1 gives
+    their places in the slice. The fourth row has 1 in the middle of the slice
+    and 0 and 2 at its faces, and so tells what the slice shows, see
+    :func:`project_boxes`.
+
+    Args:
+        corner: (3,) first corner of the first pixel, in the middle of the
+            slice (mm).
+        column: (3,) step from a pixel to that in the next column (mm).
+        row: (3,) step from a pixel to that in the next row (mm), square to
+            ``column``.
+        thickness: Of the slice (mm).
+
+    Returns:
+        tuple: ``cam2img`` and ``ct2cam``, (4, 4).
+    """
+    pitch = np.linalg.norm([column, row], axis=1)
+    x, y = column / pitch[0], row / pitch[1]
+    ct2cam = np.eye(4)
+    ct2cam[:3, :3] = x, y, np.cross(x, y)
+    ct2cam[:3, 3] = -ct2cam[:3, :3] @ corner
+    cam2img = np.array([[1 / pitch[0], 0, 0, 0], [0, 1 / pitch[1], 0, 0],
+                        [0, 0, 0, 1], [0, 0, 2 / thickness, 1]],
+                       dtype=np.float64)
+    return cam2img, ct2cam
+
+
+def slice_heights(points: Array, ct2cam: Array) -> Array:
+    """How far points (*, N, 3) are off the middle of slices (*, 4, 4),
+    signed, (*, N) (mm)."""
+    _check_last('points', points, 3)
+    _check_matrices('ct2cam', ct2cam)
+    return (points @ _transpose(ct2cam[..., 2:3, :3])
+            )[..., 0] + ct2cam[..., 2, 3:]
 
 
 def pixel_sizes(cam2img: np.ndarray, ct2cam: np.ndarray) -> np.ndarray:
@@ -347,14 +391,19 @@ def project_boxes(boxes: Array, ct2img: Array) -> Tuple[Array, Array]:
 
     Returns:
         tuple: xyxy (V, R, 4) (px, not clipped) and the depth of the boxes'
-        centres (V, R) (mm). A box with a corner at or behind the source has
-        depth <= 0.
+        centres (V, R) (mm). A box that a view does not show has depth <= 0:
+        one with a corner at or behind the source, or that a slice does not
+        cut.
     """
     corners = box_corners(boxes)
     uv, depth = project(corners.reshape(-1, 3), ct2img)
     uv = uv.reshape(*uv.shape[:-2], len(boxes), 8, 2)
     depth = depth.reshape(*depth.shape[:-1], len(boxes), 8)
-    behind = (depth <= 0).any(-1)
+    # Off a slice, in halves of its thickness; 0 of all that a source sees.
+    off = corners @ ct2img[:, None, 3, :3, None]
+    off = off[..., 0] + (ct2img[:, None, None, 3, 3] - 1)
+    behind = ((depth <= 0).any(-1) | (off >= 1 - 1e-4).all(-1)
+              | (off <= 1e-4 - 1).all(-1))
     centre = depth.mean(-1)
     if isinstance(uv, torch.Tensor):
         rect = torch.cat([uv.amin(-2), uv.amax(-2)], -1)

@@ -311,6 +311,13 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
             np.allclose(product, _matrix(view, 'lidar2img', at), rtol=1e-5,
                         atol=1e-2), at, 'lidar2img', 'cam2img @ lidar2cam',
             view['lidar2img'])
+        if 'thickness' in view:
+            _number(view, 'thickness', at, 0., 'a positive number')
+    if 'selected' in sample:
+        names = _list(sample, 'selected', where)
+        _expect(all(isinstance(name, str) and name in images
+                    for name in names), where, 'selected',
+                'names of its images', names)
     if 'raw' in sample:
         _validate_raw(_list(sample, 'raw', where), images, where)
     instances = _list(sample, 'instances', where)
@@ -391,7 +398,8 @@ def unpack_shape(text: str, where: str) -> np.ndarray:
 
 
 def build_coco(infos: dict) -> dict:
-    """Derive the COCO file from infos: one image a view, ids from 1.
+    """Derive the COCO file from infos: one image a view, ids from 1; of
+    slices only those that are ``selected``, where a sample says so.
 
     Besides COCO's own fields, images carry ``cam_intrinsic``, ``ct2img`` and
     ``token``; annotations ``bbox_cam3d`` (camera frame, mm), ``center2d``
@@ -400,7 +408,10 @@ def build_coco(infos: dict) -> dict:
     images: List[dict] = []
     annotations: List[dict] = []
     for sample in infos['data_list']:
+        looked_at = sample.get('selected', sample['images'])
         for name, view in sample['images'].items():
+            if name not in looked_at:
+                continue
             image_id = len(images) + 1
             images.append(
                 dict(

@@ -7,7 +7,7 @@ import resource
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -26,6 +26,7 @@ from data_converters.convert import (
 )
 from data_converters.drr import Volume, render
 from data_converters.scan import ConversionError, Finding, Scan
+from data_converters.slices import Slicing
 from projects.core.acquisition import Acquisition, load_spectrum
 from projects.core.files import dump_json, load_json
 from projects.core.infos import load_infos
@@ -35,6 +36,8 @@ NAMES = [f'part-{i}' for i in range(6)]
 OPTIONS = Options(Rig.circle(3, image_size=48).to_dict(),
                   fractions=dict(val=.3, test=.2))
 RAW = replace(OPTIONS, acquisition='chest-low', raw=True)
+SLICES = Options(None, fractions=OPTIONS.fractions, slices=asdict(
+    Slicing(select='ends', pictures=True)))
 
 
 @contextmanager
@@ -89,6 +92,13 @@ def with_raw(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
+def slices(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('slices') / 'set'
+    make(folder, options=SLICES)
+    return folder
+
+
+@pytest.fixture(scope='module')
 def processes():
     """Processes that start at once, with all modules imported."""
     context = multiprocessing.get_context('forkserver')
@@ -98,7 +108,7 @@ def processes():
 
 # ---------------------------------------------------------------- interrupted
 @pytest.mark.parametrize('expected, options, kills', [
-    ('whole', OPTIONS, 20), ('with_raw', RAW, 8)])
+    ('whole', OPTIONS, 20), ('with_raw', RAW, 8), ('slices', SLICES, 8)])
 def test_killed_at_any_moment_it_ends_as_if_it_never_was(
         request, processes, tmp_path, expected, options, kills):
     whole = request.getfixturevalue(expected)
@@ -647,7 +657,7 @@ def test_bone_hardens_the_beam_as_bone(monkeypatch):
                              noise=False, kerma=1e6)
     monkeypatch.setattr(convert, 'load_preset', lambda name: conditions)
     rig = Rig.circle(1, image_size=64)
-    soft, hard = (convert._views_of(slab(bone), rig, RAW, 'cpu')[0][0]
+    soft, hard = (convert._integrals_of(slab(bone), rig, RAW, 'cpu')[0][0]
                   for bone in (False, True))
     ideal = render(slab(True).hu, rig)[0]
     assert np.allclose(render(slab(False).hu, rig)[0][32, 32],
@@ -662,7 +672,7 @@ def test_bone_hardens_the_beam_as_bone(monkeypatch):
     # As if nobody had asked for bone, to the last bit.
     monkeypatch.setattr(convert, 'render_with_bone', lambda *args: (
         render(*args), None))
-    again = convert._views_of(slab(False), rig, RAW, 'cpu')[0][0]
+    again = convert._integrals_of(slab(False), rig, RAW, 'cpu')[0][0]
     assert again.tobytes() == soft.tobytes()
 
 
