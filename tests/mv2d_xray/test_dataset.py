@@ -254,7 +254,7 @@ def test_finding_outside_the_scene_is_told_and_not_trained_on(
     total = sum(not x['ignore'] for s in infos['data_list']
                 for x in s['instances'])
     told = []
-    monkeypatch.setattr('projects.mv2d_xray.dataset.print_log',
+    monkeypatch.setattr('projects.core.dataset.print_log',
                         lambda text, **_: told.append(text))
     for test_mode, what in ((False, 'ignored'), (True, 'counted, and missed')):
         data = build(tmp_path, scene_range=scene, test_mode=test_mode)
