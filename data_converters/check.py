@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from projects.core import geometry
-from projects.core.drawing import draw_scans, shown_images
+from projects.core.drawing import draw_scans, shown_views
 from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, coco_name, infos_name, load_infos
 from projects.core.rig import Rig
@@ -257,9 +257,11 @@ def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
                 np.array([i['bbox_3d'] for i in sample['instances']
                           if i['ignore'] is flag], float).reshape(-1, 7)
                 for flag in (False, True))
-            chosen_views = shown_images(sample['images'],
-                                        np.concatenate([boxes, ignored]))
-            views = chosen_views.values()
+            images = sample['images']
+            shown = [list(images)[row] for row in shown_views(
+                np.array([v['lidar2img'] for v in images.values()]),
+                np.concatenate([boxes, ignored]))] if images else []
+            views = [images[name] for name in shown]
             images = [cv2.imread(str(out_dir / v['img_path']),
                                  cv2.IMREAD_UNCHANGED) for v in views]
             if not images or any(image is None for image in images):
@@ -267,11 +269,11 @@ def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
             scans.append(dict(
                 title=sample['token'], images=images,
                 ct2img=np.array([v['lidar2img'] for v in views]),
-                names=list(chosen_views), ground_truth=boxes,
+                names=shown, ground_truth=boxes,
                 ignored=ignored,
                 boxes_2d=[np.array([b['bbox'] for b in
                                     sample['cam_instances'][name]])
-                          for name in chosen_views]))
+                          for name in shown]))
         except (DataError, KeyError, TypeError, ValueError):
             continue
     if scans:

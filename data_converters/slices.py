@@ -410,9 +410,9 @@ def _rect(scan: Scan, finding: Finding, shot: Shot) -> Optional[np.ndarray]:
         points = (ends @ scan.hu.voxel2ct.T)[:, :3]
     else:
         box = scan.box(finding)
-        off = abs(float(geometry.slice_heights(box[None, :3],
-                                               shot.ct2cam)[0]))
         thickness = shot.record['thickness']
+        off = abs(float(geometry.slice_offsets(
+            box[None, :3], shot.ct2img)[0])) * thickness / 2
         off -= (thickness - scan.hu.spacing[2]) / 2
         if off < scan.hu.spacing[2] / 2:  # no other image is nearer
             off = 0.

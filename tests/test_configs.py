@@ -9,8 +9,10 @@ import pytest
 import torch
 from mmdet3d.registry import METRICS, MODELS, TRANSFORMS
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 
+import projects.ct_slices  # noqa: F401  registers everything
 from projects.core.engine.checkpoints import (
     check_checkpoint,
     load_checkpoint,
@@ -26,7 +28,9 @@ from projects.core.engine.configs import (
 from projects.core.evaluation.metric_3d import Indication3DMetric
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(ROOT.glob('configs/[!_]*/*.py'))
+CONFIGS = sorted(ROOT.glob('configs/mv2d_xray/*.py'))
+SLICES = sorted(ROOT.glob('configs/ct_slices/*.py'))
+EVERY = CONFIGS + SLICES
 
 
 def load(path):
@@ -66,6 +70,22 @@ def test_config(path):
     assert model.with_2d == (path.stem.startswith('triangulation') or (
         path.stem.startswith('mv2d-xray') and '_volume_' not in path.stem))
     assert Path(path).read_text().count('\n') <= 130
+
+
+@pytest.mark.parametrize('path', SLICES, ids=lambda p: p.stem)
+def test_config_of_slices(path):
+    cfg = load(path)
+    model = MODELS.build(cfg.model)
+    assert type(model).__name__ == 'CTSliceDetector'
+    assert cfg.custom_imports.imports == ['projects.ct_slices']
+    # A test sees slices as large as training does.
+    steps = {step['type']: step for step in cfg.train_pipeline}
+    scale = steps.get('mmdet.Resize', dict(scale_factor=1.))['scale_factor']
+    assert cfg.test_pipeline[0].get('scale', 1.) == scale
+    for name in ('train', 'val', 'test'):
+        steps = cfg[f'{name}_dataloader'].dataset.pipeline
+        assert Compose([TRANSFORMS.build(step) for step in steps])
+    assert Path(path).read_text().count('\n') <= 40
 
 
 # Sizes (mm) and numbers of a chest's findings, which are not a part's.
@@ -222,7 +242,8 @@ def files_of(path):
 
 
 def test_inheritance_is_flat_and_a_part_is_no_chest():
-    for path in CONFIGS:
+    assert EVERY == sorted(ROOT.glob('configs/[!_]*/*.py'), key=EVERY.index)
+    for path in EVERY:
         assert levels(path) <= 3, path
         data = {f.stem for f in files_of(path) if f.parent.stem == 'datasets'}
         assert path.stem.split('_')[-1] in data
@@ -250,8 +271,7 @@ def constants(path, name):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_a_number_stands_in_one_place(path):
-    """The scene's range in the data set's file alone; a schedule's length
-    once a file, and in no scheduler."""
+    """The scene's range in the data set's file alone."""
     files = files_of(path)
     scenes = [f for f in files if constants(f, 'scene_range')]
     assert [f.parent.stem for f in scenes] == ['datasets']
@@ -260,7 +280,14 @@ def test_a_number_stands_in_one_place(path):
     loaders = [cfg[f'{name}_dataloader'].dataset
                for name in ('train', 'val', 'test')]
     assert all(s.scene_range == cfg.scene_range for s in loaders)
-    assert all(s.data_root == cfg.data_root for s in loaders)
+
+
+@pytest.mark.parametrize('path', EVERY, ids=lambda p: p.stem)
+def test_a_schedule_has_one_length_and_a_set_one_place(path):
+    """A schedule's length stands once, and in no scheduler."""
+    files, cfg = files_of(path), load(path)
+    for name in ('train', 'val', 'test'):
+        assert cfg[f'{name}_dataloader'].dataset.data_root == cfg.data_root
     assert not [f for f in files if constants(f, 'T_max')]
     number = cfg.train_cfg.get('max_iters') or cfg.train_cfg.max_epochs
     schedule = path.stem.split('_')[-2]

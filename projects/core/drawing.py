@@ -15,7 +15,7 @@ from projects.core.files import atomic_write
 __all__ = [
     'STYLES', 'STYLE_2D', 'draw_image', 'draw_rect', 'draw_scans', 'draw_view',
     'draw_views', 'line_of', 'middle_channel', 'save',
-    'shown_images', 'subplots'
+    'shown_views', 'subplots'
 ]
 
 # Colour and line style both tell the kinds apart.
@@ -109,32 +109,29 @@ def draw_view(axis, image: np.ndarray, ct2img: np.ndarray, title: str,
                           clip_on=True)
 
 
-def shown_images(images: Dict[str, dict], boxes: np.ndarray,
-                 most: int = MAX_SLICES) -> Dict[str, dict]:
-    """Those of a scan's images that a person wants to see: all views; of
-    slices those nearest to the centres of boxes.
+def shown_views(ct2img: np.ndarray, boxes: np.ndarray,
+                most: int = MAX_SLICES) -> List[int]:
+    """Rows of those of a scan's images that a person wants to see: all views;
+    of slices those nearest to the centres of boxes.
 
     Args:
-        images: By name, as in the infos.
+        ct2img: (V, 4, 4).
         boxes: (N, 7) (mm), what matters most first.
         most: Slices at most.
 
     Returns:
-        dict: The images, in their order. Without any box that of the slice
-        in the middle.
+        list[int]: In their order. Without any box that of the slice in the
+        middle.
     """
-    names = list(images)
-    if not any('thickness' in image for image in images.values()):
-        return images
-    ct2cam = np.array([images[name]['lidar2cam'] for name in names])
+    if not geometry.are_slices(ct2img):
+        return list(range(len(ct2img)))
     kept: List[int] = []
     for centre in np.asarray(boxes, dtype=np.float64).reshape(-1, 7)[:, :3]:
-        near = int(np.abs(geometry.slice_heights(
-            centre[None], ct2cam)[:, 0]).argmin())
+        off = geometry.slice_offsets(centre[None], np.asarray(ct2img))
+        near = int(np.abs(off[:, 0]).argmin())
         if near not in kept and len(kept) < most:
             kept.append(near)
-    return {names[i]: images[names[i]]
-            for i in sorted(kept or [len(names) // 2])}
+    return sorted(kept or [len(ct2img) // 2])
 
 
 def draw_image(axis, image: np.ndarray, title: str) -> None:

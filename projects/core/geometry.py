@@ -26,12 +26,13 @@ import torch
 from scipy.spatial.transform import Rotation
 
 __all__ = [
-    'LPS_TO_RAS', 'box_corners', 'camera_centres', 'circular_ct2cam',
-    'clamp_points', 'compose_ct2img', 'denormalise_points', 'depth_bounds',
-    'frustum_points', 'invert_rigid', 'mirror_view', 'nearest_rotation',
-    'normalise_points', 'pixel_sizes', 'project', 'project_boxes', 'rays',
-    'reprojection_errors', 'rigid_motion', 'roi_intrinsics', 'rotation_z',
-    'scale_cam2img', 'slice_camera', 'slice_heights', 'transform_boxes',
+    'LPS_TO_RAS', 'are_slices', 'box_corners', 'camera_centres',
+    'circular_ct2cam', 'clamp_points', 'compose_ct2img', 'denormalise_points',
+    'depth_bounds', 'frustum_points', 'invert_rigid', 'mirror_view',
+    'nearest_rotation', 'normalise_points', 'pixel_sizes', 'project',
+    'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
+    'roi_intrinsics', 'rotation_z', 'scale_cam2img', 'slice_camera',
+    'slice_normal', 'slice_offsets', 'slice_places', 'transform_boxes',
     'triangulate', 'unproject'
 ]
 
@@ -188,13 +189,33 @@ def slice_camera(corner: np.ndarray, column: np.ndarray, row: np.ndarray,
     return cam2img, ct2cam
 
 
-def slice_heights(points: Array, ct2cam: Array) -> Array:
-    """How far points (*, N, 3) are off the middle of slices (*, 4, 4),
-    signed, (*, N) (mm)."""
+def are_slices(ct2img: Array) -> bool:
+    """Whether views (V, 4, 4) are slices, see :func:`slice_camera`, and there
+    are any."""
+    return len(ct2img) > 0 and bool((ct2img[:, 2, :3] == 0).all()
+                                    and (ct2img[:, 2, 3] == 1).all())
+
+
+def slice_normal(ct2img: np.ndarray) -> np.ndarray:
+    """Unit normal (3,) of a slice (4, 4)."""
+    return ct2img[3, :3] / np.linalg.norm(ct2img[3, :3])
+
+
+def slice_places(ct2img: np.ndarray) -> Tuple[np.ndarray, float]:
+    """Where parallel slices (S, 4, 4) of one thickness lie along their
+    normal, (S,) (mm), and how thick they are (mm)."""
+    scale = float(np.linalg.norm(ct2img[0, 3, :3]))
+    return -(ct2img[:, 3, 3] - 1) / scale, 2 / scale
+
+
+def slice_offsets(points: Array, ct2img: Array) -> Array:
+    """How far points (*, N, 3) (mm) are off the middle of slices (*, 4, 4),
+    in halves of their thickness, signed, (*, N): within -1 to 1 they are
+    in it. 0 for views of a source."""
     _check_last('points', points, 3)
-    _check_matrices('ct2cam', ct2cam)
-    return (points @ _transpose(ct2cam[..., 2:3, :3])
-            )[..., 0] + ct2cam[..., 2, 3:]
+    _check_matrices('ct2img', ct2img)
+    return (points @ ct2img[..., 3, :3, None])[..., 0] + (
+        ct2img[..., 3, 3:] - 1)
 
 
 def pixel_sizes(cam2img: np.ndarray, ct2cam: np.ndarray) -> np.ndarray:
@@ -400,8 +421,7 @@ def project_boxes(boxes: Array, ct2img: Array) -> Tuple[Array, Array]:
     uv = uv.reshape(*uv.shape[:-2], len(boxes), 8, 2)
     depth = depth.reshape(*depth.shape[:-1], len(boxes), 8)
     # Off a slice, in halves of its thickness; 0 of all that a source sees.
-    off = corners @ ct2img[:, None, 3, :3, None]
-    off = off[..., 0] + (ct2img[:, None, None, 3, 3] - 1)
+    off = slice_offsets(corners, ct2img[:, None])
     behind = ((depth <= 0).any(-1) | (off >= 1 - 1e-4).all(-1)
               | (off <= 1e-4 - 1).all(-1))
     centre = depth.mean(-1)

@@ -57,3 +57,6 @@ class XRayDataset(ConvertedDataset):
         if views == 0:
             raise DataError(f'{where}: field "images": expected at least '
                             'one view, found 0')
+        if any('thickness' in view for view in sample['images'].values()):
+            raise DataError(f'{where}: field "images": expected X-ray views, '
+                            'found CT slices')

@@ -347,3 +347,29 @@ def test_missing_or_broken_rig_file(tmp_path):
     (tmp_path / 'bad.json').write_text('{')
     with pytest.raises(ValueError, match='is not JSON'):
         Rig.load(tmp_path / 'bad.json')
+
+
+def test_slices_are_cameras():
+    """What the tools rely on: a parallel camera, its offsets, its inverse."""
+    cam2img, ct2cam = geometry.slice_camera(
+        np.array([10., 20, -5]), np.array([-.7, 0, 0]), np.array([0, -.8, 0]),
+        3.)
+    ct2img = geometry.compose_ct2img(cam2img, ct2cam)
+    points = np.random.default_rng(0).uniform(-50, 50, (20, 3))
+    uv, depth = geometry.project(points, ct2img)
+    np.testing.assert_allclose(depth, 1)
+    np.testing.assert_allclose(uv, (points[:, :2] - [10, 20]) / [-.7, -.8])
+    flat = geometry.unproject(uv, depth, ct2img)
+    np.testing.assert_allclose(flat[:, :2], points[:, :2])
+    np.testing.assert_allclose(flat[:, 2], -5)
+    np.testing.assert_allclose(
+        geometry.slice_offsets(points, ct2img), (points[:, 2] + 5) / 1.5)
+    places, thickness = geometry.slice_places(ct2img[None])
+    assert places == pytest.approx([-5.]) and thickness == pytest.approx(3.)
+    np.testing.assert_allclose(geometry.slice_normal(ct2img), [0, 0, 1])
+    assert geometry.are_slices(ct2img[None])
+    assert not geometry.are_slices(np.zeros((0, 4, 4)))
+    boxes = np.array([[0., 0, z, 4, 4, 2, 0]
+                      for z in (-7.4, -7.6, -5, -2.6, -2.4)])
+    shown = geometry.project_boxes(boxes, ct2img[None])[1][0] > 0
+    assert shown.tolist() == [True, False, True, True, False]

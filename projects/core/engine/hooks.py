@@ -14,8 +14,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
 from tqdm import tqdm
 
+from projects.core import geometry
 from projects.core.boxes import gravity_boxes
-from projects.core.drawing import draw_views
+from projects.core.drawing import draw_views, shown_views
 from projects.core.engine.checkpoints import (
     check_classes,
     class_counts,
@@ -297,12 +298,18 @@ class DrawBoxesHook(Hook):
         meta, truth = sample.metainfo, sample.eval_ann_info
         found = sample.pred_instances_3d
         found = found[found.scores_3d >= self.score_thr]
-        return draw_views(
-            images[:, 0].cpu().numpy(), np.asarray(meta['ct2img']), out_file,
-            title=meta['token'], scores=found.scores_3d.cpu().numpy(),
+        boxes = dict(
             ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
-            ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
-            prediction=gravity_boxes(found.bboxes_3d).cpu().numpy())
+            prediction=gravity_boxes(found.bboxes_3d).cpu().numpy(),
+            ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy())
+        ct2img = np.asarray(meta['ct2img'])
+        rows = shown_views(ct2img, np.concatenate(list(boxes.values())))
+        return draw_views(
+            images[rows, images.shape[1] // 2].cpu().numpy(), ct2img[rows],
+            out_file, title=meta['token'],
+            names=[meta['view_names'][row] for row in rows]
+            if geometry.are_slices(ct2img) else None,
+            scores=found.scores_3d.cpu().numpy(), **boxes)
 
     def after_test_iter(self, runner, batch_idx, data_batch=None,
                         outputs=None) -> None:

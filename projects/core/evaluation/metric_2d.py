@@ -12,6 +12,7 @@ from mmengine.evaluator import BaseMetric
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from projects.core import geometry
 from projects.core.evaluation.matching import SIZE_BINS, ScanResult
 from projects.core.evaluation.metric_3d import diameters_of
 from projects.core.evaluation.ranking import Ranked
@@ -53,10 +54,12 @@ class Indication2DMetric(BaseMetric):
                 continue
             found, truth = sample['pred_instances'], sample['eval_ann_info']
             views = len(sample['ct2img'])
+            names = list(sample.get('view_names') or map(str, range(views)))
+            if geometry.are_slices(sample['ct2img']):
+                names = ['slices'] * views  # none is the same in two scans
             self.results.append(
                 dict(
-                    view_names=list(
-                        sample.get('view_names') or map(str, range(views))),
+                    view_names=names,
                     bboxes=found['bboxes'].cpu().numpy(),
                     scores=found['scores'].cpu().numpy(),
                     labels=found['labels'].cpu().numpy(),

@@ -24,6 +24,8 @@ def write_coco(found: Found) -> List[Path]:
         boxes = np.array([b['bbox_3d'] for b in scan['boxes']],
                          float).reshape(-1, 7)
         for view in scan['sample']['images'].values():
+            if view['sample_data_token'] not in ids:  # a slice not chosen
+                continue
             rects, depth = geometry.project_boxes(
                 boxes, np.asarray(view['lidar2img'], float)[None])
             size = np.array([view['width'], view['height']])

@@ -1,7 +1,8 @@
 """One HTML file that shows what a test found; needs no network.
 
-Everything is in the file: figures, curves, every view as a small JPEG, boxes
-projected by :mod:`~projects.core.geometry`, and Plotly, which draws it.
+Everything is in the file: figures, curves, every view, or the slices that
+matter, as a small JPEG, boxes projected by :mod:`~projects.core.geometry`, and
+Plotly, which draws it.
 """
 
 import base64
@@ -17,6 +18,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from projects.core import geometry
+from projects.core.drawing import middle_channel, shown_views
 from projects.core.evaluation.matching import SHOWN_IOUS
 from projects.core.evaluation.ranking import curves_of
 from projects.core.files import DataError, atomic_write
@@ -99,20 +101,31 @@ def _scan(scan: dict, sample: dict, root: Path) -> dict:
                  ignored=scan['ignored'],
                  found=[p['bbox_3d'] for p in predictions])
     boxes = {k: np.array(v, float).reshape(-1, 7) for k, v in kinds.items()}
+    images = list(sample['images'].items())
+    ct2img = np.array([view['lidar2img'] for _, view in images],
+                      float).reshape(-1, 4, 4)
+    slices = geometry.are_slices(ct2img)
+    # Of a CT those slices that matter, findings before what was found.
     views = []
-    for name, view in sample['images'].items():
-        matrix = np.asarray(view['lidar2img'], float)
-        rects = {k: geometry.project_boxes(b, matrix[None])[0][0].round(1)
-                 .tolist() for k, b in boxes.items()}
+    for row in shown_views(ct2img, np.concatenate(
+            [boxes[k] for k in ('truth', 'found', 'ignored')])):
+        (name, view), matrix = images[row], ct2img[row:row + 1]
+        rects = {}
+        for kind, these in boxes.items():
+            found, depth = geometry.project_boxes(these, matrix)
+            rects[kind] = [rect.round(1).tolist() if near > 0 else None
+                           for rect, near in zip(found[0], depth[0])]
         views.append(dict(
             name=name, width=view['width'], height=view['height'],
-            source=geometry.camera_centres(matrix[None])[0].round(1).tolist(),
+            source=None if slices else geometry.camera_centres(
+                matrix)[0].round(1).tolist(),
             image=_jpeg(root / view['img_path']), rects=rects))
     volume = sample.get('volume')
     half = (np.array(volume['shape']) * volume['spacing'] / 2
             if volume else np.full(3, 200.))
     return dict(
         token=scan['token'], class_name=scan['class_name'], views=views,
+        kind='CT slices' if slices else 'X-ray views',
         half=half.round(1).tolist(),
         corners={k: geometry.box_corners(b).round(1).tolist()
                  for k, b in boxes.items()},
@@ -133,8 +146,8 @@ def _jpeg(path: Path) -> str:
     if image is None:
         raise DataError(f'{path}: image cannot be read')
     scale = min(MAX_SIDE / max(image.shape[:2]), 1.)
-    image = cv2.resize(image.astype(np.float32), None, fx=scale, fy=scale,
-                       interpolation=cv2.INTER_AREA)
+    image = cv2.resize(middle_channel(image).astype(np.float32), None,
+                       fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     low, high = np.percentile(image, [1, 99.8])
     image = ((image - low) / max(high - low, 1e-6) * 255).clip(0, 255)
     _, code = cv2.imencode('.jpg', image.astype(np.uint8),

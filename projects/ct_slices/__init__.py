@@ -1,0 +1,30 @@
+"""Detectors of CT slices and slabs (documents 002 and 003), and what makes
+3D boxes of theirs.
+
+Importing the package registers everything with mmdet3d, so a config needs
+only ``custom_imports = dict(imports=['projects.ct_slices'])``.
+"""
+
+from projects.core.engine.hooks import (
+    ClassCheckHook,
+    DrawBoxesHook,
+    PatientsSeenHook,
+    PlainCheckpointHook,
+    ProgressBarHook,
+    RangeCheckHook,
+)
+from projects.core.engine.precision import BFloat16OptimWrapper
+from projects.core.evaluation.metric_2d import Indication2DMetric
+from projects.core.evaluation.metric_3d import Indication3DMetric
+from projects.ct_slices.dataset import CTSliceDataset, PositiveShareSampler
+from projects.ct_slices.detector import CTSliceDetector
+from projects.ct_slices.merge import SliceMerger
+from projects.ct_slices.transforms import CropSlice, LoadCTSlices, PackCTScan
+
+__all__ = [
+    'BFloat16OptimWrapper', 'CTSliceDataset', 'CTSliceDetector',
+    'ClassCheckHook', 'CropSlice', 'DrawBoxesHook', 'Indication2DMetric',
+    'Indication3DMetric', 'LoadCTSlices', 'PackCTScan', 'PatientsSeenHook',
+    'PlainCheckpointHook', 'PositiveShareSampler', 'ProgressBarHook',
+    'RangeCheckHook', 'SliceMerger'
+]

@@ -1,0 +1,110 @@
+"""An mmdet detector of slices; of a scan, its boxes merged to 3D."""
+
+from typing import Dict, List, Optional
+
+import torch
+from mmdet.structures import DetDataSample
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from projects.core.boxes import build_box3d_instances
+from projects.ct_slices.merge import SliceMerger
+
+__all__ = ['CTSliceDetector']
+
+
+@MODELS.register_module()
+class CTSliceDetector(BaseModel):
+    """Any 2D detector of mmdet on CT slices.
+
+    It is trained on slices as mmdet trains it. In a test it sees all slices
+    of a scan, and its boxes are merged to boxes of the scan.
+
+    Args:
+        detector_2d (dict): The mmdet detector.
+        data_preprocessor (dict): mmdet's, of slices.
+        merge (dict): Arguments of :class:`SliceMerger`.
+        slice_chunk (int): Slices that are looked at together in a test.
+    """
+
+    def __init__(self,
+                 detector_2d: dict,
+                 data_preprocessor: dict,
+                 merge: Optional[dict] = None,
+                 slice_chunk: int = 8,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        # mmdet's parts look their own parts up in mmdet's scope.
+        self.detector_2d = MODELS.build(dict(detector_2d, _scope_='mmdet'))
+        self.merge = SliceMerger(**(merge or {}))
+        self.slice_chunk = slice_chunk
+
+    with_2d = True  # tools ask for it
+
+    def forward(self, inputs: Tensor, data_samples: Optional[list] = None,
+                mode: str = 'tensor'):
+        """As mmdet's, of slices (N, 3, H, W)."""
+        return self.detector_2d(inputs, data_samples, mode)
+
+    def test_step(self, data: dict) -> List[Det3DDataSample]:
+        """Find boxes in scans.
+
+        Args:
+            data (dict): ``inputs['img']``, a list of (S, 3, H, W), and
+                ``data_samples`` with ``ct2img`` and ``slice_mm``.
+
+        Returns:
+            list: The samples with ``pred_instances`` (``bboxes`` (px),
+            ``scores``, ``labels``, ``view_ids``) and ``pred_instances_3d``.
+        """
+        return [self.predict_scan(images, sample) for images, sample
+                in zip(data['inputs']['img'], data['data_samples'])]
+
+    val_step = test_step
+
+    @torch.no_grad()
+    def predict_scan(self, images: Tensor, sample: Det3DDataSample
+                     ) -> Det3DDataSample:
+        """Boxes of the slices (S, 3, H, W) of a scan, and those of the scan,
+        see :meth:`test_step`."""
+        found = self.detect_2d(images)
+        sample = sample.clone()
+        sample.pred_instances = found
+        meta = sample.metainfo
+        boxes, scores, labels = self.merge(
+            *(found[key].cpu().numpy() for key in ('bboxes', 'scores',
+                                                   'labels', 'view_ids')),
+            meta['ct2img'], meta['slice_mm'])
+        sample.pred_instances_3d = build_box3d_instances(
+            torch.as_tensor(boxes, dtype=torch.float32),
+            torch.as_tensor(scores, dtype=torch.float32),
+            torch.as_tensor(labels, dtype=torch.int64))
+        return sample
+
+    def detect_2d(self, images: Tensor) -> InstanceData:
+        """Boxes of slices (S, 3, H, W), on the CPU."""
+        parts: Dict[str, list] = dict(bboxes=[torch.zeros(0, 4)],
+                                      scores=[torch.zeros(0)],
+                                      labels=[torch.zeros(0).long()],
+                                      view_ids=[torch.zeros(0).long()])
+        shape = tuple(images.shape[-2:])
+        for start in range(0, len(images), self.slice_chunk):
+            chunk = images[start:start + self.slice_chunk]
+            batch = self.data_preprocessor(dict(
+                inputs=list(chunk), data_samples=[
+                    DetDataSample(metainfo=dict(
+                        img_id=start + i, img_shape=shape, ori_shape=shape,
+                        scale_factor=(1., 1.))) for i in range(len(chunk))]))
+            for i, result in enumerate(self.detector_2d.predict(
+                    batch['inputs'], batch['data_samples'], rescale=False)):
+                found = result.pred_instances.cpu()
+                parts['bboxes'].append(found.bboxes.float())
+                parts['scores'].append(found.scores.float())
+                parts['labels'].append(found.labels)
+                parts['view_ids'].append(
+                    torch.full((len(found.labels), ), start + i))
+        return InstanceData(**{key: torch.cat(value)
+                               for key, value in parts.items()})

@@ -1,0 +1,193 @@
+"""The small detector of slices: training, scans, tools."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.structures import InstanceData
+
+import projects.ct_slices  # noqa: F401  registers everything
+from projects.core.boxes import gravity_array
+from projects.core.files import load_json
+from tests.helpers.commands import error_of, losses, tool
+from tests.helpers.slices import SHAPE, make_slice_set
+
+ROOT = Path(__file__).parents[2]
+NAME = ('configs/ct_slices/'
+        'faster-rcnn_small_neighbours_3000i_quick-v2-slices.py')
+# Crops of 32 px, and the only split that the tests' set has.
+SMALL = [
+    'train_dataloader.dataset.pipeline.3.size=32',
+    'train_dataloader.batch_size=4', 'default_hooks.logger.interval=1',
+    *(f'{name}_dataloader.dataset.ann_file=lidc_infos_train.pkl'
+      for name in ('val', 'test')),
+    *(f'{name}_dataloader.dataset.coco_file=lidc_infos_train_2d_anno.coco.json'
+      for name in ('val', 'test'))]
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    return make_slice_set(tmp_path_factory.mktemp('slices') / 'set')
+
+
+@pytest.fixture(scope='module')
+def trained(root, tmp_path_factory):
+    """A training that takes seconds: balls on noise are easy."""
+    work_dir = tmp_path_factory.mktemp('work')
+    done = tool('train.py', NAME, '--work-dir', work_dir, '--data-root', root,
+                options=[*SMALL, 'train_cfg.max_iters=120',
+                         'optim_wrapper.optimizer.lr=3e-3'])
+    assert done.returncode == 0, done.stderr
+    return work_dir
+
+
+@pytest.fixture(scope='module')
+def tested(trained, root):
+    out = trained / 'results.json'
+    done = tool('test.py', NAME, trained / 'iter_120.pth', '--data-root', root,
+                '--out', out, '--show-dir', trained / 'pictures',
+                options=SMALL)
+    assert done.returncode == 0, done.stderr
+    return load_json(out)
+
+
+def model():
+    torch.manual_seed(0)
+    built = MODELS.build(Config.fromfile(ROOT / NAME).model)
+    built.init_weights()
+    return built.eval()
+
+
+def scans(root, **kwargs):
+    return DATASETS.build(dict(
+        type='CTSliceDataset', data_root=str(root), test_mode=True,
+        ann_file='lidc_infos_train.pkl', pipeline=[
+            dict(type='LoadCTSlices', scale=2.), dict(type='PackCTScan')]))
+
+
+# ------------------------------------------------------------------ the tools
+def test_it_learns_to_find_balls(trained, tested):
+    curve = losses(trained)
+    values = [curve[step] for step in sorted(curve)]
+    assert np.mean(values[-10:]) < .6 * np.mean(values[:10])
+    assert tested['num_scans'] == 4 and tested['num_gt'] == 5
+    assert tested['mAP_3d'] > .5 and tested['CPM'] > .5
+    assert tested['2d']['AP50'] > .3
+    assert list(tested['2d']['recall_per_view']) == ['slices']
+    assert tested['source']['patients_seen_in_training'] == 4
+    pictures = sorted(p.stem for p in (trained / 'pictures').glob('*.png'))
+    assert pictures == [f'LIDC-IDRI-{n:04d}' for n in range(4)]
+
+
+def test_the_report_shows_slices(trained, tested):
+    out = trained / 'report.html'
+    done = tool('report.py', trained / 'results.json', '--out', out)
+    assert done.returncode == 0, done.stderr
+    page = out.read_text()
+    assert '"kind": "CT slices"' in page and 'SLICE_0' in page
+    assert out.stat().st_size < 8e6
+    # At most ten slices of a scan; boxes only where a slice cuts them.
+    assert page.count('"name": "SLICE_') <= 40
+    assert 'null' in page
+
+
+def test_exports(trained, tested, root):
+    out = trained / 'exports'
+    done = tool('export.py', trained / 'results.json', '--out-dir', out)
+    assert done.returncode == 0, done.stderr
+    assert (out / 'boxes.csv').exists()
+    assert len(list(out.glob('*.mrk.json'))) == 4
+    coco = load_json(root / 'lidc_infos_train_2d_anno.coco.json')
+    images = {i['id']: i for i in coco['images']}
+    rows = load_json(out / 'coco.json')
+    assert rows and all(row['image_id'] in images for row in rows)
+    # A box of the scan is in the slices that cut it, and in no others.
+    best = max(rows, key=lambda row: row['score'])
+    shown = [row for row in rows if row['score'] == best['score']]
+    assert 1 <= len(shown) < SHAPE[2]
+
+
+def test_a_set_of_views_is_refused(sphere_root, trained):
+    done = tool('test.py', NAME, trained / 'iter_120.pth', '--data-root',
+                sphere_root, options=SMALL)
+    assert 'field "thickness": expected that of a CT slice' in error_of(done)
+
+
+# ------------------------------------------------------------------ the model
+def test_batches_and_chunks_change_nothing(root):
+    built, data = model(), scans(root)
+    pair = [data[0], data[2]]
+    both = built.test_step(pseudo_collate(pair))
+    built.slice_chunk = 3
+    for item, result in zip(pair, both):
+        alone, = built.test_step(pseudo_collate([item]))
+        for key in ('bboxes', 'scores', 'view_ids'):
+            torch.testing.assert_close(alone.pred_instances[key],
+                                       result.pred_instances[key],
+                                       rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            gravity_array(alone.pred_instances_3d.bboxes_3d),
+            gravity_array(result.pred_instances_3d.bboxes_3d), atol=1e-3)
+        assert alone.token == item['data_samples'].token
+
+
+def test_boxes_of_a_scan_lie_where_its_slices_say(root, monkeypatch):
+    """With the truth as what is found in slices."""
+    built, data = model(), scans(root)
+    for item in data:
+        truth = item['data_samples'].eval_ann_info
+        monkeypatch.setattr(built, 'detect_2d', lambda images, truth=truth: (
+            InstanceData(
+                bboxes=torch.from_numpy(truth['gt_bboxes']),
+                scores=torch.ones(len(truth['gt_bboxes'])),
+                labels=torch.from_numpy(truth['gt_bboxes_labels']),
+                view_ids=torch.from_numpy(truth['gt_bboxes_view']))))
+        result, = built.test_step(pseudo_collate([item]))
+        found = gravity_array(result.pred_instances_3d.bboxes_3d)
+        true = gravity_array(truth['gt_bboxes_3d'])
+        order = [np.abs(found[:, :3] - box[:3]).sum(1).argmin()
+                 for box in true]
+        assert len(found) == len(true)
+        np.testing.assert_allclose(found[order], true, atol=.01)
+
+
+@pytest.mark.parametrize('count', [0, 1])
+def test_a_scan_of_no_slice_and_of_one(root, count):
+    item = scans(root)[0]
+    sample = item['data_samples']
+    sample.set_metainfo(dict(ct2img=sample.ct2img[:count]))
+    result, = model().test_step(dict(
+        inputs=dict(img=[item['inputs']['img'][:count]]),
+        data_samples=[sample]))
+    assert (result.pred_instances.view_ids < max(count, 1)).all()
+    assert len(result.pred_instances_3d.scores_3d) <= 10 * count
+
+
+@pytest.mark.parametrize('boxes', [0, 2])
+def test_a_step_with_and_without_boxes(boxes):
+    from mmdet.structures import DetDataSample
+    built = model().train()
+    samples = []
+    for _ in range(2):
+        sample = DetDataSample(metainfo=dict(
+            img_shape=(64, 64), ori_shape=(64, 64), scale_factor=(1., 1.)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[8., 8, 20, 20], [30, 30, 39, 38]])[:boxes],
+            labels=torch.zeros(boxes, dtype=int))
+        sample.ignored_instances = InstanceData(
+            bboxes=torch.tensor([[40., 4, 50, 14]]))
+        samples.append(sample)
+    images = [torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)] * 2
+    data = built.data_preprocessor(
+        dict(inputs=images, data_samples=samples), True)
+    parsed, _ = built.parse_losses(built(**data, mode='loss'))
+    parsed.backward()
+    assert torch.isfinite(parsed)
+    moved = [name for name, p in built.named_parameters()
+             if p.grad is not None and p.grad.abs().sum() > 0]
+    assert any('backbone' in name for name in moved)
+    assert any('rpn_head' in name for name in moved)
