@@ -19,12 +19,17 @@ from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.ct_slices.dataset import CTSliceDataset, PositiveShareSampler
 from projects.ct_slices.detector import CTSliceDetector
 from projects.ct_slices.merge import SliceMerger
-from projects.ct_slices.transforms import CropSlice, LoadCTSlices, PackCTScan
+from projects.ct_slices.transforms import (
+    CropSlice,
+    LoadCTSlices,
+    PackCTScan,
+    TurnSlice,
+)
 
 __all__ = [
     'BFloat16OptimWrapper', 'CTSliceDataset', 'CTSliceDetector',
     'ClassCheckHook', 'CropSlice', 'DrawBoxesHook', 'Indication2DMetric',
     'Indication3DMetric', 'LoadCTSlices', 'PackCTScan', 'PatientsSeenHook',
     'PlainCheckpointHook', 'PositiveShareSampler', 'ProgressBarHook',
-    'RangeCheckHook', 'SliceMerger'
+    'RangeCheckHook', 'SliceMerger', 'TurnSlice'
 ]

@@ -12,7 +12,7 @@ import projects.ct_slices  # noqa: F401  registers everything
 from projects.core import geometry
 from projects.core.files import DataError
 from projects.ct_slices.dataset import PositiveShareSampler
-from projects.ct_slices.transforms import CropSlice
+from projects.ct_slices.transforms import CropSlice, TurnSlice
 from tests.helpers.slices import SHAPE, make_slice_set
 
 SCAN = [dict(type='LoadCTSlices'), dict(type='PackCTScan')]
@@ -180,6 +180,25 @@ def test_a_crop_may_be_larger_than_its_slice():
         gt_bboxes_labels=np.zeros(1, int), gt_ignore_flags=np.zeros(1, bool)))
     # A finding that is larger fills the crop, about its middle.
     assert found['gt_bboxes'].tensor.tolist() == [[0, 0, 10, 10]]
+
+
+def test_a_turned_slice_has_its_boxes_where_they_belong():
+    from mmdet.structures.bbox import HorizontalBoxes
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[4:9, 6:18] = 200
+    seen = set()
+    for _ in range(40):
+        found = TurnSlice()(dict(img=image, gt_bboxes=HorizontalBoxes(
+            torch.tensor([[6., 4., 18., 9.]]))))
+        x1, y1, x2, y2 = found['gt_bboxes'].tensor[0].int().tolist()
+        assert (found['img'][y1:y2, x1:x2] == 200).all()
+        assert (x2 - x1) * (y2 - y1) * 3 == (found['img'] > 0).sum()
+        assert found['img_shape'] == found['img'].shape[:2]
+        seen.add((x1, y1, x2, y2))
+    assert len(seen) == 4
+    empty = TurnSlice()(dict(img=image, gt_bboxes=HorizontalBoxes(
+        torch.zeros(0, 4))))
+    assert len(empty['gt_bboxes']) == 0
 
 
 @pytest.mark.parametrize('scale', [1., 2.])

@@ -21,7 +21,7 @@ NAME = ('configs/ct_slices/'
         'faster-rcnn_small_neighbours_3000i_quick-v2-slices.py')
 # Crops of 32 px, and the only split that the tests' set has.
 SMALL = [
-    'train_dataloader.dataset.pipeline.3.size=32',
+    'train_dataloader.dataset.pipeline.2.size=32',
     'train_dataloader.batch_size=4', 'default_hooks.logger.interval=1',
     *(f'{name}_dataloader.dataset.ann_file=lidc_infos_train.pkl'
       for name in ('val', 'test')),

@@ -14,10 +14,10 @@ crop = 128  # px of 1 mm
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmdet.LoadAnnotations', with_bbox=True),
-    dict(type='mmdet.Rotate', prob=.5, max_mag=15., img_border_value=0),
     dict(type='CropSlice', size=crop),
-    dict(type='mmdet.RandomFlip', prob=[.25, .25, .25],
-         direction=['horizontal', 'vertical', 'diagonal']),
+    # Any other rotation makes boxes larger than what they are round.
+    dict(type='TurnSlice'),
+    dict(type='mmdet.RandomFlip', prob=.5, direction='horizontal'),
     dict(type='mmdet.Brightness', prob=.5, min_mag=.85, max_mag=1.15),
     dict(type='mmdet.Contrast', prob=.5, min_mag=.85, max_mag=1.15),
     dict(type='mmdet.Resize', scale_factor=scale),

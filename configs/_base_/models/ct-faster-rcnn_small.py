@@ -1,7 +1,7 @@
 # Faster R-CNN that trains from scratch on a CPU: a ResNet-18 of half the
-# channels and three stages, FPN of strides 4 to 16, anchors from 6 px. A run
-# config gives what its data set says.
-strides = [4, 8, 16]
+# channels and three stages, FPN of strides 4 to 32, anchors of 6 to 109 px, at
+# pixels of 0.5 mm 3 to 54 mm. A run config gives what its data set says.
+strides = [4, 8, 16, 32]
 nms = dict(type='nms', iou_threshold=.5)
 coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4)
 assigner = dict(type='MaxIoUAssigner', ignore_iof_thr=.5)
@@ -18,7 +18,7 @@ model = dict(
             type='ResNet', depth=18, base_channels=32, num_stages=3,
             strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2)),
         neck=dict(type='FPN', in_channels=[32, 64, 128], out_channels=48,
-                  num_outs=3),
+                  num_outs=4),
         rpn_head=dict(
             type='RPNHead', in_channels=48, feat_channels=48,
             anchor_generator=dict(
