@@ -1,6 +1,6 @@
 """An mmdet detector of slices; of a scan, its boxes merged to 3D."""
 
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmdet.structures import DetDataSample
@@ -16,12 +16,18 @@ from projects.ct_slices.merge import SliceMerger
 __all__ = ['CTSliceDetector']
 
 
+def _identity(features):
+    return features
+
+
 @MODELS.register_module()
 class CTSliceDetector(BaseModel):
     """Any 2D detector of mmdet on CT slices.
 
     It is trained on slices as mmdet trains it. In a test it sees all slices
-    of a scan, and its boxes are merged to boxes of the scan.
+    of a scan, and its boxes are merged to boxes of the scan. Under autocast
+    (``--amp``) backbone and neck run in half precision, heads in float32,
+    which mmcv's operators need on a CPU.
 
     Args:
         detector_2d (dict): The mmdet detector.
@@ -39,6 +45,8 @@ class CTSliceDetector(BaseModel):
         super().__init__(data_preprocessor, init_cfg)
         # mmdet's parts look their own parts up in mmdet's scope.
         self.detector_2d = MODELS.build(dict(detector_2d, _scope_='mmdet'))
+        # loss() and predict() of mmdet start from our features.
+        self.detector_2d.extract_feat = _identity
         self.merge = SliceMerger(**(merge or {}))
         self.slice_chunk = slice_chunk
 
@@ -47,7 +55,16 @@ class CTSliceDetector(BaseModel):
     def forward(self, inputs: Tensor, data_samples: Optional[list] = None,
                 mode: str = 'tensor'):
         """As mmdet's, of slices (N, 3, H, W)."""
-        return self.detector_2d(inputs, data_samples, mode)
+        features = self.extract_feat(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.detector_2d(features, data_samples, mode)
+
+    def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
+        """Backbone and neck, in float32 whatever they ran in."""
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return tuple(
+            feature.float() for feature in type(self.detector_2d).extract_feat(
+                self.detector_2d, inputs))
 
     def test_step(self, data: dict) -> List[Det3DDataSample]:
         """Find boxes in scans.
@@ -98,8 +115,7 @@ class CTSliceDetector(BaseModel):
                     DetDataSample(metainfo=dict(
                         img_id=start + i, img_shape=shape, ori_shape=shape,
                         scale_factor=(1., 1.))) for i in range(len(chunk))]))
-            for i, result in enumerate(self.detector_2d.predict(
-                    batch['inputs'], batch['data_samples'], rescale=False)):
+            for i, result in enumerate(self(**batch, mode='predict')):
                 found = result.pred_instances.cpu()
                 parts['bboxes'].append(found.bboxes.float())
                 parts['scores'].append(found.scores.float())

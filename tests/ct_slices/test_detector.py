@@ -191,3 +191,17 @@ def test_a_step_with_and_without_boxes(boxes):
              if p.grad is not None and p.grad.abs().sum() > 0]
     assert any('backbone' in name for name in moved)
     assert any('rpn_head' in name for name in moved)
+
+
+def test_half_precision_finds_the_same(root):
+    built, item = model(), scans(root)[0]
+    plain, = built.test_step(pseudo_collate([item]))
+    with torch.autocast('cpu', torch.bfloat16):
+        half, = built.test_step(pseudo_collate([item]))
+    assert half.pred_instances.scores.dtype == torch.float32
+    assert len(half.pred_instances) == len(plain.pred_instances) > 0
+    best = plain.pred_instances.scores.argmax()
+    near = half.pred_instances.view_ids == plain.pred_instances.view_ids[best]
+    away = (half.pred_instances.bboxes[near]
+            - plain.pred_instances.bboxes[best]).abs().amax(1)
+    assert away.min() < 4
