@@ -76,7 +76,7 @@ def test_it_learns_to_find_balls(trained, tested):
     assert np.mean(values[-10:]) < .6 * np.mean(values[:10])
     assert tested['num_scans'] == 4 and tested['num_gt'] == 5
     assert tested['mAP_3d'] > .5 and tested['CPM'] > .5
-    assert tested['2d']['AP50'] > .3
+    assert tested['2d']['recall'] > .2
     assert list(tested['2d']['recall_per_view']) == ['slices']
     assert tested['source']['patients_seen_in_training'] == 4
     pictures = sorted(p.stem for p in (trained / 'pictures').glob('*.png'))
