@@ -293,7 +293,8 @@ def test_a_schedule_has_one_length_and_a_set_one_place(path):
     schedule = path.stem.split('_')[-2]
     assert schedule.endswith((f'{number}i', f'{number}e'))
     typed = [n for f in files for n in ast.walk(ast.parse(f.read_text()))
-             if isinstance(n, ast.Constant) and n.value == number]
+             if isinstance(n, ast.Constant) and n.value == number
+             and isinstance(n.value, int)]
     assert len(typed) == 1
     for scheduler in cfg.param_scheduler[1:]:
         assert 'end' not in scheduler

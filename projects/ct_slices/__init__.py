@@ -16,6 +16,7 @@ from projects.core.engine.hooks import (
 from projects.core.engine.precision import BFloat16OptimWrapper
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
+from projects.ct_slices.backbone import EfficientNetV2S
 from projects.ct_slices.dataset import CTSliceDataset, PositiveShareSampler
 from projects.ct_slices.detector import CTSliceDetector
 from projects.ct_slices.merge import SliceMerger
@@ -28,8 +29,8 @@ from projects.ct_slices.transforms import (
 
 __all__ = [
     'BFloat16OptimWrapper', 'CTSliceDataset', 'CTSliceDetector',
-    'ClassCheckHook', 'CropSlice', 'DrawBoxesHook', 'Indication2DMetric',
-    'Indication3DMetric', 'LoadCTSlices', 'PackCTScan', 'PatientsSeenHook',
-    'PlainCheckpointHook', 'PositiveShareSampler', 'ProgressBarHook',
-    'RangeCheckHook', 'SliceMerger', 'TurnSlice'
+    'ClassCheckHook', 'CropSlice', 'DrawBoxesHook', 'EfficientNetV2S',
+    'Indication2DMetric', 'Indication3DMetric', 'LoadCTSlices', 'PackCTScan',
+    'PatientsSeenHook', 'PlainCheckpointHook', 'PositiveShareSampler',
+    'ProgressBarHook', 'RangeCheckHook', 'SliceMerger', 'TurnSlice'
 ]

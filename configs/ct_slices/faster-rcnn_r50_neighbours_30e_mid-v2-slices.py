@@ -1,0 +1,6 @@
+_base_ = [
+    '../_base_/models/ct-faster-rcnn_r50.py', '../_base_/schedules/ct-30e.py',
+    '../_base_/datasets/mid-v2-slices.py'
+]
+
+# Document 002: Faster R-CNN with ResNet-50.

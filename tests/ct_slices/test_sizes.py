@@ -1,0 +1,121 @@
+"""The sizes of document 002: they are built, and take a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+import projects.ct_slices  # noqa: F401  registers everything
+from projects.core.engine.configs import build_runner, load_config
+from projects.ct_slices.backbone import EfficientNetV2S
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / 'configs/ct_slices').glob('*_30e_*.py'))
+
+
+def batch(boxes, size=64):
+    samples = []
+    for _ in range(2):
+        sample = DetDataSample(metainfo=dict(
+            img_shape=(size, size), ori_shape=(size, size),
+            scale_factor=(1., 1.)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[8., 8, 20, 20]] * boxes).reshape(-1, 4),
+            labels=torch.zeros(boxes, dtype=int))
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
+        samples.append(sample)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8,
+                           generator=generator)
+    return dict(inputs=list(images), data_samples=samples)
+
+
+def built(path):
+    cfg = Config.fromfile(path)
+    cfg.model.detector_2d.backbone.init_cfg = None  # no hub in a test
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    return cfg, model
+
+
+def test_there_are_six():
+    kinds = {tuple(path.stem.split('_')[:2]) for path in CONFIGS}
+    assert kinds == {(detector, backbone)
+                     for detector in ('faster-rcnn', 'retinanet')
+                     for backbone in ('r50', 'mobilenet-v2',
+                                      'efficientnet-v2-s')}
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_a_papers_size_takes_a_step(path):
+    cfg, model = built(path)
+    assert cfg.train_dataloader.batch_size == 8
+    assert cfg.optim_wrapper.optimizer.lr == 1e-4
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    values = []
+    for _ in range(2):
+        data = model.data_preprocessor(batch(1), True)
+        loss, _ = model.parse_losses(model(**data, mode='loss'))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert all(0 < value < 1e4 for value in values)
+    touched = [name for name, p in model.named_parameters()
+               if p.grad is not None and p.grad.abs().sum() > 0]
+    assert any('backbone' in name for name in touched)
+    model.eval()
+    found = model.detect_2d(torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+    assert found.bboxes.shape[1] == 4 and len(found.scores) <= 60
+
+
+def test_a_batch_without_boxes():
+    for path in CONFIGS:
+        if 'mobilenet' in path.stem:
+            model = built(path)[1].train()
+            data = model.data_preprocessor(batch(0), True)
+            loss, _ = model.parse_losses(model(**data, mode='loss'))
+            loss.backward()
+            assert torch.isfinite(loss)
+
+
+def test_efficientnet_v2_s_is_the_papers():
+    """Its table 4 and its number of parameters, 21.5 M with the last
+    convolution (256 to 1280) and the classifier of 1000."""
+    model = EfficientNetV2S(out_indices=range(6))
+    maps = model(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape[1:]) for m in maps] == [
+        (24, 32, 48), (48, 16, 24), (64, 8, 12), (128, 4, 6), (160, 4, 6),
+        (256, 2, 3)]
+    own = sum(p.numel() for p in model.parameters())
+    rest = 256 * 1280 + 2 * 1280 + 1280 * 1000 + 1000
+    assert own + rest == 21_458_488
+    assert len(EfficientNetV2S(out_indices=(1, 2)).stages) == 3
+    kept = EfficientNetV2S(norm_eval=True).train()
+    norms = [m for m in kept.modules()
+             if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and not any(m.training for m in norms)
+    assert kept.stages[0].training
+
+
+def test_early_stopping_counts_validations(tmp_path):
+    cfg = load_config(str(CONFIGS[0]), {
+        'model.detector_2d.backbone.init_cfg': None})
+    cfg.work_dir = str(tmp_path)
+    hooks = [h for h in cfg.custom_hooks if h.type == 'EarlyStoppingHook']
+    assert len(hooks) == 1 and len(cfg.custom_hooks) > 4
+    # Ten epochs without a gain are over at the fourth validation of three.
+    assert hooks[0].patience == -(-10 // cfg.train_cfg.val_interval)
+    for name in ('train', 'val', 'test'):
+        cfg[f'{name}_dataloader'] = None
+    for name in ('train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper',
+                 'param_scheduler', 'val_evaluator', 'test_evaluator'):
+        cfg[name] = None
+    runner = build_runner(cfg)
+    assert any(type(h).__name__ == 'EarlyStoppingHook' for h in runner.hooks)
