@@ -1,12 +1,14 @@
 """Train variants and baselines for as long, test, tabulate.
 
     python benchmarks/ablation.py [VARIANT ...] [--iters 1000 | --minutes 30]
+    python benchmarks/ablation.py --family slices
 
 Each variant is a config with some options changed, trained by
 ``tools/train.py`` and tested by ``tools/test.py`` on the validation split. As
 long means as many iterations, or as many minutes: then each variant first
-trains for 30 iterations that tell how many fit in. A variant that was finished
-is not run again; the table holds all that are.
+trains for 30 iterations that tell how many fit in. A schedule of epochs has
+its own length. A variant that was finished is not run again; the table holds
+all that are.
 """
 
 import argparse
@@ -96,6 +98,32 @@ VARIANTS = {
     'PETR': ('configs/mv2d_xray/petr_small_700i_quick-v2.py', []),
 }
 
+SLICES = 'configs/ct_slices/{}_{}_neighbours_30e_mid-v2-slices.py'
+SMALL = ('configs/ct_slices/'
+         'faster-rcnn_small_neighbours_3000i_quick-v2-slices.py')
+_LARGE = 'train_dataloader.dataset.min_diameter=15.'  # mm
+# By family; the first variant of each is what the others are compared with.
+FAMILIES = {
+    'views': VARIANTS,
+    # Document 002 trains on the large nodules of one set, then on another's,
+    # or on that alone. Here the large ones and all are of one set.
+    'slices': {
+        'Faster R-CNN, small': (SMALL, []),
+        'large findings alone': (SMALL, [_LARGE]),
+        'large findings first, then all': (SMALL, []),
+    },
+    # Its six models, which need a GPU.
+    'slices-full': {
+        f'{kind}, {backbone}': (SLICES.format(a, b), [])
+        for a, kind in (('faster-rcnn', 'Faster R-CNN'),
+                        ('retinanet', 'RetinaNet'))
+        for b, backbone in (('r50', 'ResNet-50'),
+                            ('mobilenet-v2', 'MobileNetV2'),
+                            ('efficientnet-v2-s', 'EfficientNetV2-S'))},
+}
+# What a variant starts from; both together take as long as any other.
+STARTS = {'large findings first, then all': 'large findings alone'}
+
 
 def slug(name: str) -> str:
     """A variant's name as a folder's."""
@@ -108,19 +136,34 @@ def run(*command: str) -> None:
         sys.exit(f'ablation: {" ".join(command)} failed')
 
 
+def variant(name: str) -> tuple:
+    """Config and what is changed in it."""
+    return next(family[name] for family in FAMILIES.values()
+                if name in family)
+
+
 def train(name: str, iters: int, folder: Path, data_root: str) -> None:
     """Train a variant, or go on with it."""
-    config, changes = VARIANTS[name]
+    config, changes = variant(name)
+    if not config.split('_')[-2].endswith('e'):  # epochs
+        half = name in (*STARTS, *STARTS.values())
+        changes = [*changes, f'train_cfg.max_iters={iters // (1 + half)}']
+    if name in STARTS:
+        start = folder.parent / slug(STARTS[name]) / 'last_checkpoint'
+        if not start.exists():
+            sys.exit(f'ablation: {name}: expected "{STARTS[name]}" to be '
+                     'trained before, found no checkpoint of it')
+        changes = [*changes, f'load_from={start.read_text().strip()}']
     run('tools/train.py', config, '--work-dir', str(folder), '--resume',
         *(['--data-root', data_root] if data_root else []), '--cfg-options',
-        *changes, f'train_cfg.max_iters={iters}',
+        *changes,
         # Often enough for the shortest.
         'default_hooks.logger.interval=5')
 
 
 def test(name: str, folder: Path, data_root: str, split: str) -> None:
     """Leave the split's results in a variant's folder."""
-    config, changes = VARIANTS[name]
+    config, changes = variant(name)
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
         *(['--data-root', data_root] if data_root else []), '--split', split,
@@ -151,12 +194,13 @@ def seconds_per_iteration(folder: Path) -> float:
     return statistics.median(times)
 
 
-def table(out_dir: Path, split: str, against: str) -> str:
-    """Markdown of all variants with results on a split, and what they have
-    more than one of them."""
+def table(out_dir: Path, split: str, against: str,
+          family: str = 'views') -> str:
+    """Markdown of all variants of a family with results on a split, and what
+    they have more than one of them."""
     results = {
         name: load_results(results_of(out_dir / slug(name), split))
-        for name in VARIANTS
+        for name in FAMILIES[family]
         if results_of(out_dir / slug(name), split).exists()
     }
     rows, sizes = [], []
@@ -189,22 +233,29 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Run what was asked for, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('variants', nargs='*', metavar='VARIANT',
-                        help='default: all; ' + '; '.join(VARIANTS))
+                        help='default: all of the family; '
+                        + '; '.join(VARIANTS))
+    parser.add_argument('--family', default='views', choices=FAMILIES,
+                        help='X-ray views, or CT slices, small or as large as '
+                        'the document\'s (default: %(default)s)')
     length = parser.add_mutually_exclusive_group()
     length.add_argument('--iters', type=int, default=1000)
     length.add_argument('--minutes', type=float)
     parser.add_argument('--split', default='val', choices=('val', 'test'),
                         help='what is tested on: test is for final tables')
-    parser.add_argument('--against', default='volume', metavar='VARIANT',
+    parser.add_argument('--against', metavar='VARIANT',
                         help='what the others are compared with, scan by '
-                        'scan (default: %(default)s)')
+                        'scan (default: volume; of slices the first)')
     parser.add_argument('--data-root', default='')
     parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
     args = parser.parse_args(argv)
-    names = args.variants or list(VARIANTS)
-    for name in (*names, args.against):
-        if name not in VARIANTS:
-            parser.error(f'variant: expected one of {", ".join(VARIANTS)}; '
+    known = FAMILIES[args.family]
+    names = args.variants or list(known)
+    against = args.against or ('volume' if known is VARIANTS
+                               else next(iter(known)))
+    for name in (*names, against):
+        if name not in known:
+            parser.error(f'variant: expected one of {", ".join(known)}; '
                          f'found {name}')
     out_dir = ROOT / args.out_dir
     iters = dict.fromkeys(names, args.iters)
@@ -223,7 +274,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             if not any(folder.glob('results_*.json')):
                 train(name, iters[name], folder, args.data_root)
             test(name, folder, args.data_root, args.split)
-    print(table(out_dir, args.split, args.against))
+    print(table(out_dir, args.split, against, args.family))
 
 
 if __name__ == '__main__':

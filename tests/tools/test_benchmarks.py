@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import ablation
 import edges
@@ -37,6 +38,54 @@ def test_variant_builds(name):
         'XRayInsertNodules')
     assert cfg.train_dataloader.dataset.pipeline[1].type == 'XRayViewDropout'
     MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('name', [
+    name for family in ('slices', 'slices-full')
+    for name in ablation.FAMILIES[family]])
+def test_variant_of_slices_builds(name):
+    config, options = ablation.variant(name)
+    command = [str(ROOT / config)]
+    command += ['--cfg-options', *options] if options else []
+    cfg = config_of(argument_parser('').parse_args(command))
+    assert cfg.train_dataloader.dataset.type == 'CTSliceDataset'
+    assert cfg.train_dataloader.dataset.min_diameter == (
+        15. if name == 'large findings alone' else 5.)
+    cfg.model.detector_2d.backbone.init_cfg = None
+    MODELS.build(cfg.model)
+
+
+def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
+    """Two stages together take as long as one; epochs keep their length."""
+    calls = []
+
+    def called(*command):
+        calls.append(command)
+        folder = Path(command[command.index('--work-dir') + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'last_checkpoint').write_text(f'{folder.name}.pth')
+        if 'test.py' in command[0]:
+            dump_json(load_json(ROOT / 'tests/core/results.json'),
+                      command[command.index('--out') + 1])
+    monkeypatch.setattr(ablation, 'run', called)
+    monkeypatch.setattr(ablation, 'seconds_per_iteration', lambda path: 1.)
+    ablation.main(['--family', 'slices', '--iters', '1000', '--out-dir',
+                   str(tmp_path)])
+    trained = [set(c) for c in calls if 'train.py' in c[0]]
+    assert len(trained) == 3
+    assert 'train_cfg.max_iters=1000' in trained[0]
+    assert {'train_cfg.max_iters=500', 'train_dataloader.dataset.min_diameter'
+            '=15.'} <= trained[1]
+    assert {'train_cfg.max_iters=500',
+            'load_from=large-findings-alone.pth'} <= trained[2]
+    calls.clear()
+    ablation.main(['--family', 'slices-full', '--out-dir', str(tmp_path)])
+    trained = [c for c in calls if 'train.py' in c[0]]
+    assert len({c[1] for c in trained}) == 6
+    assert not any('max_iters' in word for c in trained for word in c)
+    with pytest.raises(SystemExit, match='expected "large findings alone"'):
+        ablation.main(['large findings first, then all', '--family', 'slices',
+                       '--out-dir', str(tmp_path / 'other')])
 
 
 def test_table_holds_what_was_finished(tmp_path):
