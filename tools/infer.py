@@ -12,10 +12,11 @@ from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
 from mmengine.dataset import Compose, pseudo_collate
 
 from projects.core.boxes import gravity_boxes
-from projects.core.drawing import draw_views
+from projects.core.drawing import draw_views, shown_views
 from projects.core.engine.checkpoints import (
     class_names,
     load_model,
+    warn_of_other_slices,
     warn_of_other_views,
 )
 from projects.core.engine.command_line import (
@@ -25,6 +26,8 @@ from projects.core.engine.command_line import (
 )
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
+from projects.core.files import DataError, load_json
+from projects.core.infos import SCHEMA_VERSION, validate_infos
 from projects.core.results import dump_boxes
 from projects.core.rig import Rig
 
@@ -32,14 +35,19 @@ from projects.core.rig import Rig
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argparse.ArgumentParser(
-        description='Find 3D boxes in the X-ray views of one object')
+        description='Find 3D boxes in the X-ray views of one object, or in '
+        'the slices of a CT')
     parser.add_argument('config', help='config file (a trusted program)')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--images', nargs='+', required=True, type=Path,
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        '--scan', type=Path, help='for models of CT slices: record of a scan '
+        'of a converted set of slices (scans/<scan>.json)')
+    what.add_argument(
+        '--images', nargs='+', type=Path,
         help='one image per view in the order of the rig, or a folder whose '
         'images are named as the views (CAM_00.png)')
-    parser.add_argument('--rig', required=True, help='rig.json')
+    parser.add_argument('--rig', help='rig.json of --images')
     parser.add_argument('--out', required=True, help='boxes as JSON')
     parser.add_argument('--show', help='picture of all views with the boxes')
     parser.add_argument('--score-thr', type=float, default=.1,
@@ -82,20 +90,72 @@ def find_images(given: List[Path], rig: Rig) -> List[Path]:
     return given
 
 
+def read_views(args: argparse.Namespace) -> tuple:
+    """Images by name of the views that the arguments name, the rig's content
+    and None, see :func:`read_scan`.
+
+    Raises:
+        UserError: There is no rig, or see :func:`find_images`.
+    """
+    if not args.rig:
+        raise UserError('--rig: expected rig.json of --images, found none')
+    try:
+        rig = Rig.load(args.rig)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return {
+        view.name: dict(
+            img_path=str(path), height=view.height, width=view.width,
+            cam2img=view.cam2img, lidar2cam=view.ct2cam,
+            lidar2img=view.ct2img)
+        for view, path in zip(rig.views, find_images(args.images, rig))
+    }, rig.to_dict(), None
+
+
+def read_scan(path: Path) -> tuple:
+    """Images by name of a scan of a set of slices, None in place of a rig,
+    and how the set's slices were made.
+
+    Raises:
+        DataError: It is no such record.
+    """
+    record, root = load_json(path), path.resolve().parent.parent
+    if not isinstance(record, dict):
+        raise DataError(f'{path}: expected the record of a scan, as '
+                        'scans/<scan>.json of a converted set, found another '
+                        'file')
+    # What is known to be in it is of no use here.
+    record = dict(record, instances=[], cam_instances={})
+    validate_infos(dict(metainfo=dict(
+        schema_version=SCHEMA_VERSION, units='mm', classes=['indication']),
+        data_list=[record]), str(path))
+    images = {name: dict(image, img_path=str(root / image['img_path']))
+              for name, image in record['images'].items()}
+    if not images or any('thickness' not in i for i in images.values()):
+        raise DataError(f'{path}: field "images": expected CT slices, found '
+                        + ('X-ray views' if images else 'none'))
+    return images, None, load_json(root / 'options.json').get('slices')
+
+
 @one_sentence
 def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, predict, write."""
     args = parse_args(argv)
     check_outputs(args, 'out', 'show')
     cfg = load_config(args.config)
-    try:
-        rig = Rig.load(args.rig)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    paths = find_images(args.images, rig)
+    sliced = any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
+    if sliced != bool(args.scan):
+        raise UserError(f'{args.config}: expected '
+                        + ('--scan, as its model takes CT slices, found '
+                           '--images' if sliced else
+                           '--images, as its model takes X-ray views, found '
+                           '--scan'))
+    images, rig, slices = (read_scan(args.scan) if args.scan
+                           else read_views(args))
     model, meta = load_model(cfg, args.checkpoint, args.device)
     classes = class_names(args.checkpoint, meta, model)
-    warn_of_other_views(args.checkpoint, meta, rig.to_dict())
+    warn_of_other_views(args.checkpoint, meta, rig)
+    warn_of_other_slices(args.checkpoint, meta, slices)
     steps = [dict(step) for step in cfg.test_pipeline]
     for step in steps:
         if step['type'] == 'LoadXRayViews':
@@ -104,13 +164,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                     step[name] = getattr(args, name)
     sample = dict(
         token=Path(args.out).stem, box_type_3d=LiDARInstance3DBoxes,
-        box_mode_3d=Box3DMode.LIDAR, images={
-            view.name: dict(
-                img_path=str(path), height=view.height, width=view.width,
-                cam2img=view.cam2img, lidar2cam=view.ct2cam,
-                lidar2img=view.ct2img)
-            for view, path in zip(rig.views, paths)
-        })
+        box_mode_3d=Box3DMode.LIDAR, images=images)
     packed = Compose([TRANSFORMS.build(step) for step in steps])(sample)
     with torch.no_grad():
         result = model.test_step(pseudo_collate([packed]))[0]
@@ -119,9 +173,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
     dump_boxes(args.out, boxes, found.scores_3d, found.labels_3d, classes)
     if args.show:
-        draw_views(packed['inputs']['img'][:, 0].numpy(),
-                   np.asarray(result.metainfo['ct2img']), args.show,
-                   names=[v.name for v in rig.views],
+        ct2img = np.asarray(result.metainfo['ct2img'])
+        rows, shown = shown_views(ct2img, boxes), packed['inputs']['img']
+        draw_views(shown[rows, shown.shape[1] // 2].numpy(), ct2img[rows],
+                   args.show, names=[list(images)[row] for row in rows],
                    scores=found.scores_3d.cpu().numpy(), prediction=boxes)
     print(f'{args.out}: {len(boxes)} boxes')
 

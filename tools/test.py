@@ -12,6 +12,7 @@ from projects.core.engine.checkpoints import (
     check_classes,
     inner_model,
     load_checkpoint,
+    warn_of_other_slices,
     warn_of_other_views,
     warn_of_seen_patients,
 )
@@ -100,6 +101,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     meta, tested = checkpoint.get('meta', {}), runner.test_dataloader.dataset
     check_classes(args.checkpoint, meta, tested.metainfo['classes'])
     warn_of_other_views(args.checkpoint, meta, tested.metainfo.get('rig'))
+    warn_of_other_slices(args.checkpoint, meta,
+                         tested.metainfo.get('slices'))
     seen = warn_of_seen_patients(args.checkpoint, meta, tested)
     runner.test()
     if args.out and runner.rank == 0:  # which alone has computed figures

@@ -111,6 +111,58 @@ def test_exports(trained, tested, root):
     assert 1 <= len(shown) < SHAPE[2]
 
 
+def infer(trained, out, *more):
+    return tool('infer.py', NAME, trained / 'iter_120.pth', '--out', out,
+                *more)
+
+
+def test_one_scan_without_truth(trained, tested, root, tmp_path):
+    out, picture = tmp_path / 'boxes.json', tmp_path / 'slices.png'
+    done = infer(trained, out, '--scan', root / 'scans/LIDC-IDRI-0000.json',
+                 '--score-thr', '0', '--show', picture)
+    assert done.returncode == 0, done.stderr
+    found = load_json(out)['boxes']
+    scan = next(s for s in tested['scans'] if s['token'] == 'LIDC-IDRI-0000')
+    assert len(found) == len(scan['predictions']) > 0
+    for one, other in zip(found, scan['predictions']):
+        assert one['score'] == pytest.approx(other['score'], abs=1e-5)
+        np.testing.assert_allclose(one['bbox_3d'], other['bbox_3d'],
+                                   atol=2e-3)
+    assert found[0]['class_name'] == 'nodule'
+    assert picture.stat().st_size > 1000
+
+
+def test_slices_of_another_kind_are_noticed(trained, tmp_path):
+    root = make_slice_set(tmp_path / 'set', numbers=[0], spacing=2.,
+                          window=(-500., 500.))
+    done = infer(trained, tmp_path / 'boxes.json', '--scan',
+                 root / 'scans/LIDC-IDRI-0000.json')
+    assert done.returncode == 0
+    text = done.stdout + done.stderr
+    assert 'expected slices as it was trained on' in text
+    assert 'spacing None (found 2.0)' in text and 'window' in text
+    assert 'channels' not in text
+
+
+@pytest.mark.parametrize('content, text', [
+    ('[]', 'expected the record of a scan'),
+    ('{}', 'field "token": expected a string'),
+    ('{"token": "a", "images": {}}', 'expected CT slices, found none')])
+def test_what_is_no_scan_is_refused(trained, tmp_path, content, text):
+    (tmp_path / 'scans').mkdir()
+    record = tmp_path / 'scans/a.json'
+    record.write_text(content)
+    done = infer(trained, tmp_path / 'boxes.json', '--scan', record)
+    assert text in error_of(done)
+    assert not (tmp_path / 'boxes.json').exists()
+
+
+def test_views_are_not_taken_for_slices(trained, sphere_root, tmp_path):
+    done = infer(trained, tmp_path / 'boxes.json', '--images', sphere_root,
+                 '--rig', sphere_root / 'rig.json')
+    assert 'expected --scan, as its model takes CT slices' in error_of(done)
+
+
 def test_a_set_of_views_is_refused(sphere_root, trained):
     done = tool('test.py', NAME, trained / 'iter_120.pth', '--data-root',
                 sphere_root, options=SMALL)

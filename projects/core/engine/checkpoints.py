@@ -17,11 +17,15 @@ from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import config_errors, config_of, select_split
 from projects.core.rig import Rig
 
+# What a slice looks like.
+_OF_SLICES = ('channels', 'slab_mm', 'window', 'spacing', 'mask_lungs',
+              'clahe')
+
 __all__ = [
     'allow_checkpoint_types', 'check_checkpoint', 'check_classes',
     'class_counts', 'class_names', 'inner_model', 'load_checkpoint',
     'load_for_split', 'load_model', 'patients_of', 'seen_patients',
-    'warn_of_other_views', 'warn_of_seen_patients'
+    'warn_of_other_slices', 'warn_of_other_views', 'warn_of_seen_patients'
 ]
 
 
@@ -203,6 +207,29 @@ def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
             f'{expected:.2f} mm at the isocentre, found {found:.2f} mm: its '
             'figures do not hold for these', logger='current',
             level=logging.WARNING)
+
+
+def warn_of_other_slices(path: str, meta: dict,
+                         slices: Optional[dict]) -> None:
+    """Log a warning where a model meets CT slices that it cannot know, made
+    with other channels, slabs, grey window, pixels or contrast.
+
+    Args:
+        path (str): Checkpoint, for the message.
+        meta (dict): What it says of itself.
+        slices (dict, optional): How the slices to come were made, as a set's
+            ``options.json`` says.
+    """
+    trained = meta.get('dataset_meta', {}).get('slices')
+    if not trained or not slices:
+        return
+    others = [f'{key} {trained.get(key)} (found {slices.get(key)})'
+              for key in _OF_SLICES if trained.get(key) != slices.get(key)]
+    if others:
+        print_log(
+            f'{path}: expected slices as it was trained on, with '
+            f'{", ".join(others)}: its figures do not hold for these',
+            logger='current', level=logging.WARNING)
 
 
 # ------------------------------------------------------------------ patients
