@@ -4,6 +4,7 @@
     python benchmarks/speed.py load CONFIG        scans from disk
     python benchmarks/speed.py train CONFIG       a training step
     python benchmarks/speed.py infer CONFIG       boxes of one scan
+    python benchmarks/speed.py slices CONFIG ...  a step of detectors of slices
     python benchmarks/speed.py correlate          RoIs of 10, 20 and 40 views
 
 Times are medians without the first runs, memory is the peak of a process that
@@ -13,6 +14,7 @@ them: the dearest case. ``--out`` leaves all figures as JSON.
 
 import argparse
 import contextlib
+import copy
 import os
 import time
 from functools import partial
@@ -25,6 +27,7 @@ import cv2
 import numpy as np
 import torch
 from measure import in_process, median_seconds, peak_mb, show
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet3d.registry import DATASETS, MODELS
 from mmdet3d.structures import LiDARInstance3DBoxes
@@ -32,6 +35,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from projects.core import geometry
@@ -277,6 +281,59 @@ def step(args) -> None:
          threads=args.threads, gpu_gb=args.gpu_gb)
 
 
+# --------------------------------------------------------------------- slices
+def slices_once(path: str, size: int, batch: int, amp: bool, repeats: int,
+                device: str) -> Dict:
+    """Time and memory of a training step on slices of noise, one finding in
+    each."""
+    cfg = load_config(path)
+    init_default_scope('mmdet3d')
+    cfg.model.detector_2d.backbone.pop('init_cfg', None)
+    if amp:
+        use_half_precision(cfg)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).to(device).train()
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    samples = []
+    for _ in range(batch):
+        sample = DetDataSample(metainfo=dict(
+            img_shape=(size, size), ori_shape=(size, size),
+            scale_factor=(1., 1.)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.tensor([[20., 20., 32., 30.]]),
+            labels=torch.zeros(1, dtype=int))
+        sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
+        samples.append(sample)
+    images = list(torch.randint(0, 255, (batch, 3, size, size),
+                                dtype=torch.uint8))
+    seconds = median_seconds(
+        lambda: model.train_step(dict(
+            inputs=images, data_samples=copy.deepcopy(samples)), wrapper),
+        repeats, device)
+    return dict(seconds=seconds, peak_mb=peak_mb(device),
+                million_parameters=sum(
+                    p.numel() for p in model.parameters()) / 1e6)
+
+
+def slices(args) -> None:
+    """Detectors of slices side by side; an epoch is extrapolated from a
+    step."""
+    rows = []
+    for path in args.configs:
+        for amp in (False, True):
+            row = in_process(slices_once, path, args.image_size, args.batch,
+                             amp, args.repeats, args.device,
+                             threads=args.threads)
+            rows.append(dict(
+                config=Path(path).stem + ', --amp' * amp, **row,
+                epoch_hours=row['seconds'] * args.epoch / args.batch / 3600))
+    show(rows, ['config', 'million_parameters', 'seconds', 'peak_mb',
+                'epoch_hours'],
+         args.out, command=args.command, image_size=args.image_size,
+         batch=args.batch, epoch=args.epoch, device=args.device,
+         threads=args.threads)
+
+
 # ------------------------------------------------------------------ correlate
 def per_pair(rois, views, cam2img, ct2img, bounds, num_depths):
     """Box correlation as a loop over pairs of boxes."""
@@ -380,6 +437,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         sub.add_argument('--warm-up', type=int, default=2)
         sub.add_argument('--gpu-gb', type=float, help='GiB of the GPU that '
                          'ours may use, to stand for a smaller one')
+    of_slices = commands.add_parser('slices', parents=[shared])
+    of_slices.add_argument('configs', nargs='+')
+    of_slices.add_argument('--batch', type=int, default=8)
+    of_slices.add_argument('--epoch', type=int, default=10000,
+                           help='slices in an epoch (default: %(default)s)')
     of_correlate = commands.add_parser('correlate', parents=[shared])
     of_correlate.add_argument('--rois', type=int, default=20,
                               help='RoIs of each view')
@@ -392,7 +454,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Measure, print, write."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    dict(render=render, load=load, train=step, infer=step,
+    dict(render=render, load=load, train=step, infer=step, slices=slices,
          correlate=correlate)[args.command](args)
 
 

@@ -144,6 +144,17 @@ def rows_of(path, *command):
     return json.loads(path.read_text())['rows']
 
 
+def test_detectors_of_slices_side_by_side(tmp_path, capsys):
+    rows = rows_of(tmp_path / 'a.json', 'slices', ROOT / ablation.SMALL,
+                   '--image-size', 64, '--batch', 2, '--epoch', 7200)
+    assert [row['config'].endswith('--amp') for row in rows] == [False, True]
+    for row in rows:
+        assert row['seconds'] > 0 and row['peak_mb'] > 100
+        assert row['epoch_hours'] == pytest.approx(row['seconds'])
+        assert 1 < row['million_parameters'] < 5
+    assert '| config' in capsys.readouterr().out
+
+
 def test_correlation_is_compared_with_a_loop(tmp_path, capsys):
     # That both agree is asserted within.
     rows = rows_of(tmp_path / 'a.json', 'correlate', '--rois', 1,
