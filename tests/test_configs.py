@@ -175,8 +175,12 @@ def test_the_3d_metric_is_known_by_its_class():
 def test_2d_heads_that_were_idle_are_left_out(tmp_path):
     """Exactly these: all else that is not the model's is refused."""
     name = 'mv2d-xray_small_volume_600i_blade'
-    path = ROOT / f'checkpoints/{name}.pth'
-    held = load_checkpoint(str(path))['state_dict']
+    held, heads = (
+        load_checkpoint(str(ROOT / f'checkpoints/{n}.pth'))['state_dict']
+        for n in (name, 'triangulation_centernet_5400i_quick-v2'))
+    held = {**held, **{n: v for n, v in heads.items() if 'bbox_head' in n}}
+    path = tmp_path / 'with heads.pth'
+    torch.save(dict(state_dict=held), path)
     cfg = load(ROOT / f'configs/mv2d_xray/{name}.py')
     model, _ = load_model(cfg, str(path), 'cpu')
     assert not model.with_2d
@@ -187,7 +191,7 @@ def test_2d_heads_that_were_idle_are_left_out(tmp_path):
     for tensor, value in model.state_dict().items():
         torch.testing.assert_close(value, held[tensor])
 
-    def refused(changes, match, model=model):
+    def refused(changes, match, model=model, held=held):
         state = {k: v for k, v in {**held, **changes}.items()
                  if v is not None}
         torch.save(dict(state_dict=state), tmp_path / 'other.pth')
@@ -206,8 +210,10 @@ def test_2d_heads_that_were_idle_are_left_out(tmp_path):
     both = MODELS.build(load(next(
         p for p in CONFIGS if 'roi-volume_3400i_quick' in p.stem)).model)
     assert both.left_out == ()
-    refused({n: None for n in extra}, '12 missing', both)
-    refused({'detector_2d.rpn_head.weight': one}, 'and 1 unknown', both)
+    own = both.state_dict()
+    assert extra < set(own)
+    refused({n: None for n in extra}, '12 missing', both, own)
+    refused({'detector_2d.rpn_head.weight': one}, 'and 1 unknown', both, own)
 
 
 def test_a_2d_stage_is_not_switched_off():
