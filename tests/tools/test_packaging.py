@@ -100,7 +100,8 @@ def test_what_a_wheel_holds(installed):
     # All that the packages read beside their modules.
     for folder in ('projects', 'data_converters'):
         for path in (ROOT / folder).rglob('*.*'):
-            if path.is_file() and path.suffix not in ('.py', '.pyc'):
+            if path.is_file() and path.suffix != '.py' and (
+                    '__pycache__' not in path.parts):
                 assert (packages / path.relative_to(ROOT)).is_file(), path
     assert (packages / f'mv2d_xray-{__version__}.dist-info').is_dir()
 
