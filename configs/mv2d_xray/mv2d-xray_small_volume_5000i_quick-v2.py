@@ -3,7 +3,8 @@ _base_ = ['../_base_/datasets/quick-v2.py',
           '../_base_/schedules/cosine-iters.py',
           '../_base_/default_runtime.py']
 
-# All time goes into the volume. An hour and a half on one core with `--amp`.
+# All time goes into the volume. An hour and a half on one core with `--amp`,
+# if it does nothing else.
 model = dict(
     data_preprocessor=_base_.bands,
     detector_2d=dict(backbone=dict(in_channels=len(_base_.bands.mean))))
