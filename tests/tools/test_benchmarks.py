@@ -1,6 +1,7 @@
 """Benchmarks compare what they say, and leave what they print."""
 
 import csv
+import dataclasses
 import json
 import os
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ import edges
 import judge
 import nibabel
 import numpy as np
+import observer
 import pytest
 import speed
 import torch
@@ -20,9 +22,12 @@ from mmdet3d.registry import MODELS
 from mmengine.dataset import pseudo_collate
 
 from data_converters.chest import load_chest
+from projects.core.acquisition import load_preset
 from projects.core.engine.command_line import argument_parser
 from projects.core.engine.configs import config_of
 from projects.core.files import dump_json, load_json
+from projects.core.findings import BALL, Finding
+from projects.core.rig import Rig
 from tests.helpers.spheres import make_sphere_set
 
 
@@ -273,3 +278,36 @@ def test_the_judge_gets_real_and_painted_structures_in_turn():
     assert (middle > -700).all()
     means = [middle[made].mean(), middle[~made].mean()]
     assert abs(means[0] - means[1]) < 250
+
+
+def test_observer_knows_what_a_finding_adds():
+    """Of ideal views its line integrals; of others less, since scatter is
+    added alike and blur spreads, but all of it in sum where nothing is
+    scattered."""
+    view = Rig.circle(2, image_size=256).views[0]
+    ball = Finding(np.zeros(3), np.eye(3) / 10, BALL, .02, 0)
+    (x1, y1, x2, y2), path = ball.project(view.ct2img, (256, 256),
+                                          observer.SPREAD)
+    image = np.full((256, 256), 3., np.float32)
+    image[y1:y2, x1:x2] += .02 * path
+    signals = []
+    for name in ('ideal', 'chest-low'):
+        quiet = dataclasses.replace(
+            load_preset(name), noise=False, electronic=0., gain=0., dead=0.,
+            scatter_error=0., lag=0.)
+        signals.append(observer.signal_of(ball, image, view.ct2img, quiet,
+                                          1.5625))
+    ideal, low = signals
+    np.testing.assert_allclose(ideal[y1:y2, x1:x2], .02 * path, atol=1e-5)
+    assert ideal.max() == pytest.approx(.4, rel=.1)  # 20 mm of 0.02 / mm
+    assert .2 * ideal.max() < low.max() < .9 * ideal.max()
+
+
+def test_observer_takes_planes_for_nothing():
+    v, u = np.mgrid[:40, :40]
+    np.testing.assert_allclose(
+        observer.less_its_plane(2. + .1 * u - .3 * v), 0, atol=1e-9)
+    image = np.arange(1600.).reshape(40, 40)
+    cut = observer.cut_out(image, np.array([20., 10.]), 8)
+    np.testing.assert_array_equal(cut, image[6:14, 16:24])
+    assert observer.cut_out(image, np.array([2., 10.]), 8) is None
