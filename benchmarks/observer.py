@@ -36,6 +36,7 @@ from projects.core import geometry
 from projects.core.acquisition import Acquisition, load_preset, presets
 from projects.core.files import dump_json
 from projects.core.findings import Finding
+from projects.core.infos import infos_name
 
 PATCH = 100.  # mm at the isocentre, edge of what the observer looks at
 SPREAD = (.7, .7, 1.3)  # mm, point spread of the CT along x, y, z
@@ -154,7 +155,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     init_default_scope('mmdet3d')
     dataset = DATASETS.build(dict(
         type='XRayDataset', data_root=str(args.data_root) + '/',
-        ann_file=f'lidc_infos_{args.split}.pkl', min_diameter=5.,
+        ann_file=infos_name(args.split), min_diameter=5.,
         test_mode=True, pipeline=[dict(type='LoadXRayViews')]))
     scans = []
     for index in range(min(len(dataset), args.num_scans)):

@@ -23,6 +23,7 @@ def xray_target(model: MV2DXRay, sample: dict, detection: InstanceData,
     :func:`~projects.core.explain.target_of`."""
     views, item = sample['inputs']['img'][:, 0].float(), sample[
         'data_samples']
+    scan, rows = views, slice(None) if view is None else slice(view, view + 1)
     ct2img = torch.as_tensor(item.metainfo['ct2img'])
     if view is None:
         low, high = detection.bboxes[:, :3], detection.bboxes[:, 3:]
@@ -31,16 +32,16 @@ def xray_target(model: MV2DXRay, sample: dict, detection: InstanceData,
             ct2img)
         region = region[:, 0] * (depth > 0)
     else:
-        region, views = detection.bboxes, views[view:view + 1]
-        item = item.new(metainfo=dict(item.metainfo, **{
-            key: item.metainfo[key][view:view + 1]
-            for key in ('cam2img', 'ct2cam', 'ct2img')}))
+        region, views = detection.bboxes, scan[rows]
     level = 0
     if view is None:
         level = (model.lift_level if model.volume_head is None else
                  model.volume_level)
 
     def packed(changed):
+        # A view among the others: norms may be of the whole scan.
+        changed = torch.cat([scan[:rows.start], changed, scan[rows.stop:]]
+                            ) if view is not None else changed
         return model.data_preprocessor(pseudo_collate([
             dict(inputs=dict(img=changed[:, None]), data_samples=item)
         ]), False)
@@ -57,13 +58,13 @@ def xray_target(model: MV2DXRay, sample: dict, detection: InstanceData,
         else:  # without what is done in 3D, most of the time
             imgs = inputs['imgs']
             found, = model.detect_2d(
-                model.extract_feat(imgs),
-                model.samples_2d(samples[0], imgs, False))
+                [level[rows] for level in model.extract_feat(imgs)],
+                model.samples_2d(samples[0], imgs, False)[rows])
         return similarity(found.cpu(), detection)
 
     with torch.no_grad():
         features = model.extract_feat(packed(views)['inputs']['imgs'])
     return Target(
         views, gaussian_blur(views[:, None], views.shape[-1] / 20)[:, 0],
-        features[level].cpu(), model.feat_strides[level], region.float(),
+        features[level][rows].cpu(), model.feat_strides[level], region.float(),
         remains)
