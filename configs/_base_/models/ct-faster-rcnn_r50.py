@@ -1,3 +1,5 @@
+_base_ = ['./ct-r50.py']
+
 # Document 002's Faster R-CNN with ResNet-50 and FPN. It gives no anchors;
 # these begin at 6 px, since a nodule of 5 mm has 7 pixels of 0.7 mm. All else
 # is as in mmdet's own.
@@ -6,20 +8,8 @@ coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4)
 assigner = dict(type='MaxIoUAssigner', ignore_iof_thr=.5)
 nms = dict(type='nms', iou_threshold=.7)
 model = dict(
-    type='CTSliceDetector',
-    data_preprocessor=dict(
-        type='mmdet.DetDataPreprocessor', mean=[75.] * 3, std=[70.] * 3,
-        pad_size_divisor=32),
-    merge=dict(overlap_thr=.5, max_gap=2.5),
     detector_2d=dict(
         type='FasterRCNN',
-        backbone=dict(
-            type='ResNet', depth=50, num_stages=4, out_indices=(0, 1, 2, 3),
-            frozen_stages=1, norm_cfg=dict(type='BN', requires_grad=True),
-            norm_eval=True, style='pytorch', init_cfg=dict(
-                type='Pretrained', checkpoint='torchvision://resnet50')),
-        neck=dict(type='FPN', in_channels=[256, 512, 1024, 2048],
-                  out_channels=256, num_outs=5),
         rpn_head=dict(
             type='RPNHead', in_channels=256, feat_channels=256,
             anchor_generator=dict(
