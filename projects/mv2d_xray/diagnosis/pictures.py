@@ -275,10 +275,10 @@ def draw_finding(views: List[dict], band_sigmas: Sequence[float],
         for axis in line[:len(shown)]:
             draw_rect(axis, view['rect'], style)
             _cut_out(axis, view['image'].shape, view['rect'])
-        for axis in line:
-            axis.axis('off')
     if heatmap is not None:
         _draw_planes(axes[-1], heatmap, axes_mm, box)
+    for axis in axes.flat:
+        axis.axis('off')
     figure.suptitle(_wrapped(title, 2.3 * columns))
     save(figure, out_file)
 
@@ -289,21 +289,26 @@ def _draw_planes(line, heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
     norm = PowerNorm(.5, 0, max(float(heatmap.max()), 1e-6))
     cell = [int(np.abs(places - c).argmin())
             for places, c in zip(axes_mm, box)]
-    steps = [(places[-1] - places[0]) / max(len(places) - 1, 1)
-             for places in axes_mm]
+    edges = _edges(axes_mm)
     for axis, (a, b, name), through in zip(line, _PLANES, (2, 1, 0)):
         i, j = 'xyz'.index(a), 'xyz'.index(b)
         axis.imshow(
             heatmap.take(cell[through], through).T, cmap='inferno', norm=norm,
-            origin='lower', extent=(
-                axes_mm[i][0] - steps[i] / 2, axes_mm[i][-1] + steps[i] / 2,
-                axes_mm[j][0] - steps[j] / 2, axes_mm[j][-1] + steps[j] / 2))
+            origin='lower', extent=(*edges[i], *edges[j]))
         draw_rect(axis, [box[i] - box[3 + i] / 2, box[j] - box[3 + j] / 2,
                          box[i] + box[3 + i] / 2, box[j] + box[3 + j] / 2],
                   STYLES['ground truth'])
         axis.set_title(f'volume, {name}, to {heatmap.max():.2f}', fontsize=9)
-    for axis in line:
-        axis.axis('off')
+
+
+def _edges(axes_mm: Sequence[np.ndarray]) -> List[Tuple[float, float]]:
+    """Where a grid begins and ends along each axis (mm), of its voxels'
+    centres."""
+    edges = []
+    for places in axes_mm:
+        half = (places[1] - places[0]) / 2 if len(places) > 1 else .5
+        edges.append((places[0] - half, places[-1] + half))
+    return edges
 
 
 def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
@@ -323,10 +328,7 @@ def draw_volume(heatmap: np.ndarray, axes_mm: Sequence[np.ndarray],
     title = _wrapped(title, 19)
     figure, (line, ) = subplots(1, 3, 19, 6.8 + .25 * title.count('\n'))
     norm = PowerNorm(.5, 0, max(float(heatmap.max()), 1e-6))
-    edges = []
-    for places in axes_mm:
-        half = (places[1] - places[0]) / 2 if len(places) > 1 else .5
-        edges.append((places[0] - half, places[-1] + half))
+    edges = _edges(axes_mm)
     for axis, (a, b, name), left_out in zip(line, _PLANES, (2, 1, 0)):
         i, j = 'xyz'.index(a), 'xyz'.index(b)
         shown = axis.imshow(heatmap.max(left_out).T, cmap='inferno',
