@@ -34,6 +34,7 @@ from tqdm import tqdm
 import projects.mv2d_xray  # noqa: F401  registers the dataset
 from projects.core import geometry
 from projects.core.acquisition import Acquisition, load_preset, presets
+from projects.core.boxes import gravity_boxes
 from projects.core.files import dump_json
 from projects.core.findings import Finding
 from projects.core.infos import infos_name
@@ -161,11 +162,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     for index in range(min(len(dataset), args.num_scans)):
         scan = dict(dataset[index])
         boxes = np.concatenate([
-            scan[key].tensor.numpy()[:, :6]
+            gravity_boxes(scan[key]).numpy()[:, :6]
             for key in ('gt_bboxes_3d', 'ignored_bboxes_3d')])
         scan['own'] = dataset.findings(scan['instances'])
-        scan['all'] = [dict(centre=b[:3] + [0, 0, b[5] / 2], size=b[3:])
-                       for b in boxes]
+        scan['all'] = [dict(centre=b[:3], size=b[3:]) for b in boxes]
         scans.append(scan)
     rows, results = [], {}
     threshold = norm.isf(1 / PLACES)

@@ -78,7 +78,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     if not last.exists():
         how = 'from scratch' if args.part else 'from the released weights'
         run(f'2 of 3: training, {how}', 'tools/train.py', config,
-             '--work-dir', str(work), '--data-root', data, '--resume')
+            '--work-dir', str(work), '--data-root', data, '--resume')
         newest = (ROOT / work / 'last_checkpoint').read_text().strip()
         os.replace(newest, last)
     else:
