@@ -1,5 +1,6 @@
 # make demo   environment, embedded data, training, 3D test, pictures
 # make blade  the same for a part: turbine blades with two kinds of defects
+# make ct     the same with the chests' CT slices in place of X-ray views
 # make test   environment, then the whole test suite
 # make lint   style, docstrings, types, spelling
 # make docs   the documents as a site, in build/site
@@ -9,7 +10,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
-.PHONY: demo blade test env lint docs clean
+.PHONY: demo blade ct test env lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,7 +26,10 @@ demo: env
 	@$(BIN)/python tools/demo.py --jobs $(JOBS)
 
 blade: env
-	@$(BIN)/python tools/demo.py --part --jobs $(JOBS)
+	@$(BIN)/python tools/demo.py blade --jobs $(JOBS)
+
+ct: env
+	@$(BIN)/python tools/demo.py ct --jobs $(JOBS)
 
 test: env
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
@@ -41,4 +45,5 @@ docs: env
 	@echo "[docs] build/site/index.html"
 
 clean:
-	rm -rf work_dirs/demo-v2 data/demo-v2 work_dirs/blade data/blade data/blade_ct
+	rm -rf work_dirs/demo-v2 data/demo-v2 work_dirs/blade data/blade data/blade_ct \
+	work_dirs/ct data/ct

@@ -12,7 +12,6 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel
 
-import projects.ct_slices  # noqa: F401  registers everything
 from projects.core.engine.checkpoints import (
     check_checkpoint,
     load_checkpoint,
@@ -26,6 +25,7 @@ from projects.core.engine.configs import (
     match_distance_of,
 )
 from projects.core.evaluation.metric_3d import Indication3DMetric
+from projects.ct_slices import CTSliceDetector
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/mv2d_xray/*.py'))
@@ -144,12 +144,15 @@ def test_strides_that_disagree_are_refused():
 def test_released_checkpoint(path):
     """It is small, says what made it, and fits its config."""
     assert path.stat().st_size < 25e6
-    config = ROOT / f'configs/mv2d_xray/{path.stem}.py'
+    config, = ROOT.glob(f'configs/*/{path.stem}.py')
     model = MODELS.build(load(config).model)
     checkpoint = check_checkpoint(str(path), model)
     assert set(checkpoint) == {'meta', 'state_dict'}
     classes = checkpoint['meta']['dataset_meta']['classes']
-    head = model.volume_head or model.lifting_head
+    if isinstance(model, CTSliceDetector):
+        head = model.detector_2d.roi_head.bbox_head
+    else:
+        head = model.volume_head or model.lifting_head
     assert len(classes) == head.num_classes
     assert path.name in (ROOT / 'checkpoints/README.md').read_text()
 

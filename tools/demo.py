@@ -1,5 +1,5 @@
-"""make demo, make blade: embedded data, training of a small config, 3D test,
-pictures.
+"""make demo, make blade, make ct: embedded data, training of a small config,
+3D test, pictures.
 
 Each step is an ordinary command, shown before it runs; what is done is not
 done again.
@@ -11,12 +11,11 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional
+from typing import Callable, List, Optional
 
 ROOT = Path(__file__).resolve().parent.parent
-CHEST = 'configs/mv2d_xray/mv2d-xray_small_volume_400i_demo-v2.py'
-PART = 'configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py'
 
 
 def run(title: str, *command: str) -> None:
@@ -56,29 +55,59 @@ def make_blades(data: str, jobs: int) -> None:
         '--out-dir', data, '--jobs', str(jobs))
 
 
+def make_slices(data: str, jobs: int) -> None:
+    """The embedded chest's CT slices."""
+    run('1 of 3: the embedded data set (the CT slices of 120 phantom scans)',
+        '-m', 'data_converters', 'benchmark', 'demo-v2', '--slices',
+        '--out-dir', data, '--jobs', str(jobs))
+
+
+@dataclass
+class Demo:
+    """What is found, in what."""
+    config: str
+    make: Callable[[str, int], None]
+    how: str  # training begins
+    held_out: str
+    options: List[str] = field(default_factory=list)
+
+
+DEMOS = {
+    'demo-v2': Demo(
+        'configs/mv2d_xray/mv2d-xray_small_volume_400i_demo-v2.py',
+        make_chests, 'from the released weights', 'phantoms'),
+    'blade': Demo(
+        'configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py',
+        make_blades, 'from scratch', 'blades'),
+    'ct': Demo(
+        'configs/ct_slices/'
+        'faster-rcnn_small_neighbours_1500i_demo-v2-slices.py',
+        make_slices, 'from scratch', 'phantoms', ['--amp']),
+}
+
+
 def main(argv: Optional[List[str]] = None) -> None:
     """All steps."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--part', action='store_true',
-                        help='turbine blades instead of chests')
+    parser.add_argument('name', nargs='?', choices=list(DEMOS),
+                        default='demo-v2',
+                        help='chests, turbine blades, or the CT slices of '
+                        'chests (default: %(default)s)')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(),
                         help='processes that make the data')
-    parser.add_argument('--data-root',
-                        help='default: data/demo-v2, data/blade')
-    parser.add_argument('--work-dir',
-                        help='default: work_dirs/demo-v2, work_dirs/blade')
+    parser.add_argument('--data-root', help='default: data/NAME')
+    parser.add_argument('--work-dir', help='default: work_dirs/NAME')
     args = parser.parse_args(argv)
-    name = 'blade' if args.part else 'demo-v2'
-    config = PART if args.part else CHEST
-    data = args.data_root or f'data/{name}'
-    work = Path(args.work_dir or f'work_dirs/{name}')
+    demo = DEMOS[args.name]
+    data = args.data_root or f'data/{args.name}'
+    work = Path(args.work_dir or f'work_dirs/{args.name}')
     start = time.monotonic()
-    (make_blades if args.part else make_chests)(data, args.jobs)
+    demo.make(data, args.jobs)
     last = ROOT / work / 'final.pth'
     if not last.exists():
-        how = 'from scratch' if args.part else 'from the released weights'
-        run(f'2 of 3: training, {how}', 'tools/train.py', config,
-            '--work-dir', str(work), '--data-root', data, '--resume')
+        run(f'2 of 3: training, {demo.how}', 'tools/train.py', demo.config,
+            '--work-dir', str(work), '--data-root', data, '--resume',
+            *demo.options)
         newest = (ROOT / work / 'last_checkpoint').read_text().strip()
         os.replace(newest, last)
     else:
@@ -86,11 +115,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     results, pictures = work / 'results.json', work / 'pictures'
     done = ROOT / results
     if not done.exists() or done.stat().st_mtime < last.stat().st_mtime:
-        what = 'blades' if args.part else 'phantoms'
-        run(f'3 of 3: test on held-out {what}',
-            'tools/test.py', config, str(work / 'final.pth'), '--work-dir',
-            str(work), '--data-root', data, '--out', str(results),
-            '--show-dir', str(pictures))
+        run(f'3 of 3: test on held-out {demo.held_out}',
+            'tools/test.py', demo.config, str(last), '--work-dir', str(work),
+            '--data-root', data, '--out', str(results),
+            '--show-dir', str(pictures), *demo.options)
     else:
         print(f'\n== 3 of 3: the test is done, see {results}')
         from projects.core.results import load_results, table_of
