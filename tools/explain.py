@@ -40,6 +40,8 @@ from projects.core.findings import silhouettes
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
            'deletion': 'deletion', 'insertion': 'insertion'}
 
+MAX_VIEWS = 10  # that are drawn
+
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
@@ -108,8 +110,8 @@ def explain(model, sample: dict, hit: dict, finding: dict,
     """Maps of one box and what the judges say of each.
 
     Returns:
-        tuple: views (V, H, W), masks (V, H, W) and maps by method, and the
-        figures by method.
+        tuple: the target, masks (V, H, W) and maps by method, and the figures
+        by method.
     """
     box = torch.as_tensor(hit['box'], dtype=torch.float32)[None]
     corners = corners_of(box)
@@ -119,22 +121,24 @@ def explain(model, sample: dict, hit: dict, finding: dict,
         labels=torch.tensor([hit['label']]))
     target = target_of(model, sample, detection, hit['view'])
     ct2img = np.asarray(sample['data_samples'].metainfo['ct2img'])
-    if hit['view'] is not None:
-        ct2img = ct2img[[hit['view']]]
-    masks = silhouettes(finding, ct2img, tuple(target.views.shape[1:]))
+    masks = silhouettes(finding, ct2img[target.rows],
+                        tuple(target.views.shape[2:]))
     maps, figures = {}, {}
     for name in methods:
         maps[name] = METHODS[name](target, rng)
         figures[name] = dict(segmentation_game(maps[name], masks),
                              **faithfulness(target, maps[name], rng))
-    return target.views, masks, maps, figures
+    return target, masks, maps, figures
 
 
-def draw(hit: dict, meta: dict, views, masks, maps, figures,
+def draw(hit: dict, meta: dict, target, masks, maps, figures,
          path: Path) -> None:
-    """A row for each method."""
-    which = slice(None) if hit['view'] is None else slice(
-        hit['view'], hit['view'] + 1)
+    """A row for each method; of many views some, evenly spaced."""
+    count = len(target.rows)
+    shown = np.unique(np.linspace(0, count - 1, min(count, MAX_VIEWS)).round()
+                      .astype(int))
+    which = target.rows[shown]
+    middle = target.views.shape[1] // 2
     if hit['view'] is None:
         boxes = dict(prediction=hit['box'][None])
     else:
@@ -143,9 +147,11 @@ def draw(hit: dict, meta: dict, views, masks, maps, figures,
             [[[x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2]]]))
     draw_scans([
         dict(title=f'{name}, gain {figures[name]["gain"]:.1f}',
-             names=meta['view_names'][which], images=views.numpy(),
-             ct2img=np.asarray(meta['ct2img'])[which], heat=heat.numpy(),
-             masks=masks, **boxes) for name, heat in maps.items()
+             names=[meta['view_names'][row] for row in which],
+             images=target.views[shown, middle].numpy(),
+             ct2img=np.asarray(meta['ct2img'])[which],
+             heat=heat.numpy()[shown], masks=masks[shown], **boxes)
+        for name, heat in maps.items()
     ], path)
 
 

@@ -4,7 +4,8 @@ CAMs explain one number, a class's score. A detector gives boxes with scores,
 in 3D from all views at once, and cuts them by peaks and NMS that have no
 gradient. So nothing here needs one: the number is how much of one detection,
 the target, is still found on changed views (:func:`similarity`), and a map is
-one of all views. A target is a 3D box and all views, or a 2D box and its view.
+one of all views. A target is a 3D box and all views, or a 2D box and its view;
+of a CT, the slices that the box touches, or its slice.
 
 What is taken away from a view is blurred, not set to 0: grey values are line
 integrals, of which 0 says that there is no patient, and the edges of what is
@@ -14,7 +15,8 @@ grad-cam has these methods, but does not serve: it needs torchvision, takes
 every image for a sample of its own with weights of its own, where ten views
 are one sample, and multiplies with its masks.
 
-Shapes: V views, C channels of a feature map (h, w), H and W of an image.
+Shapes: V views of K channels, H and W of an image, C channels of a feature map
+(h, w).
 """
 
 from dataclasses import dataclass
@@ -71,13 +73,16 @@ class Target:
     """One detection, and how alike detections on changed views are to it.
 
     Attributes:
-        views: (V, H, W) what the detection was made from (line integrals).
-        background: (V, H, W) what is shown where a view is hidden.
+        rows: (V,) which of the sample's views these are.
+        views: (V, K, H, W) what the detection was made from (line integrals,
+            or grey values of a CT).
+        background: (V, K, H, W) what is shown where a view is hidden.
         activations: (V, C, h, w) of the network's features.
         stride: Pixels per cell of them.
         region: (V, 4) rectangle round the detection in each view (px).
-        similarity: Of any views (V, H, W) to the target, from 0 to 1.
+        similarity: Of any views (V, K, H, W) to the target, from 0 to 1.
     """
+    rows: np.ndarray
     views: Tensor
     background: Tensor
     activations: Tensor
@@ -87,11 +92,12 @@ class Target:
 
     def shown(self, mask: Tensor) -> Tensor:
         """The views, hidden where a mask (V, H, W) from 0 to 1 is 0."""
-        return self.background + mask * (self.views - self.background)
+        return self.background + mask[:, None] * (
+            self.views - self.background)
 
     def upsampled(self, maps: Tensor) -> Tensor:
         """Maps of the features' cells (V, h, w) to pixels (V, H, W)."""
-        height, width = self.views.shape[1:]
+        height, width = self.views.shape[2:]
         return F.interpolate(
             maps[:, None], scale_factor=self.stride, mode='bilinear',
             align_corners=False)[:, 0, :height, :width]
@@ -148,7 +154,7 @@ def eigen_cam(target: Target, rng: torch.Generator) -> Tensor:
     vectors = vectors - vectors.mean((0, 1, 2))
     region = vectors[target.cells()]
     if len(region) == 0:
-        return torch.zeros_like(target.views)
+        return torch.zeros_like(target.views[:, 0])
     first = torch.linalg.svd(region, full_matrices=False)[2][0]
     first = first * torch.sign((region @ first).sum())
     return target.upsampled((vectors @ first).clamp(min=0))
@@ -182,7 +188,7 @@ def score_cam(target: Target, rng: torch.Generator, copies: int = 1,
         Tensor: (V, H, W), not negative.
     """
     maps, cells = target.activations.transpose(0, 1), target.cells()
-    heat = torch.zeros_like(target.views)
+    heat = torch.zeros_like(target.views[:, 0])
     if not cells.any():
         return heat
     flat = maps.flatten(1)

@@ -240,12 +240,12 @@ def _kernel(sigma: float) -> np.ndarray:
 
 def silhouettes(finding: dict, ct2img: np.ndarray,
                 img_shape: Tuple[int, int]) -> np.ndarray:
-    """Where each view shows a finding.
+    """Where each view shows a finding: its shadow, in a CT slice its section.
 
     Args:
         finding (dict): ``centre`` and ``size`` (3,) (mm), ``label``, and
             ``shape``; an ellipsoid where that is None.
-        ct2img (np.ndarray): (V, 4, 4).
+        ct2img (np.ndarray): (V, 4, 4), of X-ray views or of slices.
         img_shape (tuple[int, int]): Height and width (px).
 
     Returns:
@@ -255,9 +255,36 @@ def silhouettes(finding: dict, ct2img: np.ndarray,
     solid = Finding(finding['centre'], np.diag(2 / finding['size']), shape,
                     1., finding['label'])
     masks = np.zeros((len(ct2img), *img_shape), bool)
+    if geometry.are_slices(ct2img):
+        v, u = np.mgrid[:img_shape[0], :img_shape[1]] + .5
+        pixels = np.stack([u.ravel(), v.ravel()], -1)
+        for mask, matrix in zip(masks, ct2img):
+            mask[:] = _section(solid, matrix, pixels).reshape(img_shape)
+        return masks
     for mask, matrix in zip(masks, ct2img):
         seen = solid.project(matrix, img_shape)
         if seen is not None:
             (x1, y1, x2, y2), path = seen
             mask[y1:y2, x1:x2] = path > 0
     return masks
+
+
+def _section(solid: Finding, ct2img: np.ndarray,
+             pixels: np.ndarray) -> np.ndarray:
+    """Which pixels (N, 2) of a slice (4, 4) show a finding anywhere in its
+    thickness, looked at every 0.5 mm, (N,)."""
+    _, thickness = geometry.slice_places(ct2img[None])
+    reach = np.linalg.norm(np.linalg.inv(solid.to_box), axis=1)
+    off = geometry.slice_offsets(solid.centre[None], ct2img)[0]
+    inside = np.zeros(len(pixels), bool)
+    if abs(off) * thickness / 2 > np.linalg.norm(reach) + thickness / 2:
+        return inside
+    middle = geometry.unproject(pixels, np.ones(len(pixels)), ct2img)
+    steps = np.linspace(-.5, .5, math.ceil(thickness / .5) + 1)
+    for step in steps * thickness:
+        place = middle + step * geometry.slice_normal(ct2img)
+        cells = np.floor(((place - solid.centre) @ solid.to_box.T + 1) / 2
+                         * len(solid.shape)).astype(int)
+        held = ((cells >= 0) & (cells < len(solid.shape))).all(1)
+        inside[held] |= solid.shape[tuple(cells[held].T)]
+    return inside

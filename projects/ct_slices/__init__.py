@@ -19,6 +19,7 @@ from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.ct_slices.backbone import EfficientNetV2S
 from projects.ct_slices.dataset import CTSliceDataset, PositiveShareSampler
 from projects.ct_slices.detector import CTSliceDetector
+from projects.ct_slices.explain import slice_target
 from projects.ct_slices.merge import SliceMerger
 from projects.ct_slices.transforms import (
     CropSlice,
@@ -32,5 +33,6 @@ __all__ = [
     'ClassCheckHook', 'CropSlice', 'DrawBoxesHook', 'EfficientNetV2S',
     'Indication2DMetric', 'Indication3DMetric', 'LoadCTSlices', 'PackCTScan',
     'PatientsSeenHook', 'PlainCheckpointHook', 'PositiveShareSampler',
-    'ProgressBarHook', 'RangeCheckHook', 'SliceMerger', 'TurnSlice'
+    'ProgressBarHook', 'RangeCheckHook', 'SliceMerger', 'TurnSlice',
+    'slice_target'
 ]

@@ -3,6 +3,7 @@ explains."""
 
 from typing import Optional
 
+import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
@@ -21,8 +22,7 @@ def xray_target(model: MV2DXRay, sample: dict, detection: InstanceData,
                 view: Optional[int] = None) -> Target:
     """A 3D box and all views, or a 2D box and its view: see
     :func:`~projects.core.explain.target_of`."""
-    views, item = sample['inputs']['img'][:, 0].float(), sample[
-        'data_samples']
+    views, item = sample['inputs']['img'].float(), sample['data_samples']
     scan, rows = views, slice(None) if view is None else slice(view, view + 1)
     ct2img = torch.as_tensor(item.metainfo['ct2img'])
     if view is None:
@@ -43,7 +43,7 @@ def xray_target(model: MV2DXRay, sample: dict, detection: InstanceData,
         changed = torch.cat([scan[:rows.start], changed, scan[rows.stop:]]
                             ) if view is not None else changed
         return model.data_preprocessor(pseudo_collate([
-            dict(inputs=dict(img=changed[:, None]), data_samples=item)
+            dict(inputs=dict(img=changed), data_samples=item)
         ]), False)
 
     @torch.no_grad()
@@ -65,6 +65,7 @@ def xray_target(model: MV2DXRay, sample: dict, detection: InstanceData,
     with torch.no_grad():
         features = model.extract_feat(packed(views)['inputs']['imgs'])
     return Target(
-        views, gaussian_blur(views[:, None], views.shape[-1] / 20)[:, 0],
-        features[level][rows].cpu(), model.feat_strides[level], region.float(),
-        remains)
+        np.arange(len(scan))[rows], views,
+        gaussian_blur(views, views.shape[-1] / 20),
+        features[level][rows].cpu(), model.feat_strides[level],
+        region.float(), remains)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
+from projects.core import geometry
 from projects.core.boxes import corners_of
 from projects.core.engine.command_line import UserError
 from projects.core.explain import (
@@ -84,6 +85,26 @@ def test_silhouette_of_a_sphere(shape):
         assert (mask & truth).sum() > .9 * (mask | truth).sum() > 50
 
 
+@pytest.mark.parametrize('thickness', [1., 5.])
+def test_section_of_a_sphere(thickness):
+    """A slice shows what is in its thickness, not the whole shadow."""
+    centre, radius, heights = np.array([3., -2, 1]), 7., [1., 6., -5.5, 20.]
+    slices = np.stack([geometry.compose_ct2img(*geometry.slice_camera(
+        np.array([-20., -16, z]), np.array([.5, 0, 0]), np.array([0, .5, 0]),
+        thickness)) for z in heights])
+    axis = (np.arange(70) + .5) / 35 - 1  # cells of 0.2 mm
+    ball = sum(a**2 for a in np.meshgrid(axis, axis, axis)) <= 1
+    masks = silhouettes(dict(centre=centre, size=np.full(3, 2 * radius),
+                             shape=ball, label=0), slices, (64, 80))
+    v, u = np.mgrid[:64, :80] + .5
+    off = np.hypot(u / 2 - 20 - centre[0], v / 2 - 16 - centre[1])
+    for mask, z in zip(masks, heights):
+        nearest = max(abs(z - centre[2]) - thickness / 2, 0.)
+        truth = off < max(radius**2 - nearest**2, 0.)**.5
+        assert (mask & truth).sum() >= .85 * (mask | truth).sum()
+    assert masks[0].sum() > masks[1].sum() > 0 == masks[3].sum()
+
+
 def test_silhouette_of_what_no_view_shows():
     rig = Rig.circle(2, image_size=32)
     masks = silhouettes(
@@ -93,10 +114,10 @@ def test_silhouette_of_what_no_view_shows():
 
 
 # -------------------------------------------------------------------- methods
-PATCH = (slice(None), slice(24, 32), slice(40, 48))  # of every view
+PATCH = (..., slice(24, 32), slice(40, 48))  # of every view
 
 
-def toy(num_views=3, threshold=.5):
+def toy(num_views=3, threshold=.5, channels=1):
     """A detector of what one patch of 64² views shows, and nothing else.
 
     It finds nothing where less than ``threshold`` of the patch's detail is
@@ -104,8 +125,9 @@ def toy(num_views=3, threshold=.5):
     others at a few places, as after a ReLU.
     """
     rng = generator()
-    views = torch.randn(num_views, 64, 64, generator=rng)
-    background = gaussian_blur(views[:, None], 3.)[:, 0]
+    views = torch.randn(num_views, channels, 64, 64, generator=rng)
+    background = gaussian_blur(views.flatten(0, 1)[:, None], 3.).view_as(
+        views)
     detail = (views - background)[PATCH]
 
     def remains(changed):
@@ -117,15 +139,16 @@ def toy(num_views=3, threshold=.5):
     activations[:, 2, 6:8, 10:12] += 1.
     activations[:, 4, 12:, :4] += 5.
     region = torch.tensor([[40., 24, 48, 32]]).repeat(num_views, 1)
-    return Target(views, background, activations, 4, region, remains)
+    return Target(np.arange(num_views), views, background, activations, 4,
+                  region, remains)
 
 
-@pytest.mark.parametrize('num_views', [1, 3])
+@pytest.mark.parametrize('num_views, channels', [(1, 1), (3, 1), (2, 3)])
 @pytest.mark.parametrize('name', ['eigen-cam', 'score-cam', 'ss-cam'])
-def test_maps_show_what_the_detector_looks_at(name, num_views):
-    target = toy(num_views)
+def test_maps_show_what_the_detector_looks_at(name, num_views, channels):
+    target = toy(num_views, channels=channels)
     heat = METHODS[name](target, generator())
-    assert heat.shape == target.views.shape and (heat >= 0).all()
+    assert heat.shape == (num_views, 64, 64) and (heat >= 0).all()
     masks = np.zeros(heat.shape, bool)
     masks[PATCH] = True
     chance = random_map(target, generator())

@@ -169,6 +169,32 @@ def test_a_set_of_views_is_refused(sphere_root, trained):
     assert 'field "thickness": expected that of a CT slice' in error_of(done)
 
 
+@pytest.mark.parametrize('stage', ['2d', '3d'])
+def test_what_boxes_rest_on(trained, tested, root, tmp_path, stage):
+    """On balls in noise: more than chance is inside the balls' sections, and
+    what maps call relevant is."""
+    done = tool('explain.py', NAME, trained / 'iter_120.pth', '--data-root',
+                root, '--stage', stage, '--scans', '1', '--split', 'train',
+                '--out-dir', tmp_path, options=SMALL)
+    assert done.returncode == 0, done.stderr
+    told = load_json(tmp_path / 'explain.json')
+    assert told['stage'] == stage and told['findings']
+    slices = []  # that show the ball, of those that were explained
+    for found in told['findings']:
+        assert (tmp_path / found['picture']).stat().st_size > 1000
+        assert (found['view'] is None) == (stage == '3d')
+        slices.append(len(found['methods']['random']['area']))
+    assert 1 < max(slices) < SHAPE[2] if stage == '3d' else set(slices) == {1}
+    mean = told['summary']
+    assert mean['eigen-cam']['gain']['mean'] > 5
+    chance = mean.pop('random')
+    assert chance['gain']['mean'] < 1.5
+    for figures in mean.values():
+        assert figures['gain']['mean'] > 1.1 * chance['gain']['mean']
+        assert figures['insertion']['mean'] > chance['insertion']['mean'] + .1
+        assert figures['deletion']['mean'] < chance['deletion']['mean'] - .1
+
+
 # ------------------------------------------------------------------ the model
 def test_batches_and_chunks_change_nothing(root):
     built, data = model(), scans(root)

@@ -32,7 +32,8 @@ def test_a_target_in_space(sample):
     target = target_of(model, sample, detection)
     assert target.similarity(target.views) == pytest.approx(
         float(detection.scores[0]), rel=1e-4)
-    assert target.views.shape == target.background.shape == (3, 72, 72)
+    assert target.views.shape == target.background.shape == (3, 1, 72, 72)
+    assert list(target.rows) == [0, 1, 2]
     assert target.region.shape == (3, 4) and target.cells().any()
     for method in METHODS.values():
         assert method(target, generator()).shape == (3, 72, 72)
@@ -47,8 +48,9 @@ def test_a_target_in_one_view(sample):
     detection = InstanceData(bboxes=result.bboxes, scores=result.scores,
                              labels=result.labels)[:1]
     target = target_of(model, sample, detection, view)
-    assert target.views.shape == (1, 72, 72)
-    assert torch.equal(target.views, sample['inputs']['img'][view])
+    assert target.views.shape == (1, 1, 72, 72)
+    assert list(target.rows) == [view]
+    assert torch.equal(target.views[0], sample['inputs']['img'][view])
     # Alone as among the others.
     assert target.similarity(target.views) == pytest.approx(
         float(detection.scores[0]), rel=1e-3)

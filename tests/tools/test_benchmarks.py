@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ablation
 import edges
+import explained
 import judge
 import nibabel
 import numpy as np
@@ -311,3 +312,32 @@ def test_observer_takes_planes_for_nothing():
     cut = observer.cut_out(image, np.array([20., 10.]), 8)
     np.testing.assert_array_equal(cut, image[6:14, 16:24])
     assert observer.cut_out(image, np.array([2., 10.]), 8) is None
+
+
+def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
+    def told(gain, **changes):
+        figures = {key: dict(mean=gain, low=gain - 1, high=gain + 1)
+                   for key in ('gain', 'deletion', 'insertion')}
+        return dict(dict(stage='2d', split='test', seed=0, findings=[{}] * 3,
+                         summary={'eigen-cam': figures, 'random': dict(
+                             figures, gain=dict(mean=None))}), **changes)
+
+    def compared(**files):
+        paths = []
+        for name, content in files.items():
+            paths.append(tmp_path / name / 'explain.json')
+            paths[-1].parent.mkdir(exist_ok=True)
+            dump_json(content, paths[-1])
+        explained.main([str(path) for path in paths])
+
+    compared(one=told(3.), two=told(5.))
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in
+             capsys.readouterr().out.splitlines() if line.count('|') > 2]
+    assert cells[1][:4] == ['one', 'eigen-cam', '3', '3.00 [2.00, 4.00]']
+    assert cells[2][:4] == ['two', 'eigen-cam', '3', '5.00 [4.00, 6.00]']
+    assert cells[3][:4] == ['one', 'random', '3', '-']
+    for wrong, message in (
+            (told(5., seed=1), 'field "seed": expected 0 as in'),
+            (dict(told(3.), summary=dict(a={})), 'the figures of tools/')):
+        with pytest.raises(SystemExit, match=message):
+            compared(one=told(3.), two=wrong)
