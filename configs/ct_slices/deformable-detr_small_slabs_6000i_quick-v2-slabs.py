@@ -1,0 +1,11 @@
+_base_ = [
+    '../_base_/default_runtime.py', '../_base_/datasets/quick-v2-slabs.py',
+    '../_base_/models/ct-deformable-detr_small.py',
+    '../_base_/schedules/cosine-iters.py'
+]
+
+# Document 003 in small: Deformable DETR.
+custom_imports = dict(imports=['projects.ct_slices'], _delete_=True)
+train_cfg = dict(max_iters=6000)
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4, weight_decay=1e-4), clip_grad=dict(max_norm=.1))
