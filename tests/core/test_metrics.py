@@ -9,9 +9,13 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
+from projects.core import geometry
 from projects.core.boxes import lidar_boxes
 from projects.core.evaluation.matching import ScanResult, match
-from projects.core.evaluation.metric_2d import Indication2DMetric
+from projects.core.evaluation.metric_2d import (
+    Indication2DMetric,
+    figures_at_50,
+)
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import Ranked, difference, evaluate
 from projects.core.files import DataError
@@ -646,6 +650,66 @@ def test_2d_ignored_box_is_forgiven_in_every_class():
         full = run_2d(these, ([[10, 10, 20, 20]], [0]),
                       ([[60, 60, 70, 70]], [0]), ('pore', 'inclusion'))
         assert full['AP50'] == pytest.approx(1)
+
+
+BINS = {'up_to_7mm': (0., 7.), '7_to_15mm': (7., 15.),
+        'above_15mm': (15., 1e3)}
+
+
+def at_50(boxes, scores, truth, diameters, score_thr=None, ignored=()):
+    """Of one slice with pixels of 0.5 mm."""
+    ct2img = geometry.compose_ct2img(*geometry.slice_camera(
+        np.zeros(3), np.array([.5, 0, 0]), np.array([0, .5, 0]), 1.))
+    result = dict(
+        view_names=['slices'], ct2img=ct2img[None], views=np.zeros(
+            len(boxes), int), bboxes=np.array(boxes, float).reshape(-1, 4),
+        scores=np.array(scores, float), truth=dict(
+            gt_bboxes=np.array(truth, float).reshape(-1, 4),
+            gt_bboxes_view=np.zeros(len(truth), int),
+            gt_bboxes_instance=np.arange(len(truth)),
+            gt_bboxes_3d=LiDARInstance3DBoxes(torch.ones(len(truth), 7)),
+            gt_diameters=np.array(diameters, float),
+            ignored_bboxes=np.array(ignored, float).reshape(-1, 4),
+            ignored_bboxes_view=np.zeros(len(ignored), int)))
+    return figures_at_50([result], BINS, score_thr)
+
+
+def test_figures_at_iou_half_by_size():
+    """By hand: findings of 5, 10 and 20 mm; the first two are found."""
+    truth = [[0, 0, 10, 10], [50, 50, 70, 70], [100, 100, 140, 140]]
+    boxes = [truth[0], [200, 200, 208, 208], truth[1]]  # the second is 4 mm
+    told = at_50(boxes, [.9, .8, .7], truth, [5, 10, 20])
+    # Precision 1, 1/2, 2/3 at recalls of 1/3, 1/3, 2/3: 34 points of 1 and 33
+    # of 2/3 among 101.
+    assert told['all']['AP'] == pytest.approx((34 + 33 * 2 / 3) / 101)
+    assert told['all']['AR'] == pytest.approx(2 / 3)
+    assert told['threshold'] == .7  # F1 of 2/4, 2/5 and 4/6
+    assert told['all']['F1'] == pytest.approx(4 / 6)
+    # What is wrong counts where it belongs by its own size.
+    assert told['up_to_7mm'] == dict(
+        AP=pytest.approx(1), AR=1, F1=pytest.approx(2 / 3), num_gt=1)
+    assert told['7_to_15mm'] == dict(
+        AP=pytest.approx(1), AR=1, F1=1, num_gt=1)
+    assert told['above_15mm'] == dict(AP=0, AR=0, F1=0, num_gt=1)
+    # At the threshold of another split.
+    assert at_50(boxes, [.9, .8, .7], truth, [5, 10, 20], .75)['all'][
+        'F1'] == pytest.approx(2 / 5)
+    # What does not count forgives.
+    told = at_50(boxes, [.9, .8, .7], truth[:2], [5, 10],
+                 ignored=[boxes[1]])
+    assert told['all'] == dict(AP=pytest.approx(1), AR=1, F1=1, num_gt=2)
+
+
+def test_figures_at_iou_half_of_nothing():
+    told = at_50([], [], [[0, 0, 10, 10]], [5])
+    assert told['threshold'] is None
+    assert told['all'] == dict(AP=0, AR=0, F1=0, num_gt=1)
+    told = at_50([[0, 0, 10, 10]], [.5], [], [])
+    assert told['all'] == dict(AP=None, AR=None, F1=None, num_gt=0)
+    # Boxes of one score cannot be parted by a threshold.
+    told = at_50([[0, 0, 10, 10], [50, 50, 60, 60]], [.5, .5],
+                 [[0, 0, 10, 10]], [5])
+    assert told['all']['F1'] == pytest.approx(2 / 3)
 
 
 def test_no_2d_stage_no_figures():

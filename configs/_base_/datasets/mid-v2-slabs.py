@@ -27,3 +27,13 @@ val_dataloader = dict(
     dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = dict(
     dataset=dict(data_root=data_root, pipeline=test_pipeline))
+# Document 003's bins; the threshold of F1 that its validation gives goes into
+# score_thr.
+val_evaluator = [
+    dict(type='Indication3DMetric', min_diameter=5.,
+         size_bins=_base_.size_bins),
+    dict(type='Indication2DMetric', size_bins=_base_.size_bins, bins_50={
+        'up_to_7mm': (0., 7.), '7_to_15mm': (7., 15.),
+        'above_15mm': (15., 1000.)})
+]
+test_evaluator = val_evaluator

@@ -17,7 +17,7 @@ from projects.core.evaluation.matching import SIZE_BINS, ScanResult
 from projects.core.evaluation.metric_3d import diameters_of
 from projects.core.evaluation.ranking import Ranked
 
-__all__ = ['Indication2DMetric', 'covered', 'views_of']
+__all__ = ['Indication2DMetric', 'covered', 'figures_at_50', 'views_of']
 
 
 @METRICS.register_module()
@@ -31,21 +31,30 @@ class Indication2DMetric(BaseMetric):
     over the classes with findings; ``recall_at_10`` is of all classes
     together, with the false positives of those without findings.
     ``full_results`` has, besides the figures, ``recall_per_view`` by name and
-    ``recall_at_10_by_size``.
+    ``recall_at_10_by_size``, and perhaps ``at_iou_50``, see
+    :func:`figures_at_50`.
 
     Args:
         size_bins (dict): Name and range of diameters (mm) of each group that
             gets a recall of its own.
+        bins_50 (dict, optional): As these, of the groups of ``at_iou_50``.
+            Defaults to no such figures.
+        score_thr (float, optional): Of their F1; one that was best on
+            another split. Defaults to the best on this one.
     """
 
     default_prefix = '2d'
 
     def __init__(self,
                  size_bins: Mapping[str, Sequence[float]] = SIZE_BINS,
+                 bins_50: Optional[Mapping[str, Sequence[float]]] = None,
+                 score_thr: Optional[float] = None,
                  collect_device: str = 'cpu',
                  prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.size_bins = size_bins
+        self.bins_50 = bins_50
+        self.score_thr = score_thr
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the 2D boxes of a batch."""
@@ -59,7 +68,7 @@ class Indication2DMetric(BaseMetric):
                 names = ['slices'] * views  # none is the same in two scans
             self.results.append(
                 dict(
-                    view_names=names,
+                    view_names=names, ct2img=np.asarray(sample['ct2img']),
                     bboxes=found['bboxes'].cpu().numpy(),
                     scores=found['scores'].cpu().numpy(),
                     labels=found['labels'].cpu().numpy(),
@@ -110,7 +119,107 @@ class Indication2DMetric(BaseMetric):
                 name: _recall_at_10(results, *limits)
                 for name, limits in self.size_bins.items()
             })
+        if self.bins_50 is not None:
+            self.full_results['at_iou_50'] = figures_at_50(
+                results, self.bins_50, self.score_thr)
         return figures
+
+
+def figures_at_50(results: List[dict], bins: Mapping[str, Sequence[float]],
+                  score_thr: Optional[float] = None) -> dict:
+    """Document 003's figures: AP, AR and F1 at IoU 0.5, of all classes
+    together, by size.
+
+    Sizes work as COCO's areas: findings of other sizes forgive, and boxes
+    that hit nothing count by their own size. A finding's size is its
+    diameter, that of a box the root of its area, in mm at the isocentre.
+    003's F1 is the harmonic mean of its AP and AR; here it is that of
+    precision and recall at one threshold.
+
+    Args:
+        results (list[dict]): Those of :class:`Indication2DMetric`.
+        bins (dict): Name and range of diameters (mm).
+        score_thr (float, optional): Boxes with this score or more count for
+            F1. Defaults to the threshold of the best F1 of all sizes.
+
+    Returns:
+        dict: ``threshold`` and, for ``all`` and each bin, ``AP``, ``AR``,
+        ``F1``, ``num_gt``; None where there is no finding.
+    """
+    images: List[dict] = []
+    truth: List[dict] = []
+    found: List[dict] = []
+    for r in results:
+        first, info = len(images) + 1, r['truth']
+        images += [dict(id=first + v) for v in range(len(r['view_names']))]
+        rows = np.asarray(info['gt_bboxes_instance'], dtype=int)
+        for box, view, size in zip(info['gt_bboxes'], info['gt_bboxes_view'],
+                                   diameters_of(info, 'gt')[rows]):
+            truth.append(dict(_coco_box(box, first + int(view), 0, iscrowd=0,
+                                        id=len(truth) + 1), area=size**2))
+        for box, view in zip(info['ignored_bboxes'],
+                             info['ignored_bboxes_view']):
+            truth.append(_coco_box(box, first + int(view), 0, iscrowd=1,
+                                   id=len(truth) + 1))
+        pixels = [np.linalg.norm(geometry.image_derivative(
+            np.zeros(3), matrix), axis=1).mean() for matrix in r['ct2img']]
+        for box, score, view in zip(r['bboxes'], r['scores'], r['views']):
+            item = _coco_box(box, first + int(view), 0, score=float(score),
+                             id=len(found) + 1, iscrowd=0)
+            found.append(dict(item, area=item['area'] / pixels[int(view)]**2))
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = []
+        for boxes in (truth, found):
+            coco = COCO()
+            coco.dataset = dict(images=images, annotations=boxes,
+                                categories=[dict(id=1)])
+            coco.createIndex()
+            sides.append(coco)
+        run = COCOeval(*sides, 'bbox')
+        names = ['all', *bins]
+        run.params.iouThrs = np.array([.5])
+        run.params.maxDets = [100]
+        run.params.areaRngLbl = names
+        run.params.areaRng = [[0., 1e10], *(
+            [low**2, high**2 * (1 - 1e-9)] for low, high in bins.values())]
+        run.evaluate()
+        run.accumulate()
+    told: dict = dict(threshold=score_thr)
+    for number, name in enumerate(names):
+        start = number * len(images)
+        parts = [part for part in run.evalImgs[start:start + len(images)]
+                 if part is not None]
+        count = sum(int((1 - part['gtIgnore']).sum()) for part in parts)
+        if count == 0:
+            told[name] = dict(AP=None, AR=None, F1=None, num_gt=0)
+            continue
+        scores, hits = (np.array([
+            value for part in parts for value, left_out in zip(
+                part[key] if key == 'dtScores' else part[key][0] > 0,
+                part['dtIgnore'][0]) if not left_out])
+            for key in ('dtScores', 'dtMatches'))
+        if told['threshold'] is None:
+            told['threshold'] = _best_threshold(scores, hits, count)
+        kept = (np.zeros(0, bool) if told['threshold'] is None else
+                scores >= told['threshold'])
+        found_right = int(hits[kept].sum()) if len(scores) else 0
+        told[name] = dict(
+            AP=float(run.eval['precision'][0, :, 0, number, 0].mean()),
+            AR=float(run.eval['recall'][0, 0, number, 0]),
+            F1=2 * found_right / (count + int(kept.sum())), num_gt=count)
+    return told
+
+
+def _best_threshold(scores: np.ndarray, hits: np.ndarray,
+                    count: int) -> Optional[float]:
+    """The score from which on boxes have the best F1; None without boxes."""
+    if len(scores) == 0:
+        return None
+    order = np.argsort(-scores, kind='stable')
+    f1 = 2 * np.cumsum(hits[order]) / (count + 1 + np.arange(len(order)))
+    # Boxes of one score are taken together.
+    last = np.append(np.diff(scores[order]) < 0, True)
+    return float(scores[order][np.where(last, f1, -1).argmax()])
 
 
 def covered(truth: dict, found, iou: float = .5) -> np.ndarray:
