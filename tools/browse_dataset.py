@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import numpy as np
+import torch
 from mmdet3d.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
@@ -12,13 +13,14 @@ from mmengine.runner import set_random_seed
 from tqdm import trange
 
 from projects.core.boxes import gravity_boxes
-from projects.core.drawing import draw_scans
+from projects.core.drawing import draw_scans, shown_views
 from projects.core.engine.command_line import (
     argument_parser,
     check_outputs,
     one_sentence,
 )
 from projects.core.engine.configs import config_errors, config_of, select_split
+from projects.core.geometry import are_slices
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -34,26 +36,43 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def sheet(sample: dict, channels: np.ndarray) -> list:
-    """Rows of :func:`draw_scans`: a channel in all views, with the boxes.
+def sheet(sample: dict, preprocessor: torch.nn.Module) -> list:
+    """Rows of :func:`draw_scans`: a channel, as the backbone gets it, in all
+    views, with the boxes; of CT slices one to train on, or those of a scan
+    that cut its findings.
 
     Args:
         sample (dict): As the pipeline packs it.
-        channels (np.ndarray): (V, C, H, W), as the backbone gets them.
+        preprocessor (torch.nn.Module): The model's.
     """
     data = sample['data_samples']
     meta = data.metainfo
+    if 'ct2img' not in meta:
+        channels = preprocessor(pseudo_collate([sample]), True)['inputs']
+        height, width = data.img_shape[:2]
+        return [dict(title=f'channel {c}', names=[Path(data.img_path).stem],
+                     images=channels[:, c, :height, :width].numpy(),
+                     ct2img=np.eye(4)[None],
+                     boxes_2d=[data.gt_instances.bboxes.numpy()])
+                for c in range(channels.shape[1])]
+    if are_slices(np.asarray(meta['ct2img'])):
+        channels = sample['inputs']['img'].numpy()
+    else:
+        channels = preprocessor(pseudo_collate([sample]), True)['inputs'][
+            'imgs'].numpy()
     truth = data.eval_ann_info
     rects, views = truth['gt_bboxes'], truth['gt_bboxes_view']
     height, width = meta['img_shape'][:2]
+    boxes = gravity_boxes(truth['gt_bboxes_3d']).numpy()
+    shown = shown_views(np.asarray(meta['ct2img']), boxes)
     common = dict(
-        names=meta['view_names'], ct2img=np.asarray(meta['ct2img']),
-        ground_truth=gravity_boxes(truth['gt_bboxes_3d']).numpy(),
+        names=[meta['view_names'][v] for v in shown],
+        ct2img=np.asarray(meta['ct2img'])[shown], ground_truth=boxes,
         ignored=gravity_boxes(truth['ignored_bboxes_3d']).numpy(),
-        boxes_2d=[rects[views == v] for v in range(len(channels))])
+        boxes_2d=[rects[views == v] for v in shown])
     return [
         dict(common, title=f'channel {c}',
-             images=channels[:, c, :height, :width])
+             images=channels[shown, c, :height, :width])
         for c in range(channels.shape[1])
     ]
 
@@ -74,10 +93,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     set_random_seed(cfg.randomness.seed)
     for index in trange(min(args.count, len(dataset)), desc='draw'):
         sample = dataset[index]
-        images = preprocessor(pseudo_collate([sample]), True)['inputs']
-        token = sample['data_samples'].metainfo['token']
-        draw_scans(sheet(sample, images['imgs'].numpy()),
-                   args.out_dir / f'{token}.png')
+        meta = sample['data_samples'].metainfo
+        draw_scans(sheet(sample, preprocessor), args.out_dir /
+                   f'{meta["token"] if "token" in meta else meta["img_id"]}'
+                   '.png')
     print(f'{args.out_dir}: {min(args.count, len(dataset))} samples')
 
 

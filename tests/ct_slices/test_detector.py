@@ -169,6 +169,25 @@ def test_a_set_of_views_is_refused(sphere_root, trained):
     assert 'field "thickness": expected that of a CT slice' in error_of(done)
 
 
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_browse_dataset_draws_slices(root, tmp_path, split):
+    """Slices as they are trained on, and those that cut a scan's findings."""
+    options = [*SMALL, 'test_dataloader.dataset.ann_file=lidc_infos_train.pkl']
+    if split == 'test':
+        (root / 'lidc_infos_test.pkl').write_bytes(
+            (root / 'lidc_infos_train.pkl').read_bytes())
+        (root / 'lidc_infos_test_2d_anno.coco.json').write_bytes(
+            (root / 'lidc_infos_train_2d_anno.coco.json').read_bytes())
+    done = tool('browse_dataset.py', NAME, '--data-root', root, '--split',
+                split, '--count', '2', '--out-dir', tmp_path, options=options)
+    assert done.returncode == 0, done.stderr
+    pictures = sorted(tmp_path.glob('*.png'))
+    assert len(pictures) == 2
+    if split == 'test':
+        assert [p.stem for p in pictures] == ['LIDC-IDRI-0000',
+                                              'LIDC-IDRI-0001']
+
+
 @pytest.mark.parametrize('stage', ['2d', '3d'])
 def test_what_boxes_rest_on(trained, tested, root, tmp_path, stage):
     """On balls in noise: more than chance is inside the balls' sections, and
