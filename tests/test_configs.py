@@ -291,6 +291,21 @@ def test_a_number_stands_in_one_place(path):
     assert all(s.scene_range == cfg.scene_range for s in loaders)
 
 
+@pytest.mark.parametrize('path', SLICES, ids=lambda p: p.stem)
+def test_norms_are_learned_where_nothing_was_learned_before(path):
+    """mmdet's ResNet keeps its norms as they are, unless told otherwise:
+    right for ImageNet's, but from scratch these are no norms at all."""
+    cfg = Config.fromfile(path)
+    pretrained = cfg.model.detector_2d.backbone.get('init_cfg')
+    backbone = MODELS.build(load(path).model).detector_2d.backbone
+    backbone.train()
+    norms = [m for m in backbone.modules()
+             if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms
+    if pretrained is None:
+        assert all(norm.training for norm in norms)
+
+
 @pytest.mark.parametrize('path', EVERY, ids=lambda p: p.stem)
 def test_a_schedule_has_one_length_and_a_set_one_place(path):
     """A schedule's length stands once, and in no scheduler."""

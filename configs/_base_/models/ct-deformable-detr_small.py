@@ -13,7 +13,8 @@ model = dict(detector_2d=dict(
     with_box_refine=True, as_two_stage=False,
     backbone=dict(
         type='ResNet', depth=18, base_channels=32, num_stages=3,
-        strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2)),
+        strides=(1, 2, 2), dilations=(1, 1, 1), norm_eval=False,
+        out_indices=(1, 2)),
     neck=dict(
         type='ChannelMapper', in_channels=[64, 128], kernel_size=1,
         out_channels=width, act_cfg=None,

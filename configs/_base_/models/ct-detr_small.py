@@ -10,7 +10,8 @@ model = dict(detector_2d=dict(
     type='DETR', num_queries=20,
     backbone=dict(
         type='ResNet', depth=18, base_channels=32, num_stages=3,
-        strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, )),
+        strides=(1, 2, 2), dilations=(1, 1, 1), norm_eval=False,
+        out_indices=(2, )),
     neck=dict(
         type='ChannelMapper', in_channels=[128], kernel_size=1,
         out_channels=width, act_cfg=None, norm_cfg=None, num_outs=1),

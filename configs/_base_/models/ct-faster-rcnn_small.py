@@ -16,7 +16,8 @@ model = dict(
         type='FasterRCNN',
         backbone=dict(
             type='ResNet', depth=18, base_channels=32, num_stages=3,
-            strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2)),
+            strides=(1, 2, 2), dilations=(1, 1, 1), norm_eval=False,
+            out_indices=(0, 1, 2)),
         neck=dict(type='FPN', in_channels=[32, 64, 128], out_channels=48,
                   num_outs=4),
         rpn_head=dict(
