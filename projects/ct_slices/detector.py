@@ -60,11 +60,14 @@ class CTSliceDetector(BaseModel):
             return self.detector_2d(features, data_samples, mode)
 
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
-        """Backbone and neck, in float32 whatever they ran in."""
+        """Backbone and neck, in float32 whatever they ran in, and contiguous:
+        mmcv's operators read any layout as if it were
+        (open-mmlab/mmcv#2203)."""
+        # Convolutions are faster in this one.
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         return tuple(
-            feature.float() for feature in type(self.detector_2d).extract_feat(
-                self.detector_2d, inputs))
+            feature.float().contiguous() for feature
+            in type(self.detector_2d).extract_feat(self.detector_2d, inputs))
 
     def test_step(self, data: dict) -> List[Det3DDataSample]:
         """Find boxes in scans.

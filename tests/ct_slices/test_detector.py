@@ -215,6 +215,20 @@ def test_what_boxes_rest_on(trained, tested, root, tmp_path, stage):
 
 
 # ------------------------------------------------------------------ the model
+def test_boxes_are_of_the_places_that_they_are_in():
+    """RoIAlign reads the features' places, whatever layout is faster."""
+    built = model()
+    images = torch.randint(0, 255, (2, 3, 64, 96), dtype=torch.uint8)
+    data = built.data_preprocessor(dict(inputs=list(images)))
+    rois = torch.tensor([[0., 4, 8, 40, 40], [1, 50, 10, 80, 60]])
+    features = built.extract_feat(data['inputs'])
+    extract = built.detector_2d.roi_head.bbox_roi_extractor
+    found = extract(features, rois)
+    plain = [feature.clone(memory_format=torch.contiguous_format)
+             for feature in features]
+    torch.testing.assert_close(found, extract(plain, rois))
+
+
 def test_batches_and_chunks_change_nothing(root):
     built, data = model(), scans(root)
     pair = [data[0], data[2]]
