@@ -123,7 +123,9 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(
         assert run.exitcode == 0
         length = time.monotonic() - begin
     killed = stages = 0
-    while killed < kills:
+    # On a busy machine all moments drawn may lie before the first scan's end.
+    while killed < kills or stages < 2:
+        assert killed < 10 * kills, 'No run came as far as its second scan.'
         run = processes.Process(target=make, args=(out_dir, ),
                                 kwargs=dict(options=options))
         run.start()
@@ -139,7 +141,6 @@ def test_killed_at_any_moment_it_ends_as_if_it_never_was(
         stages = max(stages, len(list(out_dir.glob('scans/*'))))
         if (out_dir / 'lidc_infos_train.pkl').exists():
             shutil.rmtree(out_dir)
-    assert stages >= 2
     make(out_dir, options=options)
     assert content(out_dir) == content(whole)
 
