@@ -16,7 +16,7 @@ __all__ = ['CropSlice', 'LoadCTSlices', 'PackCTScan', 'TurnSlice']
 
 _META = ('cam2img', 'ct2cam', 'ct2img', 'img_shape', 'num_views',
          'view_names', 'img_paths', 'token', 'lidc_id_ref', 'sample_idx',
-         'ct2patient', 'frame_of_reference_uid', 'slice_mm')
+         'ct2patient', 'frame_of_reference_uid', 'slice_mm', 'selected')
 
 
 @TRANSFORMS.register_module()

@@ -656,13 +656,14 @@ BINS = {'up_to_7mm': (0., 7.), '7_to_15mm': (7., 15.),
         'above_15mm': (15., 1e3)}
 
 
-def at_50(boxes, scores, truth, diameters, score_thr=None, ignored=()):
-    """Of one slice with pixels of 0.5 mm."""
+def slice_of(boxes, scores, truth, diameters, ignored=(), chosen=True):
+    """What is kept of one slice with pixels of 0.5 mm."""
     ct2img = geometry.compose_ct2img(*geometry.slice_camera(
         np.zeros(3), np.array([.5, 0, 0]), np.array([0, .5, 0]), 1.))
-    result = dict(
-        view_names=['slices'], ct2img=ct2img[None], views=np.zeros(
-            len(boxes), int), bboxes=np.array(boxes, float).reshape(-1, 4),
+    return dict(
+        view_names=['slices'], ct2img=ct2img[None], chosen=[chosen],
+        views=np.zeros(len(boxes), int),
+        bboxes=np.array(boxes, float).reshape(-1, 4),
         scores=np.array(scores, float), truth=dict(
             gt_bboxes=np.array(truth, float).reshape(-1, 4),
             gt_bboxes_view=np.zeros(len(truth), int),
@@ -671,7 +672,11 @@ def at_50(boxes, scores, truth, diameters, score_thr=None, ignored=()):
             gt_diameters=np.array(diameters, float),
             ignored_bboxes=np.array(ignored, float).reshape(-1, 4),
             ignored_bboxes_view=np.zeros(len(ignored), int)))
-    return figures_at_50([result], BINS, score_thr)
+
+
+def at_50(boxes, scores, truth, diameters, score_thr=None, ignored=()):
+    return figures_at_50([slice_of(boxes, scores, truth, diameters, ignored)],
+                         BINS, score_thr)
 
 
 def test_figures_at_iou_half_by_size():
@@ -710,6 +715,48 @@ def test_figures_at_iou_half_of_nothing():
     told = at_50([[0, 0, 10, 10], [50, 50, 60, 60]], [.5, .5],
                  [[0, 0, 10, 10]], [5])
     assert told['all']['F1'] == pytest.approx(2 / 3)
+
+
+def test_a_bin_holds_its_upper_end():
+    """Document 003's are up to 7 mm, 7 to 15 mm and above."""
+    truth = [[0, 0, 14, 14], [50, 50, 80, 80], [100, 100, 131, 131]]
+    told = at_50(truth, [.9, .8, .7], truth, [7, 15, 15.5])
+    assert [told[name]['num_gt'] for name in ('all', *BINS)] == [3, 1, 1, 1]
+
+
+def test_figures_at_iou_half_are_of_the_chosen_images():
+    """By hand: a hit, a false positive that scores higher, and an image with
+    a finding that was missed and one that was not chosen."""
+    box = [0, 0, 10, 10]
+    hit, missed = ([box], [.5], [box], [5]), ([], [], [box], [5])
+    wrong = [box], [.9], [], []
+    told = figures_at_50([slice_of(*hit), slice_of(*wrong)], BINS)
+    assert told['positive_share'] == .5 and told['num_images'] == 2
+    assert told['all']['AP'] == pytest.approx(1 / 2)
+    # The more images without a finding, the lower the precision.
+    told = figures_at_50([slice_of(*hit), *[slice_of(*wrong)] * 3], BINS)
+    assert told['positive_share'] == .25
+    assert told['all']['AP'] == pytest.approx(1 / 4)
+    # What was not chosen is as if it were not there.
+    some = [slice_of(*missed, chosen=False), slice_of(*hit),
+            slice_of(*wrong, chosen=False), slice_of([], [], [], [])]
+    told = figures_at_50(some, BINS)
+    assert told == figures_at_50([some[1], some[3]], BINS)
+    assert told['all'] == dict(AP=pytest.approx(1), AR=1, F1=1, num_gt=1)
+    for result in some:
+        result['chosen'] = [False]
+    told = figures_at_50(some, BINS)
+    assert told['positive_share'] is None and told['all']['AP'] is None
+
+
+@pytest.mark.parametrize('options, text', [
+    (dict(score_thr=1.5), 'score_thr: expected a score from 0 to 1, found'),
+    (dict(score_thr=float('nan')), 'found nan'),
+    (dict(bins_50=dict(small=(7., 0.))), 'found small: \\[7.0, 0.0\\]'),
+    (dict(bins_50=dict(all=(0., 7.))), 'names other than "all"')])
+def test_impossible_figures_at_iou_half_are_refused(options, text):
+    with pytest.raises(DataError, match=text):
+        Indication2DMetric(**options)
 
 
 def test_no_2d_stage_no_figures():

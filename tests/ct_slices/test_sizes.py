@@ -14,7 +14,10 @@ from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
 from projects.core.engine.configs import build_runner, load_config
+from projects.core.files import load_json
 from projects.ct_slices.backbone import EfficientNetV2S
+from tests.helpers.commands import error_of, tool
+from tests.helpers.slices import make_slice_set
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'configs/ct_slices').glob('*_30e_*.py'))
@@ -83,7 +86,9 @@ def test_a_papers_size_takes_a_step(path):
     takes_steps(model)
 
 
-@pytest.mark.parametrize('path', TRANSFORMERS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [
+    pytest.param(path, marks=pytest.mark.slow if '_r50_' in path.stem else ())
+    for path in TRANSFORMERS], ids=lambda p: p.stem)
 def test_a_transformer_takes_a_step(path):
     cfg, model = built(path)
     if '15e' in path.stem:
@@ -173,3 +178,41 @@ def test_early_stopping_counts_validations(tmp_path):
         cfg[name] = None
     runner = build_runner(cfg)
     assert any(type(h).__name__ == 'EarlyStoppingHook' for h in runner.hooks)
+
+
+# --------------------------------------------------------- slabs, by the tools
+SLABS = sorted((ROOT / 'configs/ct_slices').glob('*_small_slabs_*.py'))
+TINY = [
+    'train_dataloader.dataset.pipeline.2.size=32',
+    'train_dataloader.batch_size=2', 'train_cfg.max_iters=2',
+    *(f'{name}_dataloader.dataset.ann_file=lidc_infos_train.pkl'
+      for name in ('val', 'test')),
+    *(f'{name}_dataloader.dataset.coco_file=lidc_infos_train_2d_anno.coco.json'
+      for name in ('val', 'test'))]
+
+
+@pytest.fixture(scope='module')
+def slabs(tmp_path_factory):
+    """Of 6 mm; half of the images that were chosen show a finding."""
+    return make_slice_set(tmp_path_factory.mktemp('slabs') / 'set',
+                          slab_mm=6., overlap=.5, positive_share=[.5])
+
+
+@pytest.mark.parametrize('path', SLABS, ids=lambda p: p.stem)
+def test_a_small_detector_of_slabs_by_the_tools(path, slabs, tmp_path):
+    done = tool('train.py', path, '--work-dir', tmp_path, '--data-root', slabs,
+                '--amp', options=TINY)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / 'results.json'
+    threshold = 'test_evaluator.1.score_thr'
+    done = tool('test.py', path, tmp_path / 'iter_2.pth', '--data-root', slabs,
+                '--out', out, options=[*TINY, f'{threshold}=0.25'])
+    assert done.returncode == 0, done.stderr
+    told = load_json(out)['2d']['at_iou_50']
+    chosen = load_json(slabs / 'lidc_infos_train_2d_anno.coco.json')['images']
+    assert told['num_images'] == len(chosen) > 0
+    assert told['positive_share'] == pytest.approx(.5, abs=.05)
+    assert told['threshold'] == .25 and told['all']['num_gt'] > 0
+    done = tool('test.py', path, tmp_path / 'iter_2.pth', '--data-root', slabs,
+                options=[*TINY, f'{threshold}=2.'])
+    assert 'score_thr: expected a score from 0 to 1, found 2' in error_of(done)

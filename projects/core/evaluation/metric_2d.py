@@ -16,6 +16,7 @@ from projects.core import geometry
 from projects.core.evaluation.matching import SIZE_BINS, ScanResult
 from projects.core.evaluation.metric_3d import diameters_of
 from projects.core.evaluation.ranking import Ranked
+from projects.core.files import DataError
 
 __all__ = ['Indication2DMetric', 'covered', 'figures_at_50', 'views_of']
 
@@ -41,6 +42,9 @@ class Indication2DMetric(BaseMetric):
             Defaults to no such figures.
         score_thr (float, optional): Of their F1; one that was best on
             another split. Defaults to the best on this one.
+
+    Raises:
+        DataError: ``bins_50`` or ``score_thr`` cannot be.
     """
 
     default_prefix = '2d'
@@ -52,6 +56,16 @@ class Indication2DMetric(BaseMetric):
                  collect_device: str = 'cpu',
                  prefix: Optional[str] = None) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        for name, limits in (bins_50 or {}).items():
+            if name == 'all' or len(limits) != 2 or not (
+                    0 <= limits[0] < limits[1]):
+                raise DataError(
+                    'Indication2DMetric: bins_50: expected names other than '
+                    '"all", with a diameter (mm) and a larger one, found '
+                    f'{name}: {list(limits)}')
+        if score_thr is not None and not 0 <= score_thr <= 1:
+            raise DataError('Indication2DMetric: score_thr: expected a score '
+                            f'from 0 to 1, found {score_thr:g}')
         self.size_bins = size_bins
         self.bins_50 = bins_50
         self.score_thr = score_thr
@@ -64,11 +78,14 @@ class Indication2DMetric(BaseMetric):
             found, truth = sample['pred_instances'], sample['eval_ann_info']
             views = len(sample['ct2img'])
             names = list(sample.get('view_names') or map(str, range(views)))
+            chosen = sample.get('selected')
+            chosen = [chosen is None or name in chosen for name in names]
             if geometry.are_slices(sample['ct2img']):
                 names = ['slices'] * views  # none is the same in two scans
             self.results.append(
                 dict(
                     view_names=names, ct2img=np.asarray(sample['ct2img']),
+                    chosen=chosen,
                     bboxes=found['bboxes'].cpu().numpy(),
                     scores=found['scores'].cpu().numpy(),
                     labels=found['labels'].cpu().numpy(),
@@ -133,24 +150,30 @@ def figures_at_50(results: List[dict], bins: Mapping[str, Sequence[float]],
     Sizes work as COCO's areas: findings of other sizes forgive, and boxes
     that hit nothing count by their own size. A finding's size is its
     diameter, that of a box the root of its area, in mm at the isocentre.
+    Of a set with ``--positive-share`` only the chosen images are looked at.
     003's F1 is the harmonic mean of its AP and AR; here it is that of
     precision and recall at one threshold.
 
     Args:
         results (list[dict]): Those of :class:`Indication2DMetric`.
-        bins (dict): Name and range of diameters (mm).
+        bins (dict): Name and range of diameters (mm), without the lower end
+            and with the upper one.
         score_thr (float, optional): Boxes with this score or more count for
             F1. Defaults to the threshold of the best F1 of all sizes.
 
     Returns:
-        dict: ``threshold`` and, for ``all`` and each bin, ``AP``, ``AR``,
-        ``F1``, ``num_gt``; None where there is no finding.
+        dict: ``threshold``, ``num_images``, ``positive_share`` (of the images
+        with a finding that counts; None without images) and, for ``all`` and
+        each bin, ``AP``, ``AR``, ``F1``, ``num_gt``; None where there is no
+        finding.
     """
     images: List[dict] = []
     truth: List[dict] = []
     found: List[dict] = []
+    chosen: List[int] = []
     for r in results:
         first, info = len(images) + 1, r['truth']
+        chosen += [first + v for v in np.flatnonzero(r['chosen']).tolist()]
         images += [dict(id=first + v) for v in range(len(r['view_names']))]
         rows = np.asarray(info['gt_bboxes_instance'], dtype=int)
         for box, view, size in zip(info['gt_bboxes'], info['gt_bboxes_view'],
@@ -177,17 +200,22 @@ def figures_at_50(results: List[dict], bins: Mapping[str, Sequence[float]],
             sides.append(coco)
         run = COCOeval(*sides, 'bbox')
         names = ['all', *bins]
+        run.params.imgIds = chosen
         run.params.iouThrs = np.array([.5])
         run.params.maxDets = [100]
         run.params.areaRngLbl = names
         run.params.areaRng = [[0., 1e10], *(
-            [low**2, high**2 * (1 - 1e-9)] for low, high in bins.values())]
+            [low**2 * (1 + 1e-9), high**2] for low, high in bins.values())]
         run.evaluate()
         run.accumulate()
-    told: dict = dict(threshold=score_thr)
+    positive = {box['image_id'] for box in truth if not box['iscrowd']}
+    told: dict = dict(
+        threshold=score_thr, num_images=len(chosen),
+        positive_share=len(positive.intersection(chosen)) / len(chosen)
+        if chosen else None)
     for number, name in enumerate(names):
-        start = number * len(images)
-        parts = [part for part in run.evalImgs[start:start + len(images)]
+        start = number * len(chosen)
+        parts = [part for part in run.evalImgs[start:start + len(chosen)]
                  if part is not None]
         count = sum(int((1 - part['gtIgnore']).sum()) for part in parts)
         if count == 0:
