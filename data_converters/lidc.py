@@ -213,12 +213,14 @@ class Nodule:
         volume: Of the mask (mm³).
         num_readers: Readers who outlined it.
         characteristics: Mean rating of each of the nine.
+        median_malignancy: Median rating of this one; None without readers.
     """
     mask: np.ndarray
     start: np.ndarray
     volume: float
     num_readers: int
     characteristics: Dict[str, float]
+    median_malignancy: Optional[float] = None
 
     @property
     def diameter(self) -> float:
@@ -258,7 +260,8 @@ class Nodule:
             record=dict(
                 nodule_id=number, diameter=self.diameter,
                 volume_mm3=self.volume, num_readers=self.num_readers,
-                characteristics=self.characteristics))
+                characteristics=self.characteristics,
+                median_malignancy=self.median_malignancy))
 
 
 def _outline_distance() -> Callable:
@@ -291,7 +294,8 @@ def consensus_nodules(scan) -> List[Nodule]:
             for name in CHARACTERISTICS
         }
         nodule = Nodule(mask, np.array([s.start for s in box]),
-                        float(mask.sum() * voxel), len(cluster), ratings
+                        float(mask.sum() * voxel), len(cluster), ratings,
+                        float(np.median([a.malignancy for a in cluster]))
                         ).tight()
         if nodule is not None:
             nodules.append(nodule)

@@ -334,8 +334,9 @@ def _validate_sample(sample: dict, classes: int, where: str) -> None:
                     instance.get(key))
         if instance.get('diameter') is not None:
             _number(instance, 'diameter', at, 0., 'a positive number')
-        if instance.get('contrast') is not None:
-            _number(instance, 'contrast', at)
+        for key in ('contrast', 'median_malignancy'):
+            if instance.get(key) is not None:
+                _number(instance, key, at)
         if instance.get('shape') is not None:
             unpack_shape(instance['shape'], at)
         named = _dict(instance.get('characteristics', {}), at,

@@ -369,6 +369,8 @@ def test_3d_box_is_the_masks_extent(dicom_root, samples):
             assert instance['num_readers'] == len(cluster)
             assert instance['characteristics']['texture'] == np.mean(
                 [a.texture for a in cluster])
+            assert instance['median_malignancy'] == np.median(
+                [a.malignancy for a in cluster])
 
 
 def all_corners(scan, nodule):
