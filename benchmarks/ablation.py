@@ -100,7 +100,7 @@ VARIANTS = {
 
 SLICES = 'configs/ct_slices/{}_{}_neighbours_30e_mid-v2-slices.py'
 SMALL = ('configs/ct_slices/'
-         'faster-rcnn_small_neighbours_3000i_quick-v2-slices.py')
+         'faster-rcnn_small_neighbours_6000i_quick-v2-slices.py')
 _LARGE = 'train_dataloader.dataset.min_diameter=15.'  # mm
 # By family; the first variant of each is what the others are compared with.
 FAMILIES = {

@@ -18,7 +18,7 @@ from tests.helpers.slices import SHAPE, make_slice_set
 
 ROOT = Path(__file__).parents[2]
 NAME = ('configs/ct_slices/'
-        'faster-rcnn_small_neighbours_3000i_quick-v2-slices.py')
+        'faster-rcnn_small_neighbours_6000i_quick-v2-slices.py')
 # Crops of 32 px, and the only split that the tests' set has.
 SMALL = [
     'train_dataloader.dataset.pipeline.2.size=32',
