@@ -21,8 +21,5 @@ model = dict(detector_2d=dict(
     decoder=dict(num_layers=6, return_intermediate=True, layer_cfg=dict(
         self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn)),
     positional_encoding=dict(num_feats=width // 2, normalize=True),
-    # Few queries are a nodule (RetinaNet's prior); mmdet's DETR has another
-    # loss.
-    bbox_head=dict(type='DETRHead', embed_dims=width, init_cfg=dict(
-        type='Normal', layer=[], override=dict(
-            type='Normal', name='fc_cls', std=.01, bias_prob=.01)))))
+    bbox_head=dict(type='DETRHead', embed_dims=width,
+                   init_cfg=_base_.prior)))
