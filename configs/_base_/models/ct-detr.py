@@ -3,8 +3,8 @@
 # alpha 0.25 (document 003).
 focal = dict(type='FocalLoss', use_sigmoid=True, gamma=2., alpha=.25,
              loss_weight=2.)
-# Few queries are a nodule (RetinaNet's prior); for DETR, which has another loss
-# in mmdet.
+# Few queries are a nodule (RetinaNet's prior); for DETR, which has another
+# loss in mmdet.
 prior = dict(type='Normal', layer=[], override=dict(
     type='Normal', name='fc_cls', std=.01, bias_prob=.01))
 model = dict(
