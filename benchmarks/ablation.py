@@ -142,12 +142,15 @@ def variant(name: str) -> tuple:
                 if name in family)
 
 
-def train(name: str, iters: int, folder: Path, data_root: str) -> None:
-    """Train a variant, or go on with it."""
+def train(name: str, iters: int, folder: Path, data_root: str,
+          amp: bool = False) -> None:
+    """Train a variant, or go on with it. Schedules of epochs validate, others
+    are tested at their end all the same."""
     config, changes = variant(name)
     if not config.split('_')[-2].endswith('e'):  # epochs
         half = name in (*STARTS, *STARTS.values())
-        changes = [*changes, f'train_cfg.max_iters={iters // (1 + half)}']
+        changes = [*changes, f'train_cfg.max_iters={iters // (1 + half)}',
+                   f'train_cfg.val_begin={iters + 1}']
     if name in STARTS:
         start = folder.parent / slug(STARTS[name]) / 'last_checkpoint'
         if not start.exists():
@@ -155,27 +158,30 @@ def train(name: str, iters: int, folder: Path, data_root: str) -> None:
                      'trained before, found no checkpoint of it')
         changes = [*changes, f'load_from={start.read_text().strip()}']
     run('tools/train.py', config, '--work-dir', str(folder), '--resume',
+        *['--amp'] * amp,
         *(['--data-root', data_root] if data_root else []), '--cfg-options',
         *changes,
         # Often enough for the shortest.
         'default_hooks.logger.interval=5')
 
 
-def test(name: str, folder: Path, data_root: str, split: str) -> None:
+def test(name: str, folder: Path, data_root: str, split: str,
+         amp: bool = False) -> None:
     """Leave the split's results in a variant's folder."""
     config, changes = variant(name)
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
+        *['--amp'] * amp,
         *(['--data-root', data_root] if data_root else []), '--split', split,
         '--out', str(results_of(folder, split)),
         *(['--cfg-options', *changes] if changes else []))
 
 
-def iterations(name: str, minutes: float, folder: Path,
-               data_root: str) -> int:
+def iterations(name: str, minutes: float, folder: Path, data_root: str,
+               amp: bool = False) -> int:
     """How many of a variant's iterations fit into so many minutes."""
     if not (folder / 'last_checkpoint').exists():
-        train(name, PACE, folder, data_root)
+        train(name, PACE, folder, data_root, amp)
     return max(round(60 * minutes / seconds_per_iteration(folder)), PACE + 1)
 
 
@@ -247,6 +253,8 @@ def main(argv: Optional[List[str]] = None) -> None:
                         help='what the others are compared with, scan by '
                         'scan (default: volume; of slices the first)')
     parser.add_argument('--data-root', default='')
+    parser.add_argument('--amp', action='store_true',
+                        help='half precision, as of tools/train.py')
     parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
     args = parser.parse_args(argv)
     known = FAMILIES[args.family]
@@ -264,7 +272,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         for name in names:
             iters[name] = iterations(
                 name, args.minutes, out_dir / 'pace' / slug(name),
-                args.data_root)
+                args.data_root, args.amp)
     for name in names:
         folder = out_dir / slug(name)
         if not results_of(folder, args.split).exists():
@@ -272,8 +280,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             # What was tested once has been trained, for as long as was asked
             # for then.
             if not any(folder.glob('results_*.json')):
-                train(name, iters[name], folder, args.data_root)
-            test(name, folder, args.data_root, args.split)
+                train(name, iters[name], folder, args.data_root, args.amp)
+            test(name, folder, args.data_root, args.split, args.amp)
     print(table(out_dir, args.split, against, args.family))
 
 

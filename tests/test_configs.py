@@ -25,18 +25,19 @@ from projects.core.engine.configs import (
     match_distance_of,
 )
 from projects.core.evaluation.metric_3d import Indication3DMetric
-from projects.ct_slices import CTSliceDetector
+from projects.ct_slices import CTSliceDetector, MalignancyClassifier
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/mv2d_xray/*.py'))
-SLICES = sorted(ROOT.glob('configs/ct_slices/*.py'))
-EVERY = CONFIGS + SLICES
+RATINGS = sorted(ROOT.glob('configs/ct_slices/malignancy_*.py'))
+SLICES = sorted({*ROOT.glob('configs/ct_slices/*.py')} - {*RATINGS})
+EVERY = CONFIGS + SLICES + RATINGS
 
 
 def load(path):
     cfg = Config.fromfile(path)
     # No hub is asked for weights in a test.
-    cfg.model.detector_2d.backbone.init_cfg = None
+    cfg.model.get('detector_2d', cfg.model).backbone.init_cfg = None
     return cfg
 
 
@@ -86,6 +87,36 @@ def test_config_of_slices(path):
         steps = cfg[f'{name}_dataloader'].dataset.pipeline
         assert Compose([TRANSFORMS.build(step) for step in steps])
     assert Path(path).read_text().count('\n') <= 40
+
+
+@pytest.mark.parametrize('path', RATINGS, ids=lambda p: p.stem)
+def test_config_of_ratings(path, monkeypatch):
+    """Squares have the pixels that the backbone was trained on, and a test
+    those of the training."""
+    cfg = load(path)
+    assert isinstance(MODELS.build(cfg.model), MalignancyClassifier)
+    sizes = set()
+    for name in ('train', 'val', 'test'):
+        data = cfg[f'{name}_dataloader'].dataset
+        step, = data.pipeline
+        assert Compose([TRANSFORMS.build(step)])
+        assert (step.get('augment') is None) == (name != 'train')
+        assert data.get('test_mode', False) == (name != 'train')
+        sizes.add((step['edge'], step['size']))
+    (edge, size), = sizes
+    assert size / edge == cfg.scale  # px of 1 mm
+    # The weights are found from any folder.
+    monkeypatch.chdir('/')
+    anchored = load_config(str(path)).model.backbone.init_cfg.checkpoint
+    assert Path(anchored).is_file()
+    classifier = load_config(str(path)).model
+    built = MODELS.build(classifier)
+    built.init_weights()
+    held = load_checkpoint(anchored)['state_dict']
+    for name, value in built.backbone.state_dict().items():
+        torch.testing.assert_close(value, held[f'detector_2d.backbone.{name}'])
+    built.train()
+    assert not any(p.requires_grad for p in built.backbone.parameters())
 
 
 # Sizes (mm) and numbers of a chest's findings, which are not a part's.

@@ -31,6 +31,7 @@ from projects.core.engine.configs import (
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.results import dump_results
+from projects.ct_slices.malignancy import MalignancyMetric
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -57,11 +58,10 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def full_results(runner: Runner, kind: type) -> Optional[dict]:
-    """What the metric of a kind has found, None where there is none."""
-    found = [metric.full_results for metric in runner.test_evaluator.metrics
-             if isinstance(metric, kind)]
-    return found[-1] if found else None
+def metrics_of(runner: Runner, *kinds: type) -> list:
+    """The metrics of a test that are of one of these kinds."""
+    return [metric for metric in runner.test_evaluator.metrics
+            if isinstance(metric, kinds)]
 
 
 @one_sentence
@@ -74,9 +74,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     if args.split:
         select_split(dataset, args.split)
     evaluators = evaluators_3d_of(cfg)
-    if args.out and not evaluators:
-        raise UserError(f'{args.config}: --out: expected an '
-                        'Indication3DMetric in test_evaluator, found none')
+    for option in ('show_dir', 'calibration'):
+        if getattr(args, option) and not evaluators:
+            raise UserError(
+                f'{args.config}: --{option.replace("_", "-")}: expected an '
+                'Indication3DMetric in test_evaluator, found none')
     for evaluator in evaluators:
         evaluator.update(calibration=args.calibration)
     if args.show_dir:
@@ -95,6 +97,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     # What a training started from would be loaded over what is tested.
     cfg.load_from, cfg.resume = None, False
     runner = build_runner(cfg)
+    told = metrics_of(runner, Indication3DMetric, MalignancyMetric)
+    if args.out and not told:
+        raise UserError(
+            f'{args.config}: --out: expected an Indication3DMetric or a '
+            'MalignancyMetric in test_evaluator, found none')
     model = inner_model(runner.model)
     checkpoint = check_checkpoint(args.checkpoint, model)
     model.load_state_dict(checkpoint['state_dict'])
@@ -106,13 +113,14 @@ def main(argv: Optional[List[str]] = None) -> None:
     seen = warn_of_seen_patients(args.checkpoint, meta, tested)
     runner.test()
     if args.out and runner.rank == 0:  # which alone has computed figures
+        boxes = metrics_of(runner, Indication2DMetric)
         dump_results(
-            args.out, full_results(runner, Indication3DMetric), dict(
+            args.out, told[-1].full_results, dict(
                 config=args.config, checkpoint=args.checkpoint,
                 sha256=hashlib.sha256(
                     Path(args.checkpoint).read_bytes()).hexdigest(),
                 ann_file=tested.source, patients_seen_in_training=seen),
-            full_results(runner, Indication2DMetric))
+            boxes[-1].full_results if boxes else None)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,12 @@ from projects.ct_slices.backbone import EfficientNetV2S
 from projects.ct_slices.dataset import CTSliceDataset, PositiveShareSampler
 from projects.ct_slices.detector import CTSliceDetector
 from projects.ct_slices.explain import slice_target
+from projects.ct_slices.malignancy import (
+    CropFinding,
+    MalignancyClassifier,
+    MalignancyDataset,
+    MalignancyMetric,
+)
 from projects.ct_slices.merge import SliceMerger
 from projects.ct_slices.transforms import (
     CropSlice,
@@ -30,9 +36,10 @@ from projects.ct_slices.transforms import (
 
 __all__ = [
     'BFloat16OptimWrapper', 'CTSliceDataset', 'CTSliceDetector',
-    'ClassCheckHook', 'CropSlice', 'DrawBoxesHook', 'EfficientNetV2S',
-    'Indication2DMetric', 'Indication3DMetric', 'LoadCTSlices', 'PackCTScan',
-    'PatientsSeenHook', 'PlainCheckpointHook', 'PositiveShareSampler',
-    'ProgressBarHook', 'RangeCheckHook', 'SliceMerger', 'TurnSlice',
-    'slice_target'
+    'ClassCheckHook', 'CropFinding', 'CropSlice', 'DrawBoxesHook',
+    'EfficientNetV2S', 'Indication2DMetric', 'Indication3DMetric',
+    'LoadCTSlices', 'MalignancyClassifier', 'MalignancyDataset',
+    'MalignancyMetric', 'PackCTScan', 'PatientsSeenHook',
+    'PlainCheckpointHook', 'PositiveShareSampler', 'ProgressBarHook',
+    'RangeCheckHook', 'SliceMerger', 'TurnSlice', 'slice_target'
 ]

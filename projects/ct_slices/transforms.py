@@ -12,11 +12,32 @@ from mmdet3d.structures import Det3DDataSample
 from projects.core import geometry
 from projects.core.files import DataError
 
-__all__ = ['CropSlice', 'LoadCTSlices', 'PackCTScan', 'TurnSlice']
+__all__ = ['CropSlice', 'LoadCTSlices', 'PackCTScan', 'TurnSlice',
+           'read_slice']
 
 _META = ('cam2img', 'ct2cam', 'ct2img', 'img_shape', 'num_views',
          'view_names', 'img_paths', 'token', 'lidc_id_ref', 'sample_idx',
          'ct2patient', 'frame_of_reference_uid', 'slice_mm', 'selected')
+
+
+def read_slice(item: dict, scale: float = 1.) -> np.ndarray:
+    """The image (H, W, 3) uint8 of an infos' record, enlarged.
+
+    Raises:
+        DataError: It is missing, unreadable, or of another size than the
+            record says.
+    """
+    image = cv2.imread(str(item['img_path']), cv2.IMREAD_COLOR)
+    shape: Tuple[int, int] = (item['height'], item['width'])
+    if image is None or image.shape[:2] != shape:
+        found = 'none that can be read' if image is None else str(
+            image.shape[:2])
+        raise DataError(f'{item["img_path"]}: expected an image {shape} '
+                        f'as the infos say, found {found}')
+    if scale != 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale,
+                           interpolation=cv2.INTER_LINEAR)
+    return image
 
 
 @TRANSFORMS.register_module()
@@ -116,8 +137,9 @@ class LoadCTSlices(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Load one scan."""
         slices = list(results['images'].values())
-        results['img'] = np.stack([self._read(s) for s in slices]) if (
-            slices) else np.zeros((0, 1, 1, 3), np.uint8)
+        results['img'] = np.stack([
+            read_slice(s, self.scale) for s in slices]) if slices else (
+                np.zeros((0, 1, 1, 3), np.uint8))
         for key, name in (('cam2img', 'cam2img'), ('ct2cam', 'lidar2cam')):
             results[key] = np.array([s[name] for s in slices], float).reshape(
                 -1, 4, 4)
@@ -138,19 +160,6 @@ class LoadCTSlices(BaseTransform):
                 truth[key] = truth[key] * np.float32(self.scale)
             results['eval_ann_info'] = truth
         return results
-
-    def _read(self, item: dict) -> np.ndarray:
-        image = cv2.imread(str(item['img_path']), cv2.IMREAD_COLOR)
-        shape: Tuple[int, int] = (item['height'], item['width'])
-        if image is None or image.shape[:2] != shape:
-            found = 'none that can be read' if image is None else str(
-                image.shape[:2])
-            raise DataError(f'{item["img_path"]}: expected an image {shape} '
-                            f'as the infos say, found {found}')
-        if self.scale != 1:
-            image = cv2.resize(image, None, fx=self.scale, fy=self.scale,
-                               interpolation=cv2.INTER_LINEAR)
-        return image
 
 
 @TRANSFORMS.register_module()

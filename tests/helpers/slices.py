@@ -23,7 +23,7 @@ SHAPE = (64, 48, 20)
 
 def ball_scan(number, count=None):
     """Noise with balls of 8 to 14 mm; scan 1 is empty, the first ball of scan
-    2 has no reader."""
+    2 has no reader. Readers rate first balls 1, 3 in scan 3, others 5."""
     rng = np.random.default_rng(number)
     hu = rng.normal(-850, 30, SHAPE).astype(np.float32)
     findings = []
@@ -43,9 +43,11 @@ def ball_scan(number, count=None):
                  for axis, n in enumerate(mask.shape)]
         hu[tuple(slice(s, s + n) for s, n in zip(start, mask.shape))][
             mask] = 30
+        unread = number == 2 and row == 0
         findings.append(Finding(mask, np.array(start), record=dict(
             nodule_id=row, diameter=2 * radius,
-            num_readers=0 if number == 2 and row == 0 else 4)))
+            num_readers=0 if unread else 4, median_malignancy=None
+            if unread else 5. if row else 3. if number == 3 else 1.)))
     name = f'LIDC-IDRI-{number:04d}'
     directions = np.diag(SPACING) @ np.diag([-1., -1., 1.])
     return Scan(name, name, f'1.2.{number}', '1.2',

@@ -44,9 +44,9 @@ _RUNNER_KEYS = (
 def load_config(path: str, options: Optional[dict] = None) -> Config:
     """Read a config and override parts of it.
 
-    A relative ``data_root`` or ``load_from`` is looked for in the current
-    folder, and where there is none, beside the ``configs`` folder that holds
-    the config.
+    A relative ``data_root``, ``load_from`` or ``checkpoint`` of weights to
+    start from is looked for in the current folder, and where there is none,
+    beside the ``configs`` folder that holds the config.
 
     Args:
         path (str): Config file, or the name of one that was installed with
@@ -102,7 +102,8 @@ def _anchor_paths(cfg: Config, path: Path) -> None:
                 visit(value)
         elif isinstance(node, dict):
             for key, value in node.items():
-                if key not in ('data_root', 'load_from'):
+                if key not in ('data_root', 'load_from', 'checkpoint') or (
+                        not isinstance(value, str)):
                     visit(value)
                 elif value and not Path(value).exists() and (
                         root / value).exists():
