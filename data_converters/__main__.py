@@ -9,7 +9,7 @@ import zlib
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
 from terminaltables import AsciiTable
@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from projects.core.acquisition import load_preset, presets
 from projects.core.engine.devices import torch_device
-from projects.core.files import DataError, load_json
+from projects.core.files import DataError, dump_json, load_json
 from projects.core.rig import Rig
 
-from . import blade, lidc, part, phantom, rigs, slices
+from . import blade, calibration, lidc, part, phantom, rigs, slices
 from .chest import chest_name, load_chest
 from .convert import (
     SPLITS,
@@ -309,10 +309,10 @@ def _add_slices(commands) -> None:
 
 def _add_rig(commands) -> None:
     sub = commands.add_parser(
-        'rig', help='make or check rig.json',
+        'rig', help='make, fit or check rig.json',
         description='The geometry of the views: on a circle, or from a table '
-        'of a real scanner (columns: docs/geometry.md), or verified with the '
-        'beads of a calibration phantom.')
+        'of a real scanner (columns: docs/geometry.md), or verified with, or '
+        'fitted to, the beads of a calibration phantom.')
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument('--circle', type=_count, metavar='N',
                       help='N views on a circle about z')
@@ -321,8 +321,13 @@ def _add_rig(commands) -> None:
     what.add_argument('--check', type=Path, metavar='BEADS',
                       help='CSV or JSON: view, u, v (px), x, y, z (mm) of '
                       'each bead in each view; prints the residuals of --rig')
+    what.add_argument('--fit', type=Path, metavar='BEADS',
+                      help='the same table: the views that see the beads '
+                      'there, beginning with --rig or, given --image-size, '
+                      'with nothing')
     sub.add_argument('--out', type=Path, help='rig.json to write')
-    sub.add_argument('--rig', type=Path, help='rig.json to check')
+    sub.add_argument('--rig', type=Path, help='rig.json to check, or to '
+                     'begin with')
     sub.add_argument('--max-residual', type=float, metavar='PX',
                      help='exit with an error where a bead is farther off, '
                      'or a view has no beads')
@@ -330,14 +335,24 @@ def _add_rig(commands) -> None:
                      default='corner', help='which point of the first pixel '
                      'the table calls (0, 0): its corner (default) or its '
                      'centre, as OpenCV does')
+    fit = sub.add_argument_group('fit')
+    fit.add_argument('--intrinsics', choices=calibration.INTRINSICS,
+                     help='focal length and principal point, so tilts of the '
+                     'detector, too: keep those of --rig (default), fit what '
+                     'all views share (default without --rig), or those of '
+                     'each')
+    fit.add_argument('--report', type=Path, metavar='JSON',
+                     help='residuals, covariances and outliers')
+    fit.add_argument('--picture', type=Path, metavar='PNG',
+                     help='beads and residuals of each view')
     circle = sub.add_argument_group('circle')
     circle.add_argument('--radius', type=float, default=300.,
                         help='source to isocentre (mm); default %(default)g')
     circle.add_argument('--sdd', type=float, default=600.,
                         help='source to detector (mm); default %(default)g')
-    circle.add_argument('--image-size', type=_count, nargs='+', default=[1024],
+    circle.add_argument('--image-size', type=_count, nargs='+',
                         metavar='PX', help='columns, and rows where not as '
-                        'many; default 1024')
+                        'many; default 1024, but none for --fit')
     circle.add_argument('--pixel-mm', type=float, metavar='P',
                         help='side of a pixel; default: 800 mm / columns')
     circle.add_argument('--arc', type=float, default=360.,
@@ -648,13 +663,16 @@ def run_volume(args: argparse.Namespace) -> None:
 
 
 def run_rig(args: argparse.Namespace) -> None:
-    """Make or check a rig."""
+    """Make, fit or check a rig."""
     origin = -.5 if args.pixel_origin == 'centre' else 0.
     needed, name = (args.rig, '--rig') if args.check else (args.out, '--out')
     if needed is None:
         raise ConversionError(f'{name}: expected rig.json, found none')
     if args.check:
         _check_rig(args, origin)
+        return
+    if args.fit:
+        _fit_rig(args, origin)
         return
     rig = (_circle(args) if args.circle
            else rigs.read_rig_table(args.table, origin))
@@ -664,14 +682,11 @@ def run_rig(args: argparse.Namespace) -> None:
 
 
 def _circle(args: argparse.Namespace) -> Rig:
-    if len(args.image_size) > 2:
-        raise ConversionError('--image-size: expected columns and perhaps '
-                              f'rows, found {len(args.image_size)} numbers')
+    width, height = _columns_and_rows(args.image_size or [1024])
     if not 0 < args.radius < args.sdd < math.inf:
         raise ConversionError('--radius: expected more than 0 and less than '
                               f'--sdd, {args.sdd:g} mm, found '
                               f'{args.radius:g}')
-    width = args.image_size[0]
     pixel = 800 / width if args.pixel_mm is None else args.pixel_mm
     if not 0 < pixel < math.inf:
         raise ConversionError('--pixel-mm: expected a positive number, found '
@@ -680,8 +695,44 @@ def _circle(args: argparse.Namespace) -> Rig:
         raise ConversionError('--arc, --start: expected degrees, found '
                               f'{args.arc:g} and {args.start:g}')
     return Rig.circle(args.circle, args.radius, args.sdd, width,
-                      pixel * width, args.arc, args.start,
-                      args.image_size[-1])
+                      pixel * width, args.arc, args.start, height)
+
+
+def _columns_and_rows(numbers: List[int]) -> Tuple[int, int]:
+    if len(numbers) > 2:
+        raise ConversionError('--image-size: expected columns and perhaps '
+                              f'rows, found {len(numbers)} numbers')
+    return numbers[0], numbers[-1]
+
+
+def _fit_rig(args: argparse.Namespace, origin: float) -> None:
+    nominal = Rig.load(args.rig) if args.rig else None
+    if nominal is None and not args.image_size:
+        raise ConversionError('--fit: expected --rig to begin with, or '
+                              '--image-size of the views, found neither')
+    if nominal is None and args.intrinsics == 'keep':
+        raise ConversionError('--intrinsics keep: expected --rig that has '
+                              'them, found none')
+    for path in (args.report, args.picture):
+        if path is not None and not path.parent.is_dir():
+            raise ConversionError(f'{path}: expected its folder to be there, '
+                                  'found none')
+    fit = calibration.fit_rig(
+        args.fit, nominal,
+        args.intrinsics or ('keep' if nominal else 'shared'),
+        None if nominal else _columns_and_rows(args.image_size), origin)
+    print(calibration.table_of_calibration(fit))
+    if args.report:
+        dump_json(fit.to_dict(), args.report)
+    if args.picture:
+        # It takes a second to load, which no other rig needs.
+        from projects.core.drawing import draw_beads
+        draw_beads(fit.rig.views, [b.uv for b in fit.beads],
+                   [r.offsets for r in fit.residuals], fit.inliers,
+                   args.picture)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    fit.rig.save(args.out)
+    print(f'{args.out}: {len(fit.rig)} views')
 
 
 def _check_rig(args: argparse.Namespace, origin: float) -> None:

@@ -34,9 +34,11 @@ _VECTORS = tuple(
     tuple(f'{part}_{axis}' for axis in 'xyz')
     for part in ('source', 'detector', 'column', 'row'))
 _DETECTOR = (*_SIZE, *(name for names in _VECTORS for name in names))
-_BEADS = ('view', 'u', 'v', 'x', 'y', 'z')
+# Of a table of a phantom's beads.
+BEADS = ('view', 'u', 'v', 'x', 'y', 'z')
 
-__all__ = ['Residuals', 'check_rig', 'read_rig_table', 'table_of_residuals']
+__all__ = ['BEADS', 'Residuals', 'check_rig', 'read_rig_table',
+           'table_of_residuals']
 
 
 def read_rig_table(path: Path, pixel_origin: float = 0.) -> Rig:
@@ -137,7 +139,7 @@ def check_rig(path: Path, rig: Rig,
     Raises:
         ConversionError: The file or a value is not as expected.
     """
-    rows = read_table(path, _BEADS, ('bead', ))
+    rows = read_table(path, BEADS, ('bead', ))
     if not rows:
         raise ConversionError(f'{path}: expected one row for each bead in '
                               'each view, found none')
@@ -146,7 +148,7 @@ def check_rig(path: Path, rig: Rig,
     for row in rows:
         if row['view'] not in seen:
             raise row.fail('view', f'one of {", ".join(names)}')
-        seen[row['view']].append(row.numbers(_BEADS[1:]))
+        seen[row['view']].append(row.numbers(BEADS[1:]))
     residuals = []
     for view in rig.views:
         table = np.reshape(seen[view.name], (-1, 5))

@@ -11,11 +11,12 @@ from matplotlib.patches import Rectangle
 
 from projects.core import geometry
 from projects.core.files import atomic_write
+from projects.core.rig import View
 
 __all__ = [
-    'STYLES', 'STYLE_2D', 'draw_image', 'draw_rect', 'draw_scans', 'draw_view',
-    'draw_views', 'line_of', 'middle_channel', 'save',
-    'shown_views', 'subplots'
+    'STYLES', 'STYLE_2D', 'draw_beads', 'draw_image', 'draw_rect',
+    'draw_scans', 'draw_view', 'draw_views', 'line_of', 'middle_channel',
+    'save', 'shown_views', 'subplots'
 ]
 
 # Colour and line style both tell the kinds apart.
@@ -208,4 +209,45 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
     figure.legend(
         handles=[line_of(style, label) for label, style in styles],
         loc='outside lower center', ncols=max(len(styles), 1), frameon=False)
+    save(figure, out_file)
+
+
+def draw_beads(views: Sequence[View], seen: Sequence[np.ndarray],
+               offsets: Sequence[np.ndarray], used: Sequence[np.ndarray],
+               out_file: Path) -> None:
+    """Draw where a phantom's beads are seen in each view, and how far off.
+
+    Args:
+        views: With names and sizes.
+        seen: Of each view (N, 2) (px).
+        offsets: Of each view (N, 2), seen less projected (px): drawn many
+            times longer, those of beads that were not used as they are.
+        used: Of each view (N,), the beads that the views were fitted to.
+        out_file: PNG.
+    """
+    columns = min(len(views), 5)
+    rows = -(-len(views) // columns)
+    figure, grid = subplots(rows, columns, 3. * columns, 3.2 * rows + .5)
+    axes = grid.ravel()
+    longest = max(np.linalg.norm(o[k], axis=1).max(initial=0)
+                  for o, k in zip(offsets, used))
+    factor = 10.**np.floor(np.log10(
+        .1 * max(v.width for v in views) / max(longest, 1e-6)))
+    for axis in axes[len(views):]:
+        axis.set_axis_off()
+    for axis, view, uv, off, kept in zip(axes, views, seen, offsets, used):
+        axis.plot(*uv[kept].T, '.', color='C0', markersize=3)
+        axis.plot(*uv[~kept].T, 'x', color='red', markersize=5)
+        for point, move in zip(uv[kept], off[kept]):
+            axis.plot(*np.stack([point, point + factor * move], 1),
+                      color='C0', linewidth=1)
+        for point, move in zip(uv[~kept], off[~kept]):
+            axis.plot(*np.stack([point - move, point], 1), color='red',
+                      linewidth=.7)
+        axis.set(xlim=(0, view.width), ylim=(view.height, 0), aspect='equal',
+                 xticks=[], yticks=[])
+        rms = np.sqrt((off[kept]**2).sum(1).mean())
+        axis.set_title(f'{view.name}: rms {rms:.2f} px', fontsize=8)
+    figure.suptitle(f'Beads; residuals {factor:g} times as long; red: left '
+                    'out, from where they should be', fontsize=10)
     save(figure, out_file)

@@ -23,17 +23,18 @@ from typing import Sequence, Tuple, TypeVar
 
 import numpy as np
 import torch
+from scipy.linalg import rq
 from scipy.spatial.transform import Rotation
 
 __all__ = [
     'LPS_TO_RAS', 'are_slices', 'box_corners', 'camera_centres',
-    'circular_ct2cam', 'clamp_points', 'compose_ct2img', 'denormalise_points',
-    'depth_bounds', 'frustum_points', 'invert_rigid', 'mirror_view',
-    'nearest_rotation', 'normalise_points', 'pixel_sizes', 'project',
-    'project_boxes', 'rays', 'reprojection_errors', 'rigid_motion',
-    'roi_intrinsics', 'rotation_z', 'scale_cam2img', 'slice_camera',
-    'slice_normal', 'slice_offsets', 'slice_places', 'transform_boxes',
-    'triangulate', 'unproject'
+    'camera_from_points', 'circular_ct2cam', 'clamp_points', 'compose_ct2img',
+    'denormalise_points', 'depth_bounds', 'frustum_points', 'invert_rigid',
+    'mirror_view', 'moved_camera', 'nearest_rotation', 'normalise_points',
+    'pixel_sizes', 'project', 'project_boxes', 'rays', 'reprojection_errors',
+    'rigid_motion', 'roi_intrinsics', 'rotation_angles', 'rotation_z',
+    'scale_cam2img', 'slice_camera', 'slice_normal', 'slice_offsets',
+    'slice_places', 'transform_boxes', 'triangulate', 'unproject'
 ]
 
 # Of one kind in a call: what goes in as a tensor comes out as one.
@@ -140,6 +141,80 @@ def rigid_motion(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     motion[:3, :3] = Rotation.from_rotvec(rotation).as_matrix()
     motion[:3, 3] = translation
     return motion
+
+
+def moved_camera(ct2cam: np.ndarray, turn: np.ndarray, shift: np.ndarray
+                 ) -> np.ndarray:
+    """A camera's pose (4, 4) when its source has been shifted along its axes
+    (3,) (mm), and it has then been turned about them (rotation vector (3,),
+    rad)."""
+    moved = ct2cam.copy()
+    moved[:3, 3] -= shift
+    return rigid_motion(turn, np.zeros(3)) @ moved
+
+
+def rotation_angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """By which angle (*,) (rad) rigid motions (*, 4, 4) turn otherwise than
+    others."""
+    between = first[..., :3, :3] @ np.swapaxes(second[..., :3, :3], -1, -2)
+    return Rotation.from_matrix(between).magnitude()
+
+
+def camera_from_points(points: np.ndarray, uv: np.ndarray
+                       ) -> Tuple[np.ndarray, np.ndarray]:
+    """The camera that sees points where they were seen.
+
+    Direct linear transform with normalised coordinates, then an RQ
+    decomposition (Hartley and Zisserman, Multiple View Geometry, 2nd ed.,
+    sections 7.1 and 6.2.4). It minimises no distance in the image; with noise
+    it is a start for what does.
+
+    Args:
+        points: (N, 3) (mm), six or more that are in no plane.
+        uv: (N, 2) (px).
+
+    Returns:
+        tuple: ``cam2img`` and ``ct2cam``, (4, 4).
+
+    Raises:
+        ValueError: There are fewer points, they do not fix a camera, or only
+            a mirrored image would show them so.
+    """
+    if len(points) < 6:
+        raise ValueError(f'expected at least 6 points, found {len(points)}')
+
+    def normalised(values):
+        middle = values.mean(0)
+        scale = np.abs(values - middle).mean()
+        to = np.eye(values.shape[1] + 1) / max(scale, 1e-12)
+        to[:-1, -1] = -middle / max(scale, 1e-12)
+        to[-1, -1] = 1
+        return to, np.column_stack([values, np.ones(len(values))]) @ to.T
+
+    to_world, world = normalised(np.asarray(points, float))
+    to_image, image = normalised(np.asarray(uv, float))
+    nothing = np.zeros_like(world)
+    rows = np.concatenate([
+        np.hstack([world, nothing, -image[:, :1] * world]),
+        np.hstack([nothing, world, -image[:, 1:2] * world])])
+    _, sizes, basis = np.linalg.svd(rows)
+    if sizes[-2] < 1e-3 * sizes[0]:
+        raise ValueError('expected points that fix a camera, found some in a '
+                         'plane or otherwise too few')
+    matrix = np.linalg.inv(to_image) @ basis[-1].reshape(3, 4) @ to_world
+    homogeneous = np.column_stack([points, np.ones(len(points))])
+    matrix = matrix * np.sign(np.median(homogeneous @ matrix[2]))
+    inner, rotation = rq(matrix[:, :3])
+    signs = np.sign(np.diag(inner))
+    inner, rotation = inner * signs, signs[:, None] * rotation
+    if np.linalg.det(rotation) < 0:
+        raise ValueError('expected an image as it is seen from the source, '
+                         'found a mirrored one')
+    cam2img, ct2cam = np.eye(4), np.eye(4)
+    cam2img[:3, :3] = inner / inner[2, 2]
+    ct2cam[:3, :3] = rotation
+    ct2cam[:3, 3] = np.linalg.solve(inner, matrix[:, 3])
+    return cam2img, ct2cam
 
 
 def nearest_rotation(matrix: np.ndarray) -> np.ndarray:
