@@ -20,7 +20,16 @@ from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.rig import Rig
 
-from . import blade, calibration, lidc, part, phantom, rigs, slices
+from . import (
+    blade,
+    calibration,
+    geometries,
+    lidc,
+    part,
+    phantom,
+    rigs,
+    slices,
+)
 from .chest import chest_name, load_chest
 from .convert import (
     SPLITS,
@@ -318,6 +327,12 @@ def _add_rig(commands) -> None:
                       help='N views on a circle about z')
     what.add_argument('--table', type=Path, help='CSV or JSON, a row for each '
                       'view: K and pose, or source and detector')
+    what.add_argument('--from', type=Path, metavar='FILE', dest='source',
+                      help='RTK\'s geometry (.xml), or ASTRA\'s cone_vec '
+                      '(.npy, .json); with --image-size, of RTK with '
+                      '--pixel-mm')
+    what.add_argument('--to', type=Path, metavar='FILE',
+                      help='write --rig as these')
     what.add_argument('--check', type=Path, metavar='BEADS',
                       help='CSV or JSON: view, u, v (px), x, y, z (mm) of '
                       'each bead in each view; prints the residuals of --rig')
@@ -335,6 +350,10 @@ def _add_rig(commands) -> None:
                      default='corner', help='which point of the first pixel '
                      'the table calls (0, 0): its corner (default) or its '
                      'centre, as OpenCV does')
+    sub.add_argument('--first-pixel-mm', type=float, nargs=2,
+                     metavar=('U', 'V'), help='where the middle of RTK\'s '
+                     'first pixel is on the detector, the origin of its '
+                     'projections; default: its middle is at 0')
     fit = sub.add_argument_group('fit')
     fit.add_argument('--intrinsics', choices=calibration.INTRINSICS,
                      help='focal length and principal point, so tilts of the '
@@ -665,7 +684,8 @@ def run_volume(args: argparse.Namespace) -> None:
 def run_rig(args: argparse.Namespace) -> None:
     """Make, fit or check a rig."""
     origin = -.5 if args.pixel_origin == 'centre' else 0.
-    needed, name = (args.rig, '--rig') if args.check else (args.out, '--out')
+    needed, name = ((args.rig, '--rig') if args.check or args.to
+                    else (args.out, '--out'))
     if needed is None:
         raise ConversionError(f'{name}: expected rig.json, found none')
     if args.check:
@@ -674,7 +694,12 @@ def run_rig(args: argparse.Namespace) -> None:
     if args.fit:
         _fit_rig(args, origin)
         return
-    rig = (_circle(args) if args.circle
+    if args.to:
+        rig = Rig.load(args.rig)
+        told = geometries.write_geometry(rig, args.to, args.sdd)
+        print(f'{args.to}: {len(rig)} views; {told}')
+        return
+    rig = (_circle(args) if args.circle else _other_rig(args) if args.source
            else rigs.read_rig_table(args.table, origin))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rig.save(args.out)
@@ -703,6 +728,19 @@ def _columns_and_rows(numbers: List[int]) -> Tuple[int, int]:
         raise ConversionError('--image-size: expected columns and perhaps '
                               f'rows, found {len(numbers)} numbers')
     return numbers[0], numbers[-1]
+
+
+def _other_rig(args: argparse.Namespace) -> Rig:
+    if not args.image_size:
+        raise ConversionError('--from: expected --image-size of the views, '
+                              'found none')
+    rig, upside_down = geometries.read_geometry(
+        args.source, _columns_and_rows(args.image_size), args.pixel_mm,
+        args.first_pixel_mm and tuple(args.first_pixel_mm))
+    if upside_down:
+        print(f'{args.source}: rows are counted upwards there: turn the '
+              'images upside down')
+    return rig
 
 
 def _fit_rig(args: argparse.Namespace, origin: float) -> None:

@@ -8,11 +8,12 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from projects.core.geometry import (
+    camera_centres,
     circular_ct2cam,
     compose_ct2img,
     pixel_sizes,
@@ -119,6 +120,25 @@ class View:
         ct2cam[:3, :3] = rotation
         ct2cam[:3, 3] = -rotation @ source
         return cls(name, cam2img, ct2cam, width, height)
+
+    def to_detector(self, distance: float
+                    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray,
+                               np.ndarray]:
+        """Inverse of :meth:`from_detector`: source, the detector's centre,
+        and its steps from a pixel to that in the next column and in the next
+        row, (3,) each (mm), of the detector that is ``distance`` (mm) from
+        the source. All distances give the same image."""
+        inner, rotation = self.cam2img, self.ct2cam[:3, :3]
+        pitch, down = distance / inner[0, 0], distance / inner[1, 1]
+        across = -inner[0, 1] * down * pitch / distance
+        corner = np.array([-inner[1, 2] * across - inner[0, 2] * pitch,
+                           -inner[1, 2] * down, distance])
+        source = camera_centres(self.ct2cam)
+        column = rotation[0] * pitch
+        row = rotation[0] * across + rotation[1] * down
+        centre = (source + corner @ rotation + column * self.width / 2
+                  + row * self.height / 2)
+        return source, centre, column, row
 
     def to_dict(self) -> dict:
         """Plain containers and numbers, for JSON."""

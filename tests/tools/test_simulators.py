@@ -3,6 +3,7 @@
 import gvxr_blade
 import numpy as np
 import pytest
+import rtk_geometry
 import xcist
 
 
@@ -38,3 +39,10 @@ def test_the_surface_for_gvxr_is_closed(tmp_path, capsys):
     assert 'mean +0.300 (+10.00 %)' in capsys.readouterr().out
     with pytest.raises(SystemExit, match='environment with gvxr'):
         gvxr_blade.main([])
+
+
+def test_the_oracle_of_rtk_needs_rtk(monkeypatch, tmp_path):
+    monkeypatch.setattr('sys.argv', ['rtk_geometry.py', str(tmp_path)])
+    with pytest.raises(SystemExit, match='environment with itk-rtk'):
+        rtk_geometry.main()
+    assert list(tmp_path.iterdir()) == []
