@@ -280,7 +280,7 @@ def warn_of_seen_patients(path: str, meta: dict,
 def load_model(cfg: Config, path: str,
                device: Optional[str] = None
                ) -> Tuple[torch.nn.Module, dict]:
-    """The config's model with a checkpoint's weights, ready to predict.
+    """The config's detector with a checkpoint's weights, ready to predict.
 
     Args:
         cfg (Config): Whose ``model`` is built.
@@ -291,11 +291,15 @@ def load_model(cfg: Config, path: str,
         tuple: The model, and what the checkpoint says of itself.
 
     Raises:
-        UserError: As :func:`check_checkpoint`, or the config cannot be built.
+        UserError: As :func:`check_checkpoint`, or the config cannot be built,
+            or is of no detector.
     """
     init_default_scope(cfg.get('default_scope', 'mmdet3d'))
     with config_errors(cfg):
         model = MODELS.build(cfg.model)
+    if not hasattr(model, 'with_2d'):
+        raise UserError(f'{cfg.filename}: model: expected one that finds '
+                        f'boxes, found {type(model).__name__}')
     checkpoint = check_checkpoint(path, model)
     model.load_state_dict(checkpoint['state_dict'])
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
