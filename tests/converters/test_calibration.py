@@ -10,7 +10,7 @@ from data_converters.__main__ import main
 from data_converters.calibration import fit_rig
 from projects.core import geometry
 from projects.core.rig import Rig, View
-from tests.converters.test_rigs import BEADS, refusal, write
+from tests.helpers.rigs import BEADS, refusal, write
 
 SIZE = 1024
 # A helix of beads on a cylinder, as phantoms have them.

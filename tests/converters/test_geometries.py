@@ -10,7 +10,7 @@ from data_converters.__main__ import main
 from data_converters.geometries import read_geometry, write_geometry
 from projects.core import geometry
 from projects.core.rig import Rig, View
-from tests.converters.test_rigs import refusal
+from tests.helpers.rigs import refusal
 
 RTK = Path(__file__).parent / 'rtk'  # by benchmarks/rtk_geometry.py
 SEEN = json.loads((RTK / 'seen.json').read_text())

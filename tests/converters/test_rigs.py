@@ -1,7 +1,6 @@
 """Rigs from tables and circles, their file's schema, and calibration."""
 
 import copy
-import csv
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from data_converters.__main__ import main
 from projects.core import geometry
 from projects.core.rig import Rig, View
+from tests.helpers.rigs import BEADS, refusal, write
 
 SCHEMA = json.loads((Path(geometry.__file__).parent
                      / 'rig.schema.json').read_text())
@@ -21,21 +21,6 @@ CAMERA = ('name', *SIZE, 'fx', 'fy', 'cx', 'cy', 'skew',
 DETECTOR = ('name', *SIZE, *(
     f'{part}_{axis}' for part in ('source', 'detector', 'column', 'row')
     for axis in 'xyz'))
-
-
-def refusal(*arguments):
-    """The one sentence that a wrong call ends in."""
-    with pytest.raises(SystemExit) as stop:
-        main(['rig', *map(str, arguments)])
-    assert isinstance(stop.value.code, str)
-    assert '\n' not in stop.value.code
-    return stop.value.code
-
-
-def write(path, header, rows):
-    with open(path, 'w', newline='') as stream:
-        csv.writer(stream).writerows([header, *rows])
-    return path
 
 
 def camera_row(view):
@@ -228,9 +213,6 @@ def bead_rows(rig, offsets=()):
         uv = uv + np.asarray(dict(offsets).get(view.name, (0, 0)))
         rows += [[view.name, *u, *p] for u, p in zip(uv, points)]
     return rows
-
-
-BEADS = ('view', 'u', 'v', 'x', 'y', 'z')
 
 
 def test_beads_tell_a_wrong_view(tmp_path, capsys):
