@@ -6,6 +6,8 @@ _base_ = [
 
 # Document 003 in small: DETR without deformable attention, its ablation.
 custom_imports = dict(imports=['projects.ct_slices'], _delete_=True)
+# Boxes are shares of an image: a test's are as large as the training's.
+model = dict(tile=int(_base_.crop * _base_.scale))
 train_cfg = dict(max_iters=6000)
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4, weight_decay=1e-4), clip_grad=dict(max_norm=.1))

@@ -3,12 +3,14 @@
 from typing import Dict, List, Optional, Tuple
 
 import torch
+from mmcv.ops import batched_nms
 from mmdet.structures import DetDataSample
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor
+from torch.nn import functional as F
 
 from projects.core.boxes import build_box3d_instances
 from projects.ct_slices.merge import SliceMerger
@@ -34,6 +36,10 @@ class CTSliceDetector(BaseModel):
         data_preprocessor (dict): mmdet's, of slices.
         merge (dict): Arguments of :class:`SliceMerger`.
         slice_chunk (int): Slices that are looked at together in a test.
+        tile (int, optional): Edge (px) of the squares that a test cuts slices
+            into, a quarter of which is in the next one, too. A transformer
+            tells boxes in shares of its image, so it must see images of the
+            size that it was trained on. Defaults to whole slices.
     """
 
     def __init__(self,
@@ -41,6 +47,7 @@ class CTSliceDetector(BaseModel):
                  data_preprocessor: dict,
                  merge: Optional[dict] = None,
                  slice_chunk: int = 8,
+                 tile: Optional[int] = None,
                  init_cfg: Optional[dict] = None) -> None:
         super().__init__(data_preprocessor, init_cfg)
         # mmdet's parts look their own parts up in mmdet's scope.
@@ -49,6 +56,7 @@ class CTSliceDetector(BaseModel):
         self.detector_2d.extract_feat = _identity
         self.merge = SliceMerger(**(merge or {}))
         self.slice_chunk = slice_chunk
+        self.tile = tile
 
     with_2d = True  # tools ask for it
 
@@ -110,16 +118,9 @@ class CTSliceDetector(BaseModel):
                                       scores=[torch.zeros(0)],
                                       labels=[torch.zeros(0).long()],
                                       view_ids=[torch.zeros(0).long()])
-        shape = tuple(images.shape[-2:])
         for start in range(0, len(images), self.slice_chunk):
             chunk = images[start:start + self.slice_chunk]
-            batch = self.data_preprocessor(dict(
-                inputs=list(chunk), data_samples=[
-                    DetDataSample(metainfo=dict(
-                        img_id=start + i, img_shape=shape, ori_shape=shape,
-                        scale_factor=(1., 1.))) for i in range(len(chunk))]))
-            for i, result in enumerate(self(**batch, mode='predict')):
-                found = result.pred_instances.cpu()
+            for i, found in enumerate(self._detect(chunk)):
                 parts['bboxes'].append(found.bboxes.float())
                 parts['scores'].append(found.scores.float())
                 parts['labels'].append(found.labels)
@@ -127,3 +128,55 @@ class CTSliceDetector(BaseModel):
                     torch.full((len(found.labels), ), start + i))
         return InstanceData(**{key: torch.cat(value)
                                for key, value in parts.items()})
+
+    def _detect(self, images: Tensor) -> List[InstanceData]:
+        """Boxes of each of some slices, on the CPU."""
+        if self.tile is None:
+            return self._detect_whole(images)
+        size, shared = self.tile, self.tile // 4
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, max(size - width, 0),
+                                0, max(size - height, 0)))
+        found: List[List[InstanceData]] = [[] for _ in images]
+        for y in _starts(height, size, shared):
+            for x in _starts(width, size, shared):
+                squares = images[..., y:y + size, x:x + size]
+                for kept, part in zip(found, self._detect_whole(squares)):
+                    boxes = part.bboxes
+                    # What an inner edge cuts, the next square has whole,
+                    # unless it is larger than what both see.
+                    cut = torch.stack([
+                        (boxes[:, 0] < 1) & (x > 0),
+                        (boxes[:, 1] < 1) & (y > 0),
+                        (boxes[:, 2] > size - 1) & (x + size < width),
+                        (boxes[:, 3] > size - 1) & (y + size < height)], 1)
+                    small = (boxes[:, 2:] - boxes[:, :2] < shared).repeat(1, 2)
+                    part.bboxes = boxes + boxes.new_tensor([x, y, x, y])
+                    kept.append(part[~(cut & small).any(1)])
+        return [_once(InstanceData.cat(parts)) for parts in found]
+
+    def _detect_whole(self, images: Tensor) -> List[InstanceData]:
+        shape = tuple(images.shape[-2:])
+        batch = self.data_preprocessor(dict(
+            inputs=list(images), data_samples=[
+                DetDataSample(metainfo=dict(
+                    img_id=i, img_shape=shape, ori_shape=shape,
+                    scale_factor=(1., 1.))) for i in range(len(images))]))
+        return [result.pred_instances.cpu()
+                for result in self(**batch, mode='predict')]
+
+
+def _starts(length: int, size: int, shared: int) -> List[int]:
+    """First pixels of squares that cover an edge evenly."""
+    count = max(-(-(length - shared) // (size - shared)), 1)
+    return [round(i * (length - size) / max(count - 1, 1))
+            for i in range(count)]
+
+
+def _once(found: InstanceData) -> InstanceData:
+    """Boxes that more than one square shows, once."""
+    if not len(found):
+        return found
+    _, kept = batched_nms(found.bboxes.float(), found.scores.float(),
+                          found.labels, dict(type='nms', iou_threshold=.5))
+    return found[kept]

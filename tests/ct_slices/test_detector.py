@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -316,3 +317,58 @@ def test_half_precision_finds_the_same(root):
     away = (half.pred_instances.bboxes[near]
             - plain.pred_instances.bboxes[best]).abs().amax(1)
     assert away.min() < 4
+
+
+def bright(images):
+    """Boxes round what is white, as a detector of squares gives them."""
+    found = []
+    for image in images:
+        count, _, stats, _ = cv2.connectedComponentsWithStats(
+            (image[0].numpy() > 128).astype(np.uint8))
+        x, y, w, h = stats[1:, :4].T.astype(np.float32)
+        found.append(InstanceData(
+            bboxes=torch.as_tensor(np.stack([x, y, x + w, y + h], 1)),
+            scores=torch.full((count - 1, ), .9),
+            labels=torch.zeros(count - 1, dtype=torch.int64)))
+    return found
+
+
+@pytest.mark.parametrize('height, width', [(300, 230), (64, 64), (40, 90),
+                                           (65, 50)])
+def test_squares_of_a_slice_show_each_finding_once(height, width):
+    """Whole, wherever edges of squares lie; what is too large for all of
+    them is not lost."""
+    detector = model()
+    detector.tile = 64
+    seen = []
+
+    def whole(images):
+        seen.append(tuple(images.shape[-2:]))
+        return bright(images)
+
+    detector._detect_whole = whole
+    rng = np.random.default_rng(0)
+    images = torch.zeros(3, 3, height, width, dtype=torch.uint8)
+    expected = []
+    for view in range(2):  # the third one is empty
+        for x in range(0, width - 12, 16):
+            for y in range(0, height - 12, 16):
+                w, h = rng.integers(3, 13, 2)
+                images[view, :, y:y + h, x:x + w] = 255
+                expected.append((view, x, y, x + w, y + h))
+    found = detector.detect_2d(images)
+    assert set(seen) == {(64, 64)}
+    assert sorted((int(v), *map(int, box)) for v, box in zip(
+        found.view_ids, found.bboxes.tolist())) == sorted(expected)
+    assert found.bboxes.dtype == torch.float32
+    large = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    large[..., 5:height - 5, 5:width - 5] = 255
+    assert len(detector.detect_2d(large).bboxes) > 0
+
+
+def test_squares_are_those_of_the_training():
+    """Of what tells boxes in shares of its image."""
+    for path in sorted(ROOT.glob('configs/ct_slices/*detr_small*.py')):
+        cfg = Config.fromfile(path)
+        assert cfg.model.tile == cfg.crop * cfg.scale == 256
+        assert MODELS.build(cfg.model).tile == 256
