@@ -126,6 +126,8 @@ def test_small_transformers_learn_one_slab():
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
             optimizer.step()
+        # Squares are as large as what was trained on, here, too.
+        model.tile = data['inputs'][0].shape[-1]
         found = model.eval().detect_2d(torch.stack(data['inputs']))
         for view in range(2):
             mine = found.view_ids == view
