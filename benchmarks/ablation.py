@@ -142,10 +142,9 @@ def variant(name: str) -> tuple:
                 if name in family)
 
 
-def train(name: str, iters: int, folder: Path, data_root: str,
-          amp: bool = False) -> None:
+def train(name: str, iters: int, folder: Path, options: List[str]) -> None:
     """Train a variant, or go on with it. Schedules of epochs validate, others
-    are tested at their end all the same."""
+    are tested at their end all the same. Options are those of both tools."""
     config, changes = variant(name)
     if not config.split('_')[-2].endswith('e'):  # epochs
         half = name in (*STARTS, *STARTS.values())
@@ -158,30 +157,26 @@ def train(name: str, iters: int, folder: Path, data_root: str,
                      'trained before, found no checkpoint of it')
         changes = [*changes, f'load_from={start.read_text().strip()}']
     run('tools/train.py', config, '--work-dir', str(folder), '--resume',
-        *['--amp'] * amp,
-        *(['--data-root', data_root] if data_root else []), '--cfg-options',
-        *changes,
+        *options, '--cfg-options', *changes,
         # Often enough for the shortest.
         'default_hooks.logger.interval=5')
 
 
-def test(name: str, folder: Path, data_root: str, split: str,
-         amp: bool = False) -> None:
+def test(name: str, folder: Path, options: List[str], split: str) -> None:
     """Leave the split's results in a variant's folder."""
     config, changes = variant(name)
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
-        *['--amp'] * amp,
-        *(['--data-root', data_root] if data_root else []), '--split', split,
+        *options, '--split', split,
         '--out', str(results_of(folder, split)),
         *(['--cfg-options', *changes] if changes else []))
 
 
-def iterations(name: str, minutes: float, folder: Path, data_root: str,
-               amp: bool = False) -> int:
+def iterations(name: str, minutes: float, folder: Path,
+               options: List[str]) -> int:
     """How many of a variant's iterations fit into so many minutes."""
     if not (folder / 'last_checkpoint').exists():
-        train(name, PACE, folder, data_root, amp)
+        train(name, PACE, folder, options)
     return max(round(60 * minutes / seconds_per_iteration(folder)), PACE + 1)
 
 
@@ -266,13 +261,15 @@ def main(argv: Optional[List[str]] = None) -> None:
             parser.error(f'variant: expected one of {", ".join(known)}; '
                          f'found {name}')
     out_dir = ROOT / args.out_dir
+    options = ['--amp'] * args.amp + (
+        ['--data-root', args.data_root] if args.data_root else [])
     iters = dict.fromkeys(names, args.iters)
     if args.minutes:
         # All before the first training, on a machine that is as busy.
         for name in names:
             iters[name] = iterations(
                 name, args.minutes, out_dir / 'pace' / slug(name),
-                args.data_root, args.amp)
+                options)
     for name in names:
         folder = out_dir / slug(name)
         if not results_of(folder, args.split).exists():
@@ -280,8 +277,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             # What was tested once has been trained, for as long as was asked
             # for then.
             if not any(folder.glob('results_*.json')):
-                train(name, iters[name], folder, args.data_root, args.amp)
-            test(name, folder, args.data_root, args.split, args.amp)
+                train(name, iters[name], folder, options)
+            test(name, folder, options, args.split)
     print(table(out_dir, args.split, against, args.family))
 
 
