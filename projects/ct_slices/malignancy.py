@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from projects.core import geometry
 from projects.core.dataset import ConvertedDataset
-from projects.core.evaluation.ranking import bootstrap_weights
+from projects.core.evaluation.ranking import bootstrap_weights, interval
 from projects.core.files import DataError
 from projects.core.results import load_results
 from projects.ct_slices.dataset import CTSliceDataset
@@ -26,6 +26,9 @@ from projects.ct_slices.transforms import read_slice
 
 __all__ = ['CropFinding', 'MalignancyClassifier', 'MalignancyDataset',
            'MalignancyMetric', 'label_of']
+
+# Of a finding, that figures are made of.
+_TOLD = ('token', 'patient', 'bbox_3d', 'diameter', 'rating', 'score')
 
 
 def label_of(rating: Optional[float]) -> Optional[int]:
@@ -69,8 +72,8 @@ class MalignancyDataset(CTSliceDataset):
         boxes = self._found_boxes(scans) if self.found else {
             scan['token']: self._true_boxes(scan) for scan in scans}
         items = [
-            dict(box, token=scan['token'], patient=scan['lidc_id_ref'],
-                 lidc_id_ref=scan['lidc_id_ref'],
+            dict(box, token=scan['token'], lidc_id_ref=scan['lidc_id_ref'],
+                 patient=scan['lidc_id_ref'],
                  slices=_slices_through(scan, box['bbox_3d']))
             for scan in scans for box in boxes[scan['token']]]
         items = [item for item in items if item['slices'] and (
@@ -184,9 +187,7 @@ class CropFinding(BaseTransform):
             for row in rows])
         squares = (squares * gain).clip(0, 255).astype(np.uint8)
         sample = BaseDataElement(metainfo={
-            key: results[key] for key in ('token', 'patient', 'bbox_3d',
-                                          'diameter', 'rating', 'score')
-            if key in results})
+            key: results[key] for key in _TOLD if key in results})
         return dict(inputs=torch.from_numpy(squares).permute(0, 3, 1, 2),
                     data_samples=sample)
 
@@ -282,9 +283,8 @@ class MalignancyMetric(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keep the probabilities of a batch."""
         self.results += [
-            {key: sample[key] for key in (
-                'token', 'patient', 'bbox_3d', 'diameter', 'rating', 'score',
-                'malignancy') if key in sample} for sample in data_samples]
+            {key: sample[key] for key in (*_TOLD, 'malignancy')
+             if key in sample} for sample in data_samples]
 
     def compute_metrics(self, results: List[dict]) -> Dict[str, float]:
         """All figures; ``full_results`` has the findings, too."""
@@ -303,17 +303,15 @@ class MalignancyMetric(BaseMetric):
             items = [r for r in items if label_of(r['rating']) is not None]
             labels = np.array([label_of(r['rating']) for r in items], int)
             weights = draws[:, [place[r['patient']] for r in items]]
-            for key, suffix in (('malignancy', ''), ('diameter', '_diameter')):
-                values = [
+            for key, figure in (('malignancy', name),
+                                ('diameter', f'{name}_diameter')):
+                figures[figure], *resampled = [
                     _auc(labels, [r[key] for r in items], weight)
                     for weight in (np.ones(len(items)), *weights)]
-                known = [v for v in values[1:] if v is not None]
-                ends = np.percentile(known, [2.5, 97.5]) if known else [None,
-                                                                        None]
-                figures.update({
-                    f'{name}{suffix}': values[0],
-                    f'{name}{suffix}_low': ends[0],
-                    f'{name}{suffix}_high': ends[1]})
+                known = [v for v in resampled if v is not None]
+                figures.update(interval(figure, np.array(known)) if known
+                               else {f'{figure}_low': None,
+                                     f'{figure}_high': None})
             figures.update({f'num_malignant{name[3:]}': int(labels.sum()),
                             f'num_benign{name[3:]}': int((1 - labels).sum())})
         self.full_results = dict(figures, findings=results)

@@ -173,8 +173,8 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     draws = (bootstrap_weights(len(scans), bootstrap, seed)
              if bootstrap and scans else None)
     if draws is not None:
-        result.update(_interval('mAP_3d', _mean_ap(ranked.values(), draws)))
-        result.update(_interval('CPM', np.concatenate([
+        result.update(interval('mAP_3d', _mean_ap(ranked.values(), draws)))
+        result.update(interval('CPM', np.concatenate([
             luna.sensitivity(part).mean(1) for part in _parts(draws)])))
     result.update(_errors(scans, match_distance))
     result['num_scans'] = len(scans)
@@ -185,11 +185,11 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     for name, each in others.items():
         result[name] = float(each.ap(weights)[0])
         if draws is not None:
-            result.update(_interval(name, _mean_ap([each], draws)))
+            result.update(interval(name, _mean_ap([each], draws)))
     return result
 
 
-def _interval(name: str, values: np.ndarray) -> Dict[str, float]:
+def interval(name: str, values: np.ndarray) -> Dict[str, float]:
     """95 % of a figure's resamples."""
     low, high = np.percentile(values, [2.5, 97.5])
     return {f'{name}_low': float(low), f'{name}_high': float(high)}
