@@ -691,15 +691,13 @@ def run_rig(args: argparse.Namespace) -> None:
     if args.check:
         _check_rig(args, origin)
         return
-    if args.fit:
-        _fit_rig(args, origin)
-        return
     if args.to:
         rig = Rig.load(args.rig)
         told = geometries.write_geometry(rig, args.to, args.sdd)
         print(f'{args.to}: {len(rig)} views; {told}')
         return
     rig = (_circle(args) if args.circle else _other_rig(args) if args.source
+           else _fit_rig(args, origin) if args.fit
            else rigs.read_rig_table(args.table, origin))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rig.save(args.out)
@@ -743,7 +741,7 @@ def _other_rig(args: argparse.Namespace) -> Rig:
     return rig
 
 
-def _fit_rig(args: argparse.Namespace, origin: float) -> None:
+def _fit_rig(args: argparse.Namespace, origin: float) -> Rig:
     nominal = Rig.load(args.rig) if args.rig else None
     if nominal is None and not args.image_size:
         raise ConversionError('--fit: expected --rig to begin with, or '
@@ -768,9 +766,7 @@ def _fit_rig(args: argparse.Namespace, origin: float) -> None:
         draw_beads(fit.rig.views, [b.uv for b in fit.beads],
                    [r.offsets for r in fit.residuals], fit.inliers,
                    args.picture)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    fit.rig.save(args.out)
-    print(f'{args.out}: {len(fit.rig)} views')
+    return fit.rig
 
 
 def _check_rig(args: argparse.Namespace, origin: float) -> None:

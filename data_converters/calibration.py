@@ -8,7 +8,7 @@ wrong with the result, and by how much, stands beside it.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -17,9 +17,8 @@ from skimage.measure import ransac
 from projects.core import geometry
 from projects.core.rig import Rig, View
 
-from .rigs import BEADS, Residuals
+from .rigs import Beads, Residuals, read_beads
 from .scan import ConversionError
-from .tables import Row, read_table
 
 __all__ = ['INTRINSICS', 'Calibration', 'fit_rig', 'table_of_calibration']
 
@@ -30,25 +29,6 @@ _OUTLIER = 4.
 _FINEST = .02
 _POSE, _INNER = 6, 3  # parameters
 _AXES = ('turn_x', 'turn_y', 'turn_z', 'source_x', 'source_y', 'source_z')
-
-
-@dataclass
-class Beads:
-    """What one view sees.
-
-    Attributes:
-        points: (N, 3) (mm).
-        uv: (N, 2) (px).
-        names: Of the beads, or their rows in the table.
-    """
-    points: np.ndarray
-    uv: np.ndarray
-    names: List[str]
-
-    def of(self, rows: np.ndarray) -> 'Beads':
-        """Some of them."""
-        return Beads(self.points[rows], self.uv[rows],
-                     [n for n, kept in zip(self.names, rows) if kept])
 
 
 @dataclass
@@ -78,6 +58,12 @@ class Calibration:
         """(V, 6) standard deviations, as the covariance has them."""
         return np.sqrt(np.diagonal(self.covariance, axis1=1, axis2=2))
 
+    @property
+    def used(self) -> List[Residuals]:
+        """Residuals of the beads that were used, of each view."""
+        return [Residuals(r.view, r.offsets[kept])
+                for r, kept in zip(self.residuals, self.inliers)]
+
     def moved(self) -> Optional[Tuple[np.ndarray, np.ndarray]]:
         """(V,) each: how far sources are off the nominal ones (mm), and
         cameras turned (degrees)."""
@@ -105,14 +91,14 @@ class Calibration:
             sigma_px=self.sigma, parameters=list(_AXES),
             units='rad, mm, along the axes of the camera',
             outliers=self.outliers(), views=[
-                dict(view=r.view, beads=len(used), used=int(used.sum()),
-                     rms_px=Residuals(r.view, r.offsets[used]).rms,
+                dict(view=r.view, beads=len(these.names),
+                     used=len(r.offsets), rms_px=r.rms,
                      **({} if moved is None else dict(
                          moved_mm=float(moved[0][row]),
                          turned_deg=float(moved[1][row]))),
                      covariance=self.covariance[row].tolist())
-                for row, (r, used) in enumerate(zip(self.residuals,
-                                                    self.inliers))])
+                for row, (r, these) in enumerate(zip(self.used,
+                                                     self.beads))])
 
 
 def fit_rig(path: Path, nominal: Optional[Rig] = None,
@@ -134,7 +120,7 @@ def fit_rig(path: Path, nominal: Optional[Rig] = None,
     times the variance that was found, the Cramér-Rao bound of normal noise.
 
     Args:
-        path: The table of :func:`~data_converters.rigs.check_rig`.
+        path: The table of :func:`~data_converters.rigs.read_beads`.
         nominal: The rig to start from.
         intrinsics: One of :data:`INTRINSICS`; ``keep`` needs a rig.
         size: Columns and rows (px) where there is no rig.
@@ -144,9 +130,8 @@ def fit_rig(path: Path, nominal: Optional[Rig] = None,
         ConversionError: The file or a value is not as expected, a view has
             too few beads, or they do not fix it.
     """
-    seen = _read(path, nominal, pixel_origin)
-    names = list(seen)
-    beads = [seen[name] for name in names]
+    seen = read_beads(path, nominal, pixel_origin)
+    beads = list(seen.values())
     free = intrinsics != 'keep'
     least = 6 if free or nominal is None else 4
     for name, these in seen.items():
@@ -182,10 +167,8 @@ def fit_rig(path: Path, nominal: Optional[Rig] = None,
     covariance = [part for fit in fits for part in fit.covariance(sigma)]
     rig = Rig.from_dict(Rig(found).to_dict(), str(path))
     return Calibration(
-        rig, nominal, [
-            Residuals(view.name, geometry.reprojection_errors(
-                these.points, these.uv, view.ct2img))
-            for view, these in zip(found, beads)],
+        rig, nominal,
+        [these.residuals(view) for view, these in zip(found, beads)],
         beads, [kept for fit in fits for kept in fit.inliers], sigma,
         np.array(covariance))
 
@@ -195,28 +178,6 @@ def _expect_beads(path: Path, view: str, found: int, least: int,
     if found < least:
         raise ConversionError(f'{path}: view {view}: expected at least '
                               f'{least} beads, found {found}{which}')
-
-
-def _read(path: Path, nominal: Optional[Rig], pixel_origin: float
-          ) -> Dict[str, Beads]:
-    """Beads by view, in the order of the rig or of the table."""
-    rows = read_table(path, BEADS, ('bead', ))
-    if not rows:
-        raise ConversionError(f'{path}: expected one row for each bead in '
-                              'each view, found none')
-    known = [v.name for v in nominal.views] if nominal else []
-    by_view: Dict[str, List[Row]] = {name: [] for name in known}
-    for row in rows:
-        if known and row['view'] not in by_view:
-            raise row.fail('view', f'one of {", ".join(known)}')
-        by_view.setdefault(row['view'], []).append(row)
-    beads = {}
-    for name, these in by_view.items():
-        table = np.reshape([r.numbers(BEADS[1:]) for r in these], (-1, 5))
-        beads[name] = Beads(
-            table[:, 2:], table[:, :2] - pixel_origin,
-            [r.get('bead') or r.where.split(': ')[-1] for r in these])
-    return beads
 
 
 class _Transform:
@@ -282,6 +243,7 @@ class _Fit:
         self.views, self.beads = list(views), list(beads)
         self.inner = _INNER * free
         self.values = np.zeros(self.inner + _POSE * len(views))
+        self.slopes = np.zeros((0, len(self.values)))
         self.inliers = [np.ones(len(b.points), bool) for b in beads]
 
     @property
@@ -346,16 +308,19 @@ class _Fit:
             start += len(block)
         return whole
 
-    def _solve(self, path: Path, **kwargs) -> None:
+    def _solve(self, path: Path, **kwargs) -> np.ndarray:
+        """Fit; the Jacobian where it ends."""
         for view, these in zip(self.fitted(), self.beads):
             _, depth = geometry.project(these.points, view.ct2img)
             if not (depth > 0).all():
                 raise ConversionError(
                     f'{path}: view {view.name}: expected beads before its '
                     'source, found one behind: is the rig another one\'s?')
-        self.values = least_squares(
+        found = least_squares(
             self.residuals, self.values, self.jacobian, x_scale='jac',
-            ftol=1e-12, xtol=1e-12, gtol=1e-12, max_nfev=200, **kwargs).x
+            ftol=1e-12, xtol=1e-12, gtol=1e-12, max_nfev=200, **kwargs)
+        self.values = found.x
+        return found.jac
 
     def robust(self, path: Path) -> None:
         """Fit what most beads agree on."""
@@ -369,16 +334,15 @@ class _Fit:
     def choose(self, limit: float) -> None:
         """Use the beads within a limit (px)."""
         self.inliers = [
-            np.linalg.norm(geometry.reprojection_errors(
-                these.points, these.uv, view.ct2img), axis=1) <= limit
+            np.linalg.norm(these.residuals(view).offsets, axis=1) <= limit
             for view, these in zip(self.fitted(), self.beads)]
 
     def minimise(self, path: Path) -> None:
         """The least squares of the beads that are used."""
-        self._solve(path)
+        self.slopes = self._solve(path)
         # Columns of one length: what is left is how the beads lie.
-        whole = self.jacobian(self.values)
-        whole = whole / np.linalg.norm(whole, axis=0).clip(1e-12)
+        whole = self.slopes / np.linalg.norm(
+            self.slopes, axis=0).clip(1e-12)
         if np.linalg.svd(whole, compute_uv=False)[-1] < 1e-5:
             raise ConversionError(
                 f'{path}: view {self.views[0].name}: expected beads that fix '
@@ -386,9 +350,8 @@ class _Fit:
                 'a plane or on a line?')
 
     def covariance(self, sigma: float) -> List[np.ndarray]:
-        """(6, 6) of each view's pose."""
-        whole = self.jacobian(self.values)
-        covariance = sigma**2 * np.linalg.inv(whole.T @ whole)
+        """(6, 6) of each view's pose, at the least squares."""
+        covariance = sigma**2 * np.linalg.inv(self.slopes.T @ self.slopes)
         starts = range(self.inner, len(self.values), _POSE)
         return [covariance[s:s + _POSE, s:s + _POSE] for s in starts]
 
@@ -403,14 +366,15 @@ def table_of_calibration(fit: Calibration) -> str:
     if moved is not None:
         head += '   moved (mm)  turned (deg)'
     lines = [f'{head}   +- source (mm)  +- turn (deg)']
-    for row, (r, used) in enumerate(zip(fit.residuals, fit.inliers)):
-        line = (f'{r.view:12} {len(used):5d} {(~used).sum():5d} '
-                f'{Residuals(r.view, r.offsets[used]).rms:11.3f}')
+    deviations = fit.deviations
+    for row, (r, beads) in enumerate(zip(fit.used, fit.beads)):
+        total = len(beads.names)
+        line = (f'{r.view:12} {total:5d} {total - len(r.offsets):5d} '
+                f'{r.rms:11.3f}')
         if moved is not None:
             line += f'{moved[0][row]:13.3f} {moved[1][row]:13.4f}'
-        deviation = fit.deviations[row]
-        lines.append(f'{line}{np.linalg.norm(deviation[3:]):17.3f} '
-                     f'{np.degrees(np.linalg.norm(deviation[:3])):14.4f}')
+        turn, place = np.linalg.norm(deviations[row].reshape(2, 3), axis=1)
+        lines.append(f'{line}{place:17.3f} {np.degrees(turn):14.4f}')
     lines.append(f'a bead is seen to {fit.sigma:.3f} px (one axis)')
     lines += [f'left out: view {item["view"]}, bead {item["bead"]}: '
               f'{item["off_px"]:.1f} px off' for item in fit.outliers()]

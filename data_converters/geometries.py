@@ -105,16 +105,15 @@ def write_geometry(rig: Rig, path: Path, sdd: float = 600.) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == '.xml':
         return _write_rtk(rig, path, sdd)
-    vectors = []
-    for view in rig.views:
-        parts = view.to_detector(sdd * view.cam2img[0, 0]
-                                 / rig.views[0].cam2img[0, 0])
-        vectors.append(np.concatenate(parts))
+    vectors = np.array([
+        np.concatenate(view.to_detector(
+            sdd * view.cam2img[0, 0] / rig.views[0].cam2img[0, 0]))
+        for view in rig.views])
     if path.suffix.lower() == '.json':
-        dump_json(np.array(vectors).tolist(), path)
+        dump_json(vectors.tolist(), path)
     elif path.suffix.lower() == '.npy':
         with atomic_write(path) as stream:
-            np.save(stream, np.array(vectors))
+            np.save(stream, vectors)
     else:
         raise ConversionError(f'{path}: expected an ending of .xml, .npy or '
                               f'.json, found "{path.suffix}"')
@@ -231,16 +230,13 @@ def _rtk_view(row: Dict[str, float], name: str, size: Tuple[int, int],
         -row['InPlaneAngle']], degrees=True).as_matrix()
     source = np.array([row['SourceOffsetX'], row['SourceOffsetY'],
                        row['SourceToIsocenterDistance']])
-    width, height = size
-    first = np.array(first_pixel if first_pixel is not None else (
-        -(width - 1) / 2 * pixel, -(height - 1) / 2 * pixel))
-    middle = first + (np.array(size) - 1) / 2 * pixel
     centre = np.array([row['ProjectionOffsetX'], row['ProjectionOffsetY'],
                        source[2] - row['SourceToDetectorDistance']])
-    centre[:2] += middle
+    if first_pixel is not None:  # else the middle is at 0
+        centre[:2] += first_pixel + (np.array(size) - 1) / 2 * pixel
     return View.from_detector(
         name, turn.T @ source, turn.T @ centre, turn[0] * pixel,
-        -turn[1] * pixel, width, height)
+        -turn[1] * pixel, *size)
 
 
 def _write_rtk(rig: Rig, path: Path, sdd: float) -> str:

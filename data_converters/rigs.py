@@ -16,7 +16,7 @@ Either may have ``name``; without it views are CAM_00, CAM_01, ...
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 import numpy as np
 
@@ -34,10 +34,9 @@ _VECTORS = tuple(
     tuple(f'{part}_{axis}' for axis in 'xyz')
     for part in ('source', 'detector', 'column', 'row'))
 _DETECTOR = (*_SIZE, *(name for names in _VECTORS for name in names))
-# Of a table of a phantom's beads.
-BEADS = ('view', 'u', 'v', 'x', 'y', 'z')
+_BEADS = ('view', 'u', 'v', 'x', 'y', 'z')
 
-__all__ = ['BEADS', 'Residuals', 'check_rig', 'read_rig_table',
+__all__ = ['Beads', 'Residuals', 'check_rig', 'read_beads', 'read_rig_table',
            'table_of_residuals']
 
 
@@ -122,16 +121,72 @@ class Residuals:
         return float(np.linalg.norm(self.offsets, axis=1).max())
 
 
-def check_rig(path: Path, rig: Rig,
-              pixel_origin: float = 0.) -> List[Residuals]:
-    """Compare a rig with a calibration phantom.
+@dataclass
+class Beads:
+    """What one view sees of a calibration phantom.
+
+    Attributes:
+        points: (N, 3), where its beads are (mm).
+        uv: (N, 2), where they are seen (px).
+        names: Of the beads, or their rows in the table.
+    """
+    points: np.ndarray
+    uv: np.ndarray
+    names: List[str]
+
+    def of(self, rows: np.ndarray) -> 'Beads':
+        """Some of them."""
+        return Beads(self.points[rows], self.uv[rows],
+                     [n for n, kept in zip(self.names, rows) if kept])
+
+    def residuals(self, view: View) -> Residuals:
+        """How far they are from where a view projects them."""
+        return Residuals(view.name, geometry.reprojection_errors(
+            self.points, self.uv, view.ct2img))
+
+
+def read_beads(path: Path, rig: Optional[Rig] = None,
+               pixel_origin: float = 0.) -> Dict[str, Beads]:
+    """Beads by view, in the order of a rig or, without one, of the table.
 
     Args:
         path: Table with a row for each bead in each view: ``view`` (name),
             ``u, v`` (px, where it is seen), ``x, y, z`` (mm, where it is) and
             perhaps ``bead`` (its name).
-        rig: Whose matrices are tested.
+        rig: All of whose views are there, those without beads, too, and no
+            others.
         pixel_origin: See :func:`read_rig_table`; of ``u`` and ``v``.
+
+    Raises:
+        ConversionError: The file or a value is not as expected.
+    """
+    rows = read_table(path, _BEADS, ('bead', ))
+    if not rows:
+        raise ConversionError(f'{path}: expected one row for each bead in '
+                              'each view, found none')
+    known = [view.name for view in rig.views] if rig else []
+    seen: Dict[str, list] = {name: [] for name in known}
+    for row in rows:
+        if known and row['view'] not in seen:
+            raise row.fail('view', f'one of {", ".join(known)}')
+        seen.setdefault(row['view'], []).append(
+            (row.get('bead') or row.where.split(': ')[-1],
+             row.numbers(_BEADS[1:])))
+    beads = {}
+    for view, found in seen.items():
+        table = np.reshape([numbers for _, numbers in found], (-1, 5))
+        beads[view] = Beads(table[:, 2:], table[:, :2] - pixel_origin,
+                            [name for name, _ in found])
+    return beads
+
+
+def check_rig(path: Path, rig: Rig,
+              pixel_origin: float = 0.) -> List[Residuals]:
+    """Compare a rig with a calibration phantom.
+
+    Args:
+        path, pixel_origin: See :func:`read_beads`.
+        rig: Whose matrices are tested.
 
     Returns:
         list: One of each view of the rig, those without beads, too.
@@ -139,24 +194,8 @@ def check_rig(path: Path, rig: Rig,
     Raises:
         ConversionError: The file or a value is not as expected.
     """
-    rows = read_table(path, BEADS, ('bead', ))
-    if not rows:
-        raise ConversionError(f'{path}: expected one row for each bead in '
-                              'each view, found none')
-    names = [view.name for view in rig.views]
-    seen: dict = {name: [] for name in names}
-    for row in rows:
-        if row['view'] not in seen:
-            raise row.fail('view', f'one of {", ".join(names)}')
-        seen[row['view']].append(row.numbers(BEADS[1:]))
-    residuals = []
-    for view in rig.views:
-        table = np.reshape(seen[view.name], (-1, 5))
-        residuals.append(
-            Residuals(
-                view.name, geometry.reprojection_errors(
-                    table[:, 2:], table[:, :2] - pixel_origin, view.ct2img)))
-    return residuals
+    seen = read_beads(path, rig, pixel_origin)
+    return [seen[view.name].residuals(view) for view in rig.views]
 
 
 def table_of_residuals(residuals: List[Residuals],
