@@ -15,8 +15,9 @@ from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import curves_of, evaluate
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos
-from projects.core.report.page import write_report
+from projects.core.report.page import write_object_report, write_report
 from projects.core.results import dump_results, results_of
+from projects.core.rig import Rig
 from tests.helpers.spheres import make_sphere_set
 
 # Text from outside must stay text.
@@ -261,6 +262,40 @@ def test_the_file_stands_alone_and_is_small(page_file):
     # Four views of 64 px here; 160 scans of ten views of 320 px stay under
     # 60 MB if one scan's ten are below 0.34 MB: 25 kB a view and boxes.
     assert page_file.stat().st_size < 6e6
+
+
+@pytest.mark.parametrize('count', [0, 1, 40])
+def test_an_object_without_truth(browser, tmp_path, count):
+    """Found boxes are neither hits nor false; the slider is the same."""
+    rig = Rig.circle(4, image_size=64)
+    boxes = np.tile([0., 0, 0, 9, 9, 9, 0], (count, 1))
+    boxes[:, 0] = np.linspace(-50, 50, count)
+    scores = np.linspace(.9, .1, count)
+    write_object_report(
+        tmp_path / 'r.html', HOSTILE, np.random.rand(4, 64, 64),
+        np.stack([v.ct2img for v in rig.views]), [v.name for v in rig.views],
+        boxes, scores, ['pore', '{{DATA}}'] * 20, 'model x', .5)
+    page = browser.new_page(viewport=dict(width=1280, height=900))
+    page.set_default_timeout(180_000)
+    problems = []
+    page.on('pageerror', lambda e: problems.append(str(e)))
+    page.goto((tmp_path / 'r.html').as_uri())
+    for part in ('views', 'scene3d'):
+        page.locator(f'#{part}').scroll_into_view_if_needed()
+        page.locator(f'#{part}.js-plotly-plot').wait_for()
+    page.wait_for_function('document.body.dataset.drawn')
+    shown = min(count, 30)  # at most
+    for threshold in (.05, .5):
+        kept = int((scores[:shown] >= threshold).sum())
+        assert moved(page, threshold) == (
+            f'{kept} box' if kept == 1 else f'{kept} boxes')
+        assert drawn(page)['views box'] == 4 * kept
+        assert drawn(page)['scene3d box'] == 12 * kept
+        assert not [k for k in drawn(page) if 'positive' in k]
+    assert problems == []
+    assert page.title() == f'MV2D-Xray: {HOSTILE}'
+    assert not page.locator('#scan, table').first.is_visible()
+    page.close()
 
 
 def test_curves_are_those_of_the_figures(tested):

@@ -1,4 +1,4 @@
-"""One HTML file that shows what a test found; needs no network.
+"""One HTML file that shows what was found; needs no network.
 
 Everything is in the file: figures, curves, every view, or the slices that
 matter, as a small JPEG, boxes projected by :mod:`~projects.core.geometry`, and
@@ -9,8 +9,10 @@ import base64
 import html
 import json
 import os
+import re
+from functools import partial
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -25,7 +27,7 @@ from projects.core.files import DataError, atomic_write
 from projects.core.infos import load_tested
 from projects.core.results import load_results, notes_of, results_of
 
-__all__ = ['write_report']
+__all__ = ['write_object_report', 'write_report']
 
 MAX_PREDICTIONS = 30  # of a scan; what is below them is no more looked at
 MAX_SIDE, QUALITY = 320, 75  # of a view's JPEG (px)
@@ -59,7 +61,8 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
                         'tested infos, found none: give them')
     infos = load_tested(ann_file, full['scans'], results)
     samples = {s['token']: s for s in infos['data_list']}
-    scans = [_scan(scan, samples[scan['token']], Path(ann_file).parent)
+    scans = [_scan(scan, *_views(samples[scan['token']],
+                                 Path(ann_file).parent))
              for scan in full['scans']]
     if work_dir is None and source.get('checkpoint'):
         work_dir = str(Path(source['checkpoint']).parent)
@@ -70,69 +73,134 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
             name: json.loads(figure.to_json())
             for name, figure in figures.items()
         },
-        threshold=_threshold(full))
+        threshold=_threshold(full), tested=True)
     count = len({scan['token'] for scan in full['scans']})
-    page = _TEMPLATE.read_text(encoding='utf-8')
-    for key, text in dict(
-            TITLE=html.escape(f'{count} scans, '
-                              f'{os.path.basename(str(results))}'),
-            SOURCE=html.escape(', '.join(
-                f'{k}: {"not known" if v is None else v}'
-                for k, v in source.items())),
-            TABLE=_table(full), FIGURES=''.join(
-                f'<figure><div class="plot" id="figure-{name}" role="img" '
-                f'aria-label="{html.escape(figure.layout.title.text)}">'
-                '</div></figure>' for name, figure in figures.items()),
-            PLOTLY=get_plotlyjs(),
-            # No text of a file may end the script that holds it.
-            DATA=json.dumps(data).replace('<', '\\u003c')).items():
-        page = page.replace('{{' + key + '}}', text)
-    with atomic_write(out_file, 'w') as stream:
-        stream.write(page)
+    _write(out_file, data, dict(
+        TITLE=html.escape(f'{count} scans, '
+                          f'{os.path.basename(str(results))}'),
+        SOURCE=html.escape(', '.join(
+            f'{k}: {"not known" if v is None else v}'
+            for k, v in source.items())),
+        TESTED='', TABLE=_table(full), FIGURES=''.join(
+            f'<figure><div class="plot" id="figure-{name}" role="img" '
+            f'aria-label="{html.escape(figure.layout.title.text)}">'
+            '</div></figure>' for name, figure in figures.items())))
     return count
 
 
+def write_object_report(out_file: Union[str, Path], token: str,
+                        images: np.ndarray, ct2img: np.ndarray,
+                        names: Sequence[str], boxes: np.ndarray,
+                        scores: Sequence[float], classes: Sequence[str],
+                        source: str = '', threshold: float = .3) -> None:
+    """Write the report of one object without truth: its views, the boxes
+    found and the 3D scene.
+
+    Args:
+        out_file: HTML to write.
+        token: Name of the object.
+        images: (V, H, W), any grey values, of views or slices.
+        ct2img: (V, 4, 4), world (mm) to these images (px).
+        names: V names of the images.
+        boxes: (N, 7) in the world (mm), best first; those after the first
+            30 are left out.
+        scores: N scores.
+        classes: N names of the boxes' classes.
+        source: A line that says what found them.
+        threshold: Where the slider begins.
+    """
+    several = len(set(classes)) > 1
+    scan = dict(
+        token=token, class_name='', ground_truth=[], ignored=[],
+        predictions=[
+            dict(bbox_3d=list(box), score=float(score), match=-1, counts=True,
+                 class_name=name if several else '')
+            for box, score, name in zip(boxes, scores, classes)
+        ])
+    views = [
+        dict(name=name, width=image.shape[1], height=image.shape[0],
+             ct2img=matrix, image=lambda image=image: image)
+        for name, image, matrix in zip(names, images, ct2img)
+    ]
+    _write(out_file, dict(
+        scans=[_scan(scan, views)], worst=[0], figures={},
+        threshold=threshold, tested=False),
+        dict(TITLE=html.escape(token), SOURCE=html.escape(source),
+             TESTED='hidden', TABLE='', FIGURES=''))
+
+
+def _write(out_file: Union[str, Path], data: dict,
+           texts: Dict[str, str]) -> None:
+    """The template with data and HTML in its places, whole or not at all."""
+    texts = dict(
+        texts, PLOTLY=get_plotlyjs(),
+        # No text of a file may end the script that holds it.
+        DATA=json.dumps(data).replace('<', '\\u003c'))
+    page = re.sub(r'\{\{([A-Z]+)\}\}', lambda place: texts[place[1]],
+                  _TEMPLATE.read_text(encoding='utf-8'))
+    with atomic_write(out_file, 'w') as stream:
+        stream.write(page)
+
+
 # ---------------------------------------------------------------------- scans
-def _scan(scan: dict, sample: dict, root: Path) -> dict:
-    """What the page shows of one scan; lengths in mm and px, rounded."""
+def _views(sample: dict, root: Path
+           ) -> Tuple[List[dict], Optional[np.ndarray]]:
+    """Views of a set's sample, and half of its volume's edges (mm)."""
+    views = [
+        dict(name=name, width=view['width'], height=view['height'],
+             ct2img=view['lidar2img'],
+             image=partial(_read, root / view['img_path']))
+        for name, view in sample['images'].items()
+    ]
+    volume = sample.get('volume')
+    return views, (np.array(volume['shape']) * volume['spacing'] / 2
+                   if volume else np.full(3, 200.))
+
+
+def _scan(scan: dict, images: List[dict],
+          half: Optional[np.ndarray] = None) -> dict:
+    """What the page shows of one scan; lengths in mm and px, rounded.
+
+    Args:
+        scan: As in the results of a test.
+        images: Each with ``name``, ``width`` and ``height`` (px), ``ct2img``,
+            and a function ``image`` that gives its grey values.
+        half: Of the volume's edges (mm), to be outlined.
+    """
     predictions = [p for row, p in enumerate(scan['predictions'])
                    if row < MAX_PREDICTIONS or p['match'] >= 0]
     kinds = dict(truth=[i['bbox_3d'] for i in scan['ground_truth']],
                  ignored=scan['ignored'],
                  found=[p['bbox_3d'] for p in predictions])
     boxes = {k: np.array(v, float).reshape(-1, 7) for k, v in kinds.items()}
-    images = list(sample['images'].items())
-    ct2img = np.array([view['lidar2img'] for _, view in images],
+    ct2img = np.array([view['ct2img'] for view in images],
                       float).reshape(-1, 4, 4)
     slices = geometry.are_slices(ct2img)
     # Of a CT those slices that matter, findings before what was found.
     views = []
     for row in shown_views(ct2img, np.concatenate(
             [boxes[k] for k in ('truth', 'found', 'ignored')])):
-        (name, view), matrix = images[row], ct2img[row:row + 1]
+        view, matrix = images[row], ct2img[row:row + 1]
         rects = {}
         for kind, these in boxes.items():
             found, depth = geometry.project_boxes(these, matrix)
             rects[kind] = [rect.round(1).tolist() if near > 0 else None
                            for rect, near in zip(found[0], depth[0])]
         views.append(dict(
-            name=name, width=view['width'], height=view['height'],
+            name=view['name'], width=view['width'], height=view['height'],
             source=None if slices else geometry.camera_centres(
                 matrix)[0].round(1).tolist(),
-            image=_jpeg(root / view['img_path']), rects=rects))
-    volume = sample.get('volume')
-    half = (np.array(volume['shape']) * volume['spacing'] / 2
-            if volume else np.full(3, 200.))
+            image=_jpeg(view['image']()), rects=rects))
     return dict(
         token=scan['token'], class_name=scan['class_name'], views=views,
         kind='CT slices' if slices else 'X-ray views',
-        half=half.round(1).tolist(),
+        half=None if half is None else half.round(1).tolist(),
         corners={k: geometry.box_corners(b).round(1).tolist()
                  for k, b in boxes.items()},
         truth=[dict(diameter=round(i['diameter'], 1))
                for i in scan['ground_truth']],
         found=[dict(score=round(p['score'], 4), match=p['match'],
-                    counts=p['counts'],
+                    counts=p['counts'], class_name=p.get('class_name', ''),
                     error=round(float(np.linalg.norm(
                         boxes['found'][row, :3]
                         - boxes['truth'][p['match'], :3])), 2)
@@ -140,11 +208,16 @@ def _scan(scan: dict, sample: dict, root: Path) -> dict:
                for row, p in enumerate(predictions)])
 
 
-def _jpeg(path: Path) -> str:
-    """A view as a data URI, its grey values stretched."""
+def _read(path: Path) -> np.ndarray:
+    """An image of a set, (H, W) or (H, W, C)."""
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise DataError(f'{path}: image cannot be read')
+    return image
+
+
+def _jpeg(image: np.ndarray) -> str:
+    """A view as a data URI, its grey values stretched."""
     scale = min(MAX_SIDE / max(image.shape[:2]), 1.)
     image = cv2.resize(middle_channel(image).astype(np.float32), None,
                        fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
