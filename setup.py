@@ -27,6 +27,7 @@ setup(
     # OpenCV is mmengine's to ask for: with or without a window system.
     install_requires=[
         'diffdrr>=0.6.1,<0.7',
+        'h5py>=3.10,<4',
         'highdicom>=0.28,<0.29',
         'joblib>=1.4,<2',
         'matplotlib>=3.8,<4',

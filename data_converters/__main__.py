@@ -328,9 +328,10 @@ def _add_rig(commands) -> None:
     what.add_argument('--table', type=Path, help='CSV or JSON, a row for each '
                       'view: K and pose, or source and detector')
     what.add_argument('--from', type=Path, metavar='FILE', dest='source',
-                      help='RTK\'s geometry (.xml), or ASTRA\'s cone_vec '
-                      '(.npy, .json); with --image-size, of RTK with '
-                      '--pixel-mm')
+                      help='RTK\'s geometry (.xml) with --image-size and '
+                      '--pixel-mm, ASTRA\'s cone_vec (.npy, .json) with '
+                      '--image-size, TIGRE\'s (.json), Nikon\'s .xtekct, '
+                      'CIL\'s .nxs')
     what.add_argument('--to', type=Path, metavar='FILE',
                       help='write --rig as these')
     what.add_argument('--check', type=Path, metavar='BEADS',
@@ -729,16 +730,16 @@ def _columns_and_rows(numbers: List[int]) -> Tuple[int, int]:
 
 
 def _other_rig(args: argparse.Namespace) -> Rig:
-    if not args.image_size:
-        raise ConversionError('--from: expected --image-size of the views, '
-                              'found none')
-    rig, upside_down = geometries.read_geometry(
-        args.source, _columns_and_rows(args.image_size), args.pixel_mm,
-        args.first_pixel_mm and tuple(args.first_pixel_mm))
-    if upside_down:
+    read = geometries.read_geometry(
+        args.source,
+        _columns_and_rows(args.image_size) if args.image_size else None,
+        args.pixel_mm, args.first_pixel_mm and tuple(args.first_pixel_mm))
+    for note in read.notes:
+        print(f'{args.source}: {note}')
+    if read.upside_down:
         print(f'{args.source}: rows are counted upwards there: turn the '
               'images upside down')
-    return rig
+    return read.rig
 
 
 def _fit_rig(args: argparse.Namespace, origin: float) -> Rig:

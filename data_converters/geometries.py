@@ -6,8 +6,9 @@
 - ASTRA's ``cone_vec`` (``.npy``, or ``.json`` with a list of rows): of each
   view the source, the detector's centre and its steps from a pixel to that in
   the next column and in the next row, 12 numbers.
+- Those of :mod:`data_converters.scanners`, which can only be read.
 
-Both have mm here, and a world of their own: it becomes the rig's world
+All have mm here, and a world of their own: it becomes the rig's world
 unchanged. Where rows are counted upwards, as in all of RTK's projections, a
 camera that sees them so would be a mirror. The rig is then that of the images
 turned upside down (``numpy.flipud``), and the caller is told so.
@@ -15,7 +16,7 @@ turned upside down (``numpy.flipud``), and the caller is told so.
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -30,9 +31,14 @@ from projects.core.files import (
 )
 from projects.core.rig import Rig, View
 
+from . import scanners
 from .scan import ConversionError
+from .scanners import Vectors, finite
 
-__all__ = ['read_geometry', 'write_geometry']
+__all__ = ['ENDINGS', 'Read', 'read_geometry', 'write_geometry']
+
+# What can be read.
+ENDINGS = ('.xml', '.npy', '.json', '.xtekct', '.nxs', '.nex')
 
 # Of a projection; those that a file does not name are 0.
 _RTK = ('GantryAngle', 'OutOfPlaneAngle', 'InPlaneAngle',
@@ -46,46 +52,83 @@ _UP = np.diag([1., -1., -1.])
 _LARGEST = 100 << 20  # bytes
 
 
-def read_geometry(path: Path, size: Tuple[int, int],
+class Read(NamedTuple):
+    """What a file says.
+
+    Attributes:
+        rig: The views.
+        upside_down: Whether they are those of images upside down.
+        notes: Sentences that the user should read.
+    """
+    rig: Rig
+    upside_down: bool
+    notes: List[str]
+
+
+def read_geometry(path: Path, size: Optional[Tuple[int, int]] = None,
                   pixel: Optional[float] = None,
-                  first_pixel: Optional[Tuple[float, float]] = None
-                  ) -> Tuple[Rig, bool]:
+                  first_pixel: Optional[Tuple[float, float]] = None) -> Read:
     """A rig from another program's file, by its ending.
 
     Args:
-        path: ``.xml``, ``.npy`` or ``.json``.
-        size: Columns and rows of the images (px).
+        path: One of :data:`ENDINGS`.
+        size: Columns and rows of the images (px), where the file does not say
+            them.
         pixel: Edge of a detector's pixel (mm), of RTK's alone.
         first_pixel: Where the middle of RTK's first pixel is on the detector
             (mm), the origin of its projections; default: the detector's
             middle is at 0.
 
-    Returns:
-        tuple: The rig, and whether it is that of images upside down.
-
     Raises:
         ConversionError: The file or a value is not as expected.
     """
     try:
-        if path.suffix.lower() == '.xml':
-            if pixel is None:
-                raise ConversionError(f'{path}: --pixel-mm: expected the edge '
-                                      'of a pixel of the projections, found '
-                                      'none')
-            views = [_rtk_view(row, f'CAM_{i:02d}', size, pixel, first_pixel)
-                     for i, row in enumerate(_rtk_rows(path))]
-            upside_down = True
-        elif path.suffix.lower() in ('.npy', '.json'):
-            views, upside_down = _from_vectors(path, size)
-        else:
+        vectors = _read(path, size, pixel, first_pixel)
+        told = vectors.size or size
+        if told is None:
+            raise ConversionError(f'{path}: expected --image-size of the '
+                                  'views, found none')
+        if size and size != told:
             raise ConversionError(
-                f'{path}: expected RTK\'s .xml, or ASTRA\'s cone_vec as .npy '
-                f'or .json, found "{path.suffix}"')
-        return Rig.from_dict(Rig(views).to_dict(), str(path)), upside_down
+                f'{path}: --image-size: expected {told[0]} {told[1]}, as the '
+                f'file says, found {size[0]} {size[1]}')
+        views, upside_down = _views(vectors.parts, told, path)
+        return Read(Rig.from_dict(Rig(views).to_dict(), str(path)),
+                    upside_down, vectors.notes)
+    except ConversionError:
+        raise
     except (DataError, ValueError) as error:
         text = str(error)
         raise ConversionError(text if text.startswith(str(path))
                               else f'{path}: {text}') from None
+
+
+def _read(path: Path, size: Optional[Tuple[int, int]],
+          pixel: Optional[float], first_pixel: Optional[Tuple[float, float]]
+          ) -> Vectors:
+    ending = path.suffix.lower()
+    if ending == '.xml':
+        return _from_rtk(path, size, pixel, first_pixel)
+    if ending == '.npy':
+        try:
+            return Vectors(_parts(np.load(path, allow_pickle=False), path))
+        except ConversionError:
+            raise
+        except Exception as error:  # a damaged one can raise anything
+            raise ConversionError(
+                f'{path}: is not a readable array: {type(error).__name__}: '
+                f'{error}'.split('\n')[0]) from None
+    if ending == '.json':
+        content = load_json(path)
+        return (scanners.read_tigre(content, path)
+                if isinstance(content, dict)
+                else Vectors(_parts(content, path)))
+    if ending == '.xtekct':
+        return scanners.read_nikon(path)
+    if ending in ('.nxs', '.nex'):
+        return scanners.read_cil(path)
+    raise ConversionError(f'{path}: expected an ending of '
+                          f'{", ".join(ENDINGS)}, found "{path.suffix}"')
 
 
 def write_geometry(rig: Rig, path: Path, sdd: float = 600.) -> str:
@@ -121,17 +164,8 @@ def write_geometry(rig: Rig, path: Path, sdd: float = 600.) -> str:
 
 
 # ---------------------------------------------------------------------- ASTRA
-def _from_vectors(path: Path, size: Tuple[int, int]
-                  ) -> Tuple[List[View], bool]:
-    if path.suffix.lower() == '.json':
-        content = load_json(path)
-    else:
-        try:
-            content = np.load(path, allow_pickle=False)
-        except Exception as error:  # a damaged one can raise anything
-            raise ConversionError(
-                f'{path}: is not a readable array: {type(error).__name__}: '
-                f'{error}'.split('\n')[0]) from None
+def _parts(content: Any, path: Path) -> np.ndarray:
+    """(V, 4, 3) of rows of 12 numbers."""
     try:
         vectors = np.asarray(content, dtype=np.float64)
         good = (vectors.ndim == 2 and vectors.shape[1] == 12
@@ -143,7 +177,13 @@ def _from_vectors(path: Path, size: Tuple[int, int]
             f'{path}: expected a row of 12 finite numbers for each view, '
             'found ' + (f'an array {np.shape(content)}' if isinstance(
                 content, np.ndarray) else 'others'))
-    parts = vectors.reshape(-1, 4, 3)
+    return vectors.reshape(-1, 4, 3)
+
+
+def _views(parts: np.ndarray, size: Tuple[int, int], path: Path
+           ) -> Tuple[List[View], bool]:
+    """Views of :attr:`~data_converters.scanners.Vectors.parts`, and whether
+    they are those of images upside down."""
     # Columns x rows points away from the source where rows go down.
     away = np.einsum('vi,vi->v', np.cross(parts[:, 2], parts[:, 3]),
                      parts[:, 1] - parts[:, 0])
@@ -209,22 +249,25 @@ def _numbers(item: ElementTree.Element, where: str,
     values = dict(known)
     for key in _RTK:
         text = item.findtext(key)
-        if text is None:
-            continue
-        try:
-            values[key] = float(text)
-        except ValueError:
-            values[key] = np.nan
-        if not np.isfinite(values[key]):
-            raise ConversionError(f'{where}: field "{key}": expected a finite '
-                                  f'number, found "{text[:40]}"')
+        if text is not None:
+            values[key] = finite(text, f'{where}: field "{key}"')
     return values
 
 
-def _rtk_view(row: Dict[str, float], name: str, size: Tuple[int, int],
-              pixel: float, first_pixel: Optional[Tuple[float, float]]
-              ) -> View:
-    """A view of the projections upside down."""
+def _from_rtk(path: Path, size: Optional[Tuple[int, int]],
+              pixel: Optional[float],
+              first_pixel: Optional[Tuple[float, float]]) -> Vectors:
+    if size is None or pixel is None:
+        raise ConversionError(
+            f'{path}: --pixel-mm and --image-size: expected the edge of a '
+            'pixel of the projections, and their size, found none')
+    return Vectors(np.stack([
+        _rtk_parts(row, size, pixel, first_pixel) for row in _rtk_rows(path)]))
+
+
+def _rtk_parts(row: Dict[str, float], size: Tuple[int, int], pixel: float,
+               first_pixel: Optional[Tuple[float, float]]) -> np.ndarray:
+    """(4, 3) of a view."""
     turn = Rotation.from_euler('yxz', [
         -row['GantryAngle'], -row['OutOfPlaneAngle'],
         -row['InPlaneAngle']], degrees=True).as_matrix()
@@ -234,9 +277,8 @@ def _rtk_view(row: Dict[str, float], name: str, size: Tuple[int, int],
                        source[2] - row['SourceToDetectorDistance']])
     if first_pixel is not None:  # else the middle is at 0
         centre[:2] += first_pixel + (np.array(size) - 1) / 2 * pixel
-    return View.from_detector(
-        name, turn.T @ source, turn.T @ centre, turn[0] * pixel,
-        -turn[1] * pixel, *size)
+    return np.stack([turn.T @ source, turn.T @ centre, turn[0] * pixel,
+                     turn[1] * pixel])
 
 
 def _write_rtk(rig: Rig, path: Path, sdd: float) -> str:

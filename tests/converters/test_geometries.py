@@ -43,7 +43,7 @@ def assert_same(one, two, atol=1e-9):
 
 def test_balls_are_where_rtk_projected_them():
     """Of all angles and offsets, to a tenth of a pixel; RTK's rows go up."""
-    rig, upside_down = read_geometry(RTK / 'geometry.xml', SIZE,
+    rig, upside_down, _ = read_geometry(RTK / 'geometry.xml', SIZE,
                                      SEEN['pixel'], tuple(SEEN['origin']))
     assert upside_down and len(rig) == 3
     for item in SEEN['seen']:
@@ -57,7 +57,7 @@ def test_balls_are_where_rtk_projected_them():
 
 def test_rtk_and_back(tmp_path):
     """Through the middle of the detector, which RTK calls otherwise."""
-    rig, _ = read_geometry(RTK / 'geometry.xml', SIZE, SEEN['pixel'],
+    rig, *_ = read_geometry(RTK / 'geometry.xml', SIZE, SEEN['pixel'],
                            tuple(SEEN['origin']))
     told = write_geometry(rig, tmp_path / 'rig.xml', 600.)
     assert 'spacing 2, 2 mm' in told and 'origin -159, -119 mm' in told
@@ -77,7 +77,8 @@ def test_vectors_and_back(tmp_path, ending):
     rig = any_rig()
     told = write_geometry(rig, tmp_path / f'rig.{ending}', 700.)
     assert 'downwards' in told
-    back, upside_down = read_geometry(tmp_path / f'rig.{ending}', (256, 200))
+    back, upside_down, _ = read_geometry(tmp_path / f'rig.{ending}',
+                                         (256, 200))
     assert not upside_down
     assert_same(back, rig)
 
