@@ -2,13 +2,15 @@
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 
 from projects.core.boxes import gravity_boxes
@@ -137,13 +139,111 @@ def read_scan(path: Path) -> tuple:
     return images, None, load_json(root / 'options.json').get('slices')
 
 
+@dataclass
+class Prediction:
+    """What a model found in one object.
+
+    Attributes:
+        boxes: (N, 7), gravity centre (mm), best first.
+        scores, labels: (N,).
+        names: V names of the images.
+        shown: (V, H, W), the images as the model saw them.
+        ct2img: (V, 4, 4), world (mm) to these images (px).
+    """
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: List[str]
+    shown: np.ndarray
+    ct2img: np.ndarray
+
+
+class Finder:
+    """A trained model that takes one object after the other.
+
+    Attributes:
+        meta: What the checkpoint says of itself.
+        classes: Names of the labels.
+        sliced: Whether it takes the slices of a CT in place of views.
+
+    Args:
+        config: Config file (a trusted program).
+        checkpoint: Its checkpoint.
+        device: Torch device; defaults to the GPU where there is one.
+        scale, offset: Of the grey levels, in place of the test pipeline's.
+    """
+
+    def __init__(self, config: str, checkpoint: str,
+                 device: Optional[str] = None,
+                 scale: Optional[float] = None,
+                 offset: Optional[float] = None) -> None:
+        cfg = load_config(config)
+        steps = [dict(step) for step in cfg.test_pipeline]
+        self.sliced = is_sliced(cfg)
+        for step in steps:
+            if step['type'] == 'LoadXRayViews':
+                step.update({
+                    name: value for name, value in dict(
+                        scale=scale, offset=offset).items()
+                    if value is not None})
+        self.checkpoint = checkpoint
+        self._model, self.meta = load_model(cfg, checkpoint, device)
+        self.classes = class_names(checkpoint, self.meta, self._model)
+        self._pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+
+    def predict(self, token: str, images: Dict[str, dict],
+                score_thr: float = 0.) -> Prediction:
+        """Boxes of one object.
+
+        Args:
+            token: Its name.
+            images: Its views or slices by name, see :func:`read_views` and
+                :func:`read_scan`.
+            score_thr: Boxes below are left out.
+
+        Raises:
+            DataError: An image is not as the model needs it.
+        """
+        packed = self._pipeline(dict(
+            token=token, box_type_3d=LiDARInstance3DBoxes,
+            box_mode_3d=Box3DMode.LIDAR, images=images))
+        with torch.no_grad():
+            result = self._model.test_step(pseudo_collate([packed]))[0]
+        found = result.pred_instances_3d
+        found = found[found.scores_3d >= score_thr]
+        shown = packed['inputs']['img']
+        return Prediction(
+            gravity_boxes(found.bboxes_3d).cpu().numpy(),
+            found.scores_3d.cpu().numpy(), found.labels_3d.cpu().numpy(),
+            list(images), shown[:, shown.shape[1] // 2].numpy(),
+            np.asarray(result.metainfo['ct2img']))
+
+
+def is_sliced(cfg: Config) -> bool:
+    """Whether a config's model takes the slices of a CT."""
+    return any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
+
+
+def write_boxes(path: str, found: Prediction,
+                classes: Sequence[str]) -> None:
+    """Write ``boxes.json``."""
+    dump_boxes(path, found.boxes, found.scores, found.labels, classes)
+
+
+def draw_prediction(path: str, found: Prediction) -> None:
+    """Draw all views with the boxes."""
+    rows = shown_views(found.ct2img, found.boxes)
+    draw_views(found.shown[rows], found.ct2img[rows], path,
+               names=[found.names[row] for row in rows],
+               scores=found.scores, prediction=found.boxes)
+
+
 @one_sentence
 def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, predict, write."""
     args = parse_args(argv)
     check_outputs(args, 'out', 'show')
-    cfg = load_config(args.config)
-    sliced = any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
+    sliced = is_sliced(load_config(args.config))
     if sliced != bool(args.scan):
         raise UserError(f'{args.config}: expected '
                         + ('--scan, as its model takes CT slices, found '
@@ -152,33 +252,15 @@ def main(argv: Optional[List[str]] = None) -> None:
                            '--scan'))
     images, rig, slices = (read_scan(args.scan) if args.scan
                            else read_views(args))
-    model, meta = load_model(cfg, args.checkpoint, args.device)
-    classes = class_names(args.checkpoint, meta, model)
-    warn_of_other_views(args.checkpoint, meta, rig)
-    warn_of_other_slices(args.checkpoint, meta, slices)
-    steps = [dict(step) for step in cfg.test_pipeline]
-    for step in steps:
-        if step['type'] == 'LoadXRayViews':
-            for name in ('scale', 'offset'):
-                if getattr(args, name) is not None:
-                    step[name] = getattr(args, name)
-    sample = dict(
-        token=Path(args.out).stem, box_type_3d=LiDARInstance3DBoxes,
-        box_mode_3d=Box3DMode.LIDAR, images=images)
-    packed = Compose([TRANSFORMS.build(step) for step in steps])(sample)
-    with torch.no_grad():
-        result = model.test_step(pseudo_collate([packed]))[0]
-    found = result.pred_instances_3d
-    found = found[found.scores_3d >= args.score_thr]
-    boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
-    dump_boxes(args.out, boxes, found.scores_3d, found.labels_3d, classes)
+    finder = Finder(args.config, args.checkpoint, args.device, args.scale,
+                    args.offset)
+    warn_of_other_views(args.checkpoint, finder.meta, rig)
+    warn_of_other_slices(args.checkpoint, finder.meta, slices)
+    found = finder.predict(Path(args.out).stem, images, args.score_thr)
+    write_boxes(args.out, found, finder.classes)
     if args.show:
-        ct2img = np.asarray(result.metainfo['ct2img'])
-        rows, shown = shown_views(ct2img, boxes), packed['inputs']['img']
-        draw_views(shown[rows, shown.shape[1] // 2].numpy(), ct2img[rows],
-                   args.show, names=[list(images)[row] for row in rows],
-                   scores=found.scores_3d.cpu().numpy(), prediction=boxes)
-    print(f'{args.out}: {len(boxes)} boxes')
+        draw_prediction(args.show, found)
+    print(f'{args.out}: {len(found.boxes)} boxes')
 
 
 if __name__ == '__main__':
