@@ -21,6 +21,7 @@ from projects.core.files import DataError, dump_json, load_json
 from projects.core.rig import Rig
 
 from . import (
+    beads,
     blade,
     calibration,
     geometries,
@@ -361,6 +362,15 @@ def _add_rig(commands) -> None:
                      'detector, too: keep those of --rig (default), fit what '
                      'all views share (default without --rig), or those of '
                      'each')
+    fit.add_argument('--beads-in-images', type=Path, nargs='+',
+                     metavar='IMAGE', help='find the beads in these images, '
+                     'one of each view of --rig, or a folder of them; --fit '
+                     'is then the phantom\'s table: x, y, z (mm), bead')
+    fit.add_argument('--bead-mm', type=float, metavar='D',
+                     help='diameter of a bead in --beads-in-images')
+    fit.add_argument('--beads-out', type=Path, metavar='CSV',
+                     help='the table of beads found; default: beside --out, '
+                     'its name with .beads.csv')
     fit.add_argument('--report', type=Path, metavar='JSON',
                      help='residuals, covariances and outliers')
     fit.add_argument('--picture', type=Path, metavar='PNG',
@@ -750,12 +760,16 @@ def _fit_rig(args: argparse.Namespace, origin: float) -> Rig:
     if nominal is None and args.intrinsics == 'keep':
         raise ConversionError('--intrinsics keep: expected --rig that has '
                               'them, found none')
-    for path in (args.report, args.picture):
+    for path in (args.report, args.picture, args.beads_out):
         if path is not None and not path.parent.is_dir():
             raise ConversionError(f'{path}: expected its folder to be there, '
                                   'found none')
+    table, images = args.fit, None
+    if args.beads_in_images:
+        table, images = _beads_in_images(args, nominal)
+        origin = 0.
     fit = calibration.fit_rig(
-        args.fit, nominal,
+        table, nominal,
         args.intrinsics or ('keep' if nominal else 'shared'),
         None if nominal else _columns_and_rows(args.image_size), origin)
     print(calibration.table_of_calibration(fit))
@@ -766,8 +780,29 @@ def _fit_rig(args: argparse.Namespace, origin: float) -> Rig:
         from projects.core.drawing import draw_beads
         draw_beads(fit.rig.views, [b.uv for b in fit.beads],
                    [r.offsets for r in fit.residuals], fit.inliers,
-                   args.picture)
+                   args.picture, images)
     return fit.rig
+
+
+def _beads_in_images(args: argparse.Namespace, nominal: Optional[Rig]
+                     ) -> Tuple[Path, list]:
+    """The table of beads that were found, and the images."""
+    if nominal is None:
+        raise ConversionError('--beads-in-images: expected --rig, not more '
+                              'than some mm and degrees off, found none')
+    if args.bead_mm is None or not 0 < args.bead_mm < math.inf:
+        raise ConversionError('--bead-mm: expected the diameter of a bead '
+                              f'(mm), found {args.bead_mm}')
+    phantom_beads = beads.read_phantom(args.fit)
+    images = beads.open_images(args.beads_in_images, nominal)
+    found = list(tqdm(
+        beads.find_beads(images, nominal, phantom_beads, args.bead_mm),
+        total=len(nominal), desc='beads', unit='view', dynamic_ncols=True))
+    table = args.beads_out or args.out.with_suffix('.beads.csv')
+    beads.write_beads(found, table)
+    print(beads.table_of_found(found))
+    print(f'{table}: {sum(len(f.beads.names) for f in found)} beads')
+    return table, list(images.values())
 
 
 def _check_rig(args: argparse.Namespace, origin: float) -> None:

@@ -20,7 +20,8 @@ from projects.core.rig import Rig, View
 from .rigs import Beads, Residuals, read_beads
 from .scan import ConversionError
 
-__all__ = ['INTRINSICS', 'Calibration', 'fit_rig', 'table_of_calibration']
+__all__ = ['INTRINSICS', 'Calibration', 'fit_rig', 'seen_by',
+           'table_of_calibration']
 
 INTRINSICS = ('keep', 'shared', 'each')
 # Of 2D distances in standard deviations of one axis: one of 3000 is farther.
@@ -171,6 +172,17 @@ def fit_rig(path: Path, nominal: Optional[Rig] = None,
         [these.residuals(view) for view, these in zip(found, beads)],
         beads, [kept for fit in fits for kept in fit.inliers], sigma,
         np.array(covariance))
+
+
+def seen_by(view: View, beads: Beads) -> View:
+    """The view moved so that it sees most of the beads where they were seen.
+
+    Raises:
+        ConversionError: They do not fix it.
+    """
+    fit = _Fit([view], [beads], False)
+    fit.robust(Path(view.name))
+    return fit.fitted()[0]
 
 
 def _expect_beads(path: Path, view: str, found: int, least: int,

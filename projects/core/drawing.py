@@ -214,7 +214,8 @@ def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:
 
 def draw_beads(views: Sequence[View], seen: Sequence[np.ndarray],
                offsets: Sequence[np.ndarray], used: Sequence[np.ndarray],
-               out_file: Path) -> None:
+               out_file: Path,
+               images: Optional[Sequence[np.ndarray]] = None) -> None:
     """Draw where a phantom's beads are seen in each view, and how far off.
 
     Args:
@@ -224,6 +225,7 @@ def draw_beads(views: Sequence[View], seen: Sequence[np.ndarray],
             times longer, those of beads that were not used as they are.
         used: Of each view (N,), the beads that the views were fitted to.
         out_file: PNG.
+        images: Of each view (H, W), what the beads were found in.
     """
     columns = min(len(views), 5)
     rows = -(-len(views) // columns)
@@ -235,8 +237,17 @@ def draw_beads(views: Sequence[View], seen: Sequence[np.ndarray],
         .1 * max(v.width for v in views) / max(longest, 1e-6)))
     for axis in axes[len(views):]:
         axis.set_axis_off()
-    for axis, view, uv, off, kept in zip(axes, views, seen, offsets, used):
-        axis.plot(*uv[kept].T, '.', color='C0', markersize=3)
+    for row, (axis, view, uv, off, kept) in enumerate(zip(
+            axes, views, seen, offsets, used)):
+        if images is not None:
+            low, high = np.percentile(images[row], (1, 99.9))
+            axis.imshow(images[row], 'gray', vmin=low, vmax=high,
+                        extent=(0, view.width, view.height, 0))
+        if images is None:
+            axis.plot(*uv[kept].T, '.', color='C0', markersize=3)
+        else:  # rings, through which the beads are seen
+            axis.plot(*uv[kept].T, 'o', color='C0', markersize=5,
+                      fillstyle='none', markeredgewidth=.7)
         axis.plot(*uv[~kept].T, 'x', color='red', markersize=5)
         for point, move in zip(uv[kept], off[kept]):
             axis.plot(*np.stack([point, point + factor * move], 1),
