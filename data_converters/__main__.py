@@ -332,7 +332,7 @@ def _add_rig(commands) -> None:
                       help='RTK\'s geometry (.xml) with --image-size and '
                       '--pixel-mm, ASTRA\'s cone_vec (.npy, .json) with '
                       '--image-size, TIGRE\'s (.json), Nikon\'s .xtekct, '
-                      'CIL\'s .nxs')
+                      'CIL\'s .nxs, DICOM (.dcm, or a folder)')
     what.add_argument('--to', type=Path, metavar='FILE',
                       help='write --rig as these')
     what.add_argument('--check', type=Path, metavar='BEADS',

@@ -6,7 +6,8 @@
 - ASTRA's ``cone_vec`` (``.npy``, or ``.json`` with a list of rows): of each
   view the source, the detector's centre and its steps from a pixel to that in
   the next column and in the next row, 12 numbers.
-- Those of :mod:`data_converters.scanners`, which can only be read.
+- Those of :mod:`data_converters.scanners`, and what DICOM says
+  (:mod:`data_converters.positioners`), which can only be read.
 
 All have mm here, and a world of their own: it becomes the rig's world
 unchanged. Where rows are counted upwards, as in all of RTK's projections, a
@@ -31,14 +32,14 @@ from projects.core.files import (
 )
 from projects.core.rig import Rig, View
 
-from . import scanners
+from . import positioners, scanners
 from .scan import ConversionError
 from .scanners import Vectors, finite
 
 __all__ = ['ENDINGS', 'Read', 'read_geometry', 'write_geometry']
 
 # What can be read.
-ENDINGS = ('.xml', '.npy', '.json', '.xtekct', '.nxs', '.nex')
+ENDINGS = ('.xml', '.npy', '.json', '.xtekct', '.nxs', '.nex', '.dcm')
 
 # Of a projection; those that a file does not name are 0.
 _RTK = ('GantryAngle', 'OutOfPlaneAngle', 'InPlaneAngle',
@@ -71,7 +72,8 @@ def read_geometry(path: Path, size: Optional[Tuple[int, int]] = None,
     """A rig from another program's file, by its ending.
 
     Args:
-        path: One of :data:`ENDINGS`.
+        path: With one of :data:`ENDINGS`, or none (DICOM), or a folder of
+            DICOM files.
         size: Columns and rows of the images (px), where the file does not say
             them.
         pixel: Edge of a detector's pixel (mm), of RTK's alone.
@@ -127,8 +129,11 @@ def _read(path: Path, size: Optional[Tuple[int, int]],
         return scanners.read_nikon(path)
     if ending in ('.nxs', '.nex'):
         return scanners.read_cil(path)
+    if ending == '.dcm' or not ending or path.is_dir():
+        return positioners.read_dicom(path)
     raise ConversionError(f'{path}: expected an ending of '
-                          f'{", ".join(ENDINGS)}, found "{path.suffix}"')
+                          f'{", ".join(ENDINGS)} or none, found '
+                          f'"{path.suffix}"')
 
 
 def write_geometry(rig: Rig, path: Path, sdd: float = 600.) -> str:

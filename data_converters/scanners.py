@@ -23,9 +23,10 @@ from projects.core.files import read_bytes
 
 from .scan import ConversionError
 
-__all__ = ['Vectors', 'finite', 'read_cil', 'read_nikon', 'read_tigre']
+__all__ = ['MOST_VIEWS', 'Vectors', 'finite', 'read_cil', 'read_nikon',
+           'read_tigre']
 
-_MOST_VIEWS = 100_000
+MOST_VIEWS = 100_000
 _LARGEST = 100 << 20  # bytes of a text
 
 
@@ -123,9 +124,9 @@ def read_tigre(content: dict, path: Path) -> Vectors:
         count = len(content.get('angles', ()))
     except TypeError:
         count = 0
-    if not 1 <= count <= _MOST_VIEWS:
+    if not 1 <= count <= MOST_VIEWS:
         raise ConversionError(f'{path}: field "angles": expected one of each '
-                              f'view (rad), 1 to {_MOST_VIEWS}, found '
+                              f'view (rad), 1 to {MOST_VIEWS}, found '
                               f'{count}')
     angles = read('angles', (count, ), (count, 1), (count, 3))
     turns = np.zeros((count, 3))
@@ -266,7 +267,7 @@ def _cil_vectors(entry: Any, path: Path) -> Vectors:
         raise ConversionError(f'{path}: panel_origin: expected a corner as '
                               f'"bottom-left", found "{origin[:40]}"')
     angles = config['angles']
-    if angles.ndim != 1 or not 1 <= angles.size <= _MOST_VIEWS:
+    if angles.ndim != 1 or not 1 <= angles.size <= MOST_VIEWS:
         raise ConversionError(f'{path}: config/angles: expected one of each '
                               f'view, found {angles.shape}')
     unit = angles.attrs.get('angle_unit', 'degree')
@@ -321,9 +322,9 @@ def read_nikon(path: Path) -> Vectors:
                            values['DetectorPixelsY']]),
                  f'{path}: fields "DetectorPixelsX", "Y"')
     count = values['Projections']
-    if count % 1 or count > _MOST_VIEWS:
+    if count % 1 or count > MOST_VIEWS:
         raise ConversionError(f'{path}: field "Projections": expected a whole '
-                              f'number up to {_MOST_VIEWS}, found {count:g}')
+                              f'number up to {MOST_VIEWS}, found {count:g}')
     notes: List[str] = []
     angles = _nikon_angles(path, values, int(count), notes)
     for key in ('DetectorOffsetX', 'DetectorOffsetY'):
