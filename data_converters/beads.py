@@ -8,6 +8,7 @@ of the image, a stretch and a shift that most spots agree with, then the view
 itself, moved until it sees the beads at the spots.
 """
 
+import csv
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -285,14 +286,14 @@ def _followed(view: View, phantom: Beads, spots: np.ndarray,
 
 def write_beads(found: Sequence[Found], path: Path) -> None:
     """The table that :func:`~data_converters.rigs.read_beads` reads (CSV)."""
-    lines = ['view,u,v,x,y,z,bead']
-    lines += [
-        ','.join([item.view, *(f'{v:.4f}' for v in uv),
-                  *(f'{v:.9g}' for v in point), name])
-        for item in found for uv, point, name in zip(
-            item.beads.uv, item.beads.points, item.beads.names)]
     with atomic_write(path, 'w') as stream:
-        stream.write('\n'.join(lines) + '\n')
+        table = csv.writer(stream, lineterminator='\n')
+        table.writerow(('view', 'u', 'v', 'x', 'y', 'z', 'bead'))
+        for item in found:
+            for uv, point, name in zip(item.beads.uv, item.beads.points,
+                                       item.beads.names):
+                table.writerow([item.view, *(f'{v:.4f}' for v in uv),
+                                *(f'{v:.9g}' for v in point), name])
 
 
 def table_of_found(found: Sequence[Found]) -> str:

@@ -228,6 +228,18 @@ def read_cil(path: Path) -> Vectors:
             f'{error}'.split('\n')[0]) from None
 
 
+def _dataset(data: Any, where: str, count: Optional[int] = None
+             ) -> np.ndarray:
+    """A row of numbers, of any length without ``count``; what is larger, or
+    no number, is not read."""
+    if data.ndim != 1 or data.dtype.kind not in 'iuf' or not (
+            data.size == count if count else 1 <= data.size <= MOST_VIEWS):
+        raise ConversionError(
+            f'{where}: expected {count or f"1 to {MOST_VIEWS}"} numbers, '
+            f'found shape {data.shape} of {data.dtype}'[:300])
+    return _numbers(data[()], (data.shape, ), where)
+
+
 def _cil_vectors(entry: Any, path: Path) -> Vectors:
     config, data = entry['config'], entry['data/data'].attrs
 
@@ -241,10 +253,7 @@ def _cil_vectors(entry: Any, path: Path) -> Vectors:
         if key not in config:
             raise ConversionError(f'{where}: expected it of a cone beam in '
                                   '3D, found none')
-        if config[key].shape != (3, ):
-            raise ConversionError(f'{where}: expected 3 numbers, found '
-                                  f'{config[key].shape}')
-        return _numbers(config[key][()], ((3, ), ), where)
+        return _dataset(config[key], where, 3)
 
     kind = attribute('geometry', 'cone'), attribute('dimension', '3D')
     if kind != ('cone', '3D'):
@@ -267,16 +276,12 @@ def _cil_vectors(entry: Any, path: Path) -> Vectors:
         raise ConversionError(f'{path}: panel_origin: expected a corner as '
                               f'"bottom-left", found "{origin[:40]}"')
     angles = config['angles']
-    if angles.ndim != 1 or not 1 <= angles.size <= MOST_VIEWS:
-        raise ConversionError(f'{path}: config/angles: expected one of each '
-                              f'view, found {angles.shape}')
     unit = angles.attrs.get('angle_unit', 'degree')
     unit = unit.decode() if isinstance(unit, bytes) else str(unit)
     if unit not in ('degree', 'radian'):
         raise ConversionError(f'{path}: angle_unit: expected degree or '
                               f'radian, found "{unit[:40]}"')
-    degrees = _numbers(angles[()], (angles.shape, ),
-                       f'{path}: config/angles') + _numbers(
+    degrees = _dataset(angles, f'{path}: config/angles') + _numbers(
         angles.attrs.get('initial_angle', 0.), ((), ),
         f'{path}: initial_angle')
     return Vectors(_about_axis(

@@ -237,7 +237,7 @@ def test_cil_in_another_frame(tmp_path):
     (dict(geometry='parallel'), 'cone beam in 3D'),
     (dict(panel='middle'), 'corner'),
     (dict(unit='turns'), 'degree or radian'),
-    (dict(angles=[]), 'one of each view'),
+    (dict(angles=[]), '1 to 100000 numbers'),
     (dict(angles=[np.nan]), 'finite'),
     (dict(directions=((1, 0, 0), (1, 0, 1))), 'right angles'),
     (dict(axis=((0, 0, 0), (0, 0, 0))), 'axis of rotation'),
@@ -254,6 +254,18 @@ def test_wrong_files_of_cil(tmp_path, change, message):
     text = refusal('--from', path, '--out', tmp_path / 'rig.json')
     assert message in text
     assert not (tmp_path / 'rig.json').exists()
+
+
+def test_what_would_fill_the_memory_is_not_read(tmp_path):
+    """Texts of a gigabyte each that take no place in the file."""
+    path = write_cil(tmp_path / 'a.nxs', (0, -100, 0), (0, 300, 0), [0, 90])
+    with h5py.File(path, 'a') as file:
+        config = file['entry1/tomo_entry/config']
+        del config['angles']
+        config.create_dataset('angles', (9999, ), 'S1000000000')
+    assert path.stat().st_size < 1e6
+    assert '1 to 100000 numbers' in refusal('--from', path, '--out',
+                                            tmp_path / 'rig.json')
 
 
 # ---------------------------------------------------------------------- Nikon
