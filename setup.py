@@ -14,7 +14,8 @@ COMMANDS = dict(
     convert='data_converters.__main__', train='mv2d_xray_tools.train',
     test='mv2d_xray_tools.test', infer='mv2d_xray_tools.infer',
     report='mv2d_xray_tools.report', export='mv2d_xray_tools.export',
-    diagnose='mv2d_xray_tools.diagnose', explain='mv2d_xray_tools.explain',
+    serve='mv2d_xray_tools.serve', diagnose='mv2d_xray_tools.diagnose',
+    explain='mv2d_xray_tools.explain',
     browse='mv2d_xray_tools.browse_dataset')
 
 setup(
@@ -56,6 +57,7 @@ setup(
         'dev': ['codespell', 'hypothesis', 'jsonschema', 'mypy',
                 'playwright', 'pytest', 'pytest-cov', 'pytest-xdist',
                 'ruff'],
+        'serve': ['fastapi', 'pillow', 'uvicorn'],
         'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },
     # The folders keep their short names in a checkout; installed, `tools`
@@ -67,7 +69,8 @@ setup(
     package_data={
         'mv2d_xray_configs': ['**/*.py'],
         'projects.core': ['*.json'],
-        'projects.core.report': ['report.html']},
+        'projects.core.report': ['report.html'],
+        'projects.core.serve': ['page.html']},
     entry_points=dict(console_scripts=[
         f'mv2d-xray-{name} = {module}:main'
         for name, module in COMMANDS.items()]),

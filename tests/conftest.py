@@ -1,5 +1,8 @@
 """Fixtures that more than one module uses."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -26,3 +29,21 @@ def sphere_root(tmp_path_factory):
     root = tmp_path_factory.mktemp('spheres')
     make_sphere_set(root)
     return root
+
+
+@pytest.fixture(scope='session')
+def browser():
+    """Chromium, that draws without a graphics card."""
+    path = shutil.which('chromium') or shutil.which('chromium-browser') or (
+        shutil.which('google-chrome'))
+    if path is None and not os.environ.get('CI'):
+        pytest.skip('expected Chromium to look at the page, found none')
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as play:
+        browser = play.chromium.launch(
+            executable_path=path, args=[
+                '--no-sandbox', '--disable-gpu', '--use-angle=swiftshader',
+                '--enable-unsafe-swiftshader', '--no-first-run',
+                '--disable-background-networking'])
+        yield browser
+        browser.close()

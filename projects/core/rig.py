@@ -190,6 +190,13 @@ class Rig:
                  image_size, height) for i in range(num_views)
         ])
 
+    @property
+    def seen_half(self) -> float:
+        """Half of the edge of the cube round the isocentre that all views
+        see, about: what their detectors hold at its depth (mm)."""
+        return min(v.pixel_size * min(v.width, v.height)
+                   for v in self.views) / 2
+
     def resized(self, width: int, height: int) -> 'Rig':
         """The same rig with detectors of ``width`` x ``height`` px."""
         return Rig([

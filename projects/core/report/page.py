@@ -61,9 +61,13 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
                         'tested infos, found none: give them')
     infos = load_tested(ann_file, full['scans'], results)
     samples = {s['token']: s for s in infos['data_list']}
-    scans = [_scan(scan, *_views(samples[scan['token']],
-                                 Path(ann_file).parent))
-             for scan in full['scans']]
+    scans = []
+    for scan in full['scans']:
+        looked_at = [p for row, p in enumerate(scan['predictions'])
+                     if row < MAX_PREDICTIONS or p['match'] >= 0]
+        scans.append(_scan(
+            dict(scan, predictions=looked_at),
+            *_views(samples[scan['token']], Path(ann_file).parent)))
     if work_dir is None and source.get('checkpoint'):
         work_dir = str(Path(source['checkpoint']).parent)
     figures = dict(_curves(full), **_sizes(scans),
@@ -92,7 +96,8 @@ def write_object_report(out_file: Union[str, Path], token: str,
                         images: np.ndarray, ct2img: np.ndarray,
                         names: Sequence[str], boxes: np.ndarray,
                         scores: Sequence[float], classes: Sequence[str],
-                        source: str = '', threshold: float = .3) -> None:
+                        source: str = '', threshold: float = .3,
+                        half: Optional[float] = None) -> None:
     """Write the report of one object without truth: its views, the boxes
     found and the 3D scene.
 
@@ -102,12 +107,13 @@ def write_object_report(out_file: Union[str, Path], token: str,
         images: (V, H, W), any grey values, of views or slices.
         ct2img: (V, 4, 4), world (mm) to these images (px).
         names: V names of the images.
-        boxes: (N, 7) in the world (mm), best first; those after the first
-            30 are left out.
+        boxes: (N, 7) in the world (mm), best first.
         scores: N scores.
         classes: N names of the boxes' classes.
         source: A line that says what found them.
         threshold: Where the slider begins.
+        half: Of the edge of the cube round the origin that the views see
+            (mm), to be outlined.
     """
     several = len(set(classes)) > 1
     scan = dict(
@@ -123,7 +129,8 @@ def write_object_report(out_file: Union[str, Path], token: str,
         for name, image, matrix in zip(names, images, ct2img)
     ]
     _write(out_file, dict(
-        scans=[_scan(scan, views)], worst=[0], figures={},
+        scans=[_scan(scan, views, None if half is None
+                     else np.full(3, half))], worst=[0], figures={},
         threshold=threshold, tested=False),
         dict(TITLE=html.escape(token), SOURCE=html.escape(source),
              TESTED='hidden', TABLE='', FIGURES=''))
@@ -167,8 +174,7 @@ def _scan(scan: dict, images: List[dict],
             and a function ``image`` that gives its grey values.
         half: Of the volume's edges (mm), to be outlined.
     """
-    predictions = [p for row, p in enumerate(scan['predictions'])
-                   if row < MAX_PREDICTIONS or p['match'] >= 0]
+    predictions = scan['predictions']
     kinds = dict(truth=[i['bbox_3d'] for i in scan['ground_truth']],
                  ignored=scan['ignored'],
                  found=[p['bbox_3d'] for p in predictions])

@@ -1,0 +1,171 @@
+"""A page to drop views on: python tools/serve.py CONFIG CHECKPOINT"""
+
+import argparse
+import contextlib
+import socket
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+import torch
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmengine.dataset import Compose, pseudo_collate
+
+from projects.core.boxes import gravity_boxes
+from projects.core.engine.checkpoints import class_names, load_model
+from projects.core.engine.command_line import UserError, one_sentence
+from projects.core.engine.configs import load_config
+from projects.core.engine.devices import torch_device
+from projects.core.report import write_object_report
+from projects.core.results import dump_boxes
+from projects.core.rig import Rig
+
+LOWEST = .05  # score of a box that can be asked for
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """Arguments."""
+    parser = argparse.ArgumentParser(
+        description='Serve a page on which a person drops the X-ray views of '
+        'an object and sees the boxes found; for this machine alone, if not '
+        'told otherwise')
+    parser.add_argument('config', help='config file (a trusted program)')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--rig', nargs='+', default=[], help='rig.json of one or several '
+        'geometries to choose from; others can be dropped with the views')
+    parser.add_argument('--host', default='127.0.0.1',
+                        help='address to listen at (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=8000,
+                        help='0: any that is free (default: %(default)s)')
+    parser.add_argument(
+        '--name', nargs='+', default=[], help='more names by which browsers '
+        'call this machine, where it serves others')
+    parser.add_argument(
+        '--score-thr', type=float, default=.3, help='where the threshold '
+        'begins (default: %(default)s)')
+    parser.add_argument(
+        '--minutes', type=float, default=30., help='that files are kept, if '
+        'a page neither asks nor is left (default: %(default)s)')
+    parser.add_argument(
+        '--scale', type=float, help='as of tools/infer.py')
+    parser.add_argument(
+        '--offset', type=float, help='as of tools/infer.py')
+    parser.add_argument(
+        '--device', type=torch_device,
+        help='torch device; defaults to the GPU where there is one')
+    return parser.parse_args(argv)
+
+
+class ModelFinder:
+    """Finds boxes with a config's model, see
+    :data:`projects.core.serve.Finder`.
+
+    Raises:
+        UserError: As :func:`load_model`, or the model takes CT slices.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        cfg = load_config(args.config)
+        if any(s['type'] == 'LoadCTSlices' for s in cfg.test_pipeline):
+            raise UserError(f'{args.config}: expected a model of X-ray '
+                            'views, found one of CT slices')
+        self.model, meta = load_model(cfg, args.checkpoint, args.device)
+        self.classes = class_names(args.checkpoint, meta, self.model)
+        steps = [dict(step) for step in cfg.test_pipeline]
+        for step in steps:
+            if step['type'] == 'LoadXRayViews':
+                step.update({k: getattr(args, k) for k in ('scale', 'offset')
+                             if getattr(args, k) is not None})
+        self.pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+        self.name = f'{Path(args.config).stem}, {Path(args.checkpoint).name}'
+        self.threshold = args.score_thr
+
+    def __call__(self, paths: Sequence[Path], rig: Rig, out_dir: Path,
+                 name: str) -> List[str]:
+        """Write boxes and report of one object."""
+        sample = dict(
+            token=name, box_type_3d=LiDARInstance3DBoxes,
+            box_mode_3d=Box3DMode.LIDAR, images={
+                view.name: dict(
+                    img_path=str(path), height=view.height, width=view.width,
+                    cam2img=view.cam2img, lidar2cam=view.ct2cam,
+                    lidar2img=view.ct2img)
+                for view, path in zip(rig.views, paths)
+            })
+        packed = self.pipeline(sample)
+        with torch.no_grad():
+            result = self.model.test_step(pseudo_collate([packed]))[0]
+        found = result.pred_instances_3d
+        found = found[found.scores_3d >= LOWEST]
+        boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
+        dump_boxes(out_dir / f'{name}.json', boxes, found.scores_3d,
+                   found.labels_3d, self.classes)
+        images = packed['inputs']['img']
+        write_object_report(
+            out_dir / 'report.html', name,
+            images[:, images.shape[1] // 2].numpy(),
+            result.metainfo['ct2img'], [v.name for v in rig.views], boxes,
+            found.scores_3d.tolist(),
+            [self.classes[label] for label in found.labels_3d], self.name,
+            self.threshold, rig.seen_half)
+        return []
+
+
+def load_rigs(paths: List[str]) -> dict:
+    """Rigs by the names that a person sees.
+
+    Raises:
+        UserError: One is no rig, or two have the same name.
+    """
+    rigs = {}
+    for path in paths:
+        name = Path(path).stem
+        if name in rigs:
+            raise UserError(f'{path}: --rig: expected files of different '
+                            f'names, found "{name}" twice')
+        try:
+            rigs[name] = Rig.load(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return rigs
+
+
+@one_sentence
+def main(argv: Optional[List[str]] = None) -> None:
+    """Load the model, then serve until Ctrl-C."""
+    args = parse_args(argv)
+    try:
+        import uvicorn
+
+        from projects.core.serve import Limits, create_app
+    except ImportError as error:
+        raise UserError(f'expected FastAPI and uvicorn, as pip install '
+                        f'mv2d-xray[serve] brings them, found no '
+                        f'{error.name}') from None
+    rigs = load_rigs(args.rig)
+    finder = ModelFinder(args)
+    try:
+        listener = socket.create_server((args.host, args.port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f'{args.host}:{args.port}: expected an address that '
+                        f'is free, found: {error}') from None
+    hosts = dict.fromkeys(['localhost', '127.0.0.1', args.host, *args.name])
+    app = create_app(finder, rigs, list(hosts), finder.name,
+                     Limits(minutes=args.minutes))
+    server = uvicorn.Server(uvicorn.Config(
+        app, log_level='warning', access_log=False, http='h11', ws='none',
+        loop='asyncio', server_header=False, limit_concurrency=100,
+        timeout_keep_alive=5, timeout_graceful_shutdown=3))
+    local = args.host in ('127.0.0.1', 'localhost')
+    print(f'http://{args.host}:{listener.getsockname()[1]}/ '
+          + ('for this machine alone' if local else
+             'for all who reach this address: there is no password')
+          + '; Ctrl-C ends', flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # it has ended in order
+        server.run(sockets=[listener])
+    print('ended')
+
+
+if __name__ == '__main__':
+    main()
