@@ -1,0 +1,102 @@
+"""A trained model at work on single objects."""
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional
+
+import numpy as np
+import torch
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+
+from projects.core.boxes import gravity_boxes
+from projects.core.engine.checkpoints import class_names, load_model
+from projects.core.engine.configs import load_config
+
+__all__ = ['Finder', 'Prediction', 'is_sliced']
+
+
+@dataclass
+class Prediction:
+    """What a model found in one object.
+
+    Attributes:
+        boxes: (N, 7), gravity centre (mm), best first.
+        scores, labels: (N,).
+        names: V names of the images.
+        shown: (V, H, W), the images as the model saw them.
+        ct2img: (V, 4, 4), world (mm) to these images (px).
+    """
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: List[str]
+    shown: np.ndarray
+    ct2img: np.ndarray
+
+
+class Finder:
+    """A trained model that takes one object after the other.
+
+    Attributes:
+        meta: What the checkpoint says of itself.
+        classes: Names of the labels.
+        sliced: Whether it takes the slices of a CT in place of views.
+
+    Args:
+        config: Config file (a trusted program).
+        checkpoint: Its checkpoint.
+        device: Torch device; defaults to the GPU where there is one.
+        scale, offset: Of the grey levels, in place of the test pipeline's.
+    """
+
+    def __init__(self, config: str, checkpoint: str,
+                 device: Optional[str] = None,
+                 scale: Optional[float] = None,
+                 offset: Optional[float] = None) -> None:
+        cfg = load_config(config)
+        steps = [dict(step) for step in cfg.test_pipeline]
+        self.sliced = is_sliced(cfg)
+        for step in steps:
+            if step['type'] == 'LoadXRayViews':
+                step.update({
+                    name: value for name, value in dict(
+                        scale=scale, offset=offset).items()
+                    if value is not None})
+        self.checkpoint = checkpoint
+        self._model, self.meta = load_model(cfg, checkpoint, device)
+        self.classes = class_names(checkpoint, self.meta, self._model)
+        self._pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+
+    def predict(self, token: str, images: Dict[str, dict],
+                score_thr: float = 0.) -> Prediction:
+        """Boxes of one object.
+
+        Args:
+            token: Its name.
+            images: Its views or slices by name, see :func:`read_views` and
+                :func:`read_scan`.
+            score_thr: Boxes below are left out.
+
+        Raises:
+            DataError: An image is not as the model needs it.
+        """
+        packed = self._pipeline(dict(
+            token=token, box_type_3d=LiDARInstance3DBoxes,
+            box_mode_3d=Box3DMode.LIDAR, images=images))
+        with torch.no_grad():
+            result = self._model.test_step(pseudo_collate([packed]))[0]
+        found = result.pred_instances_3d
+        found = found[found.scores_3d >= score_thr]
+        shown = packed['inputs']['img']
+        return Prediction(
+            gravity_boxes(found.bboxes_3d).cpu().numpy(),
+            found.scores_3d.cpu().numpy(), found.labels_3d.cpu().numpy(),
+            list(images), shown[:, shown.shape[1] // 2].numpy(),
+            np.asarray(result.metainfo['ct2img']))
+
+
+def is_sliced(cfg: Config) -> bool:
+    """Whether a config's model takes the slices of a CT."""
+    return any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
