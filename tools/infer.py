@@ -17,7 +17,12 @@ from projects.core.engine.command_line import (
 )
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
-from projects.core.engine.inference import Finder, Prediction, is_sliced
+from projects.core.engine.inference import (
+    Finder,
+    Prediction,
+    images_of,
+    is_sliced,
+)
 from projects.core.files import DataError, load_json
 from projects.core.infos import SCHEMA_VERSION, validate_infos
 from projects.core.results import dump_boxes
@@ -95,13 +100,7 @@ def read_views(args: argparse.Namespace) -> tuple:
         rig = Rig.load(args.rig)
     except ValueError as error:
         raise UserError(str(error)) from error
-    return {
-        view.name: dict(
-            img_path=str(path), height=view.height, width=view.width,
-            cam2img=view.cam2img, lidar2cam=view.ct2cam,
-            lidar2img=view.ct2img)
-        for view, path in zip(rig.views, find_images(args.images, rig))
-    }, rig.to_dict(), None
+    return images_of(rig, find_images(args.images, rig)), rig.to_dict(), None
 
 
 def read_scan(path: Path) -> tuple:

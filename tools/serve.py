@@ -6,17 +6,16 @@ import socket
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-import torch
-from mmdet3d.registry import TRANSFORMS
-from mmdet3d.structures import Box3DMode, LiDARInstance3DBoxes
-from mmengine.dataset import Compose, pseudo_collate
-
-from projects.core.boxes import gravity_boxes
-from projects.core.engine.checkpoints import class_names, load_model
+from projects.core.engine.checkpoints import other_views
 from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
-from projects.core.report import write_object_report
+from projects.core.engine.inference import (
+    Finder,
+    images_of,
+    is_sliced,
+    write_found_report,
+)
 from projects.core.results import dump_boxes
 from projects.core.rig import Rig
 
@@ -66,50 +65,27 @@ class ModelFinder:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        cfg = load_config(args.config)
-        if any(s['type'] == 'LoadCTSlices' for s in cfg.test_pipeline):
+        if is_sliced(load_config(args.config)):
             raise UserError(f'{args.config}: expected a model of X-ray '
                             'views, found one of CT slices')
-        self.model, meta = load_model(cfg, args.checkpoint, args.device)
-        self.classes = class_names(args.checkpoint, meta, self.model)
-        steps = [dict(step) for step in cfg.test_pipeline]
-        for step in steps:
-            if step['type'] == 'LoadXRayViews':
-                step.update({k: getattr(args, k) for k in ('scale', 'offset')
-                             if getattr(args, k) is not None})
-        self.pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+        self._finder = Finder(args.config, args.checkpoint, args.device,
+                              args.scale, args.offset)
         self.name = f'{Path(args.config).stem}, {Path(args.checkpoint).name}'
-        self.threshold = args.score_thr
+        self._threshold = args.score_thr
 
     def __call__(self, paths: Sequence[Path], rig: Rig, out_dir: Path,
                  name: str) -> List[str]:
         """Write boxes and report of one object."""
-        sample = dict(
-            token=name, box_type_3d=LiDARInstance3DBoxes,
-            box_mode_3d=Box3DMode.LIDAR, images={
-                view.name: dict(
-                    img_path=str(path), height=view.height, width=view.width,
-                    cam2img=view.cam2img, lidar2cam=view.ct2cam,
-                    lidar2img=view.ct2img)
-                for view, path in zip(rig.views, paths)
-            })
-        packed = self.pipeline(sample)
-        with torch.no_grad():
-            result = self.model.test_step(pseudo_collate([packed]))[0]
-        found = result.pred_instances_3d
-        found = found[found.scores_3d >= LOWEST]
-        boxes = gravity_boxes(found.bboxes_3d).cpu().numpy()
-        dump_boxes(out_dir / f'{name}.json', boxes, found.scores_3d,
-                   found.labels_3d, self.classes)
-        images = packed['inputs']['img']
-        write_object_report(
-            out_dir / 'report.html', name,
-            images[:, images.shape[1] // 2].numpy(),
-            result.metainfo['ct2img'], [v.name for v in rig.views], boxes,
-            found.scores_3d.tolist(),
-            [self.classes[label] for label in found.labels_3d], self.name,
-            self.threshold, rig.seen_half)
-        return []
+        finder = self._finder
+        found = finder.predict(name, images_of(rig, paths), LOWEST)
+        dump_boxes(out_dir / f'{name}.json', found.boxes, found.scores,
+                   found.labels, finder.classes)
+        write_found_report(
+            out_dir / 'report.html', name, found, finder.classes, self.name,
+            self._threshold, rig)
+        told = other_views(Path(finder.checkpoint).name, finder.meta,
+                           rig.to_dict())
+        return [told] if told else []
 
 
 def load_rigs(paths: List[str]) -> dict:

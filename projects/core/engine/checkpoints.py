@@ -24,7 +24,8 @@ _OF_SLICES = ('channels', 'slab_mm', 'window', 'spacing', 'mask_lungs',
 __all__ = [
     'allow_checkpoint_types', 'check_checkpoint', 'check_classes',
     'class_counts', 'class_names', 'inner_model', 'load_checkpoint',
-    'load_for_split', 'load_model', 'patients_of', 'seen_patients',
+    'load_for_split', 'load_model', 'other_views', 'patients_of',
+    'seen_patients',
     'warn_of_other_slices', 'warn_of_other_views', 'warn_of_seen_patients'
 ]
 
@@ -182,7 +183,15 @@ def _pixel_size(rig: dict, source: str) -> float:
 
 
 def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
-    """Log a warning where a model meets views that it cannot know.
+    """Log a warning where a model meets views that it cannot know, see
+    :func:`other_views`."""
+    told = other_views(path, meta, rig)
+    if told:
+        print_log(told, logger='current', level=logging.WARNING)
+
+
+def other_views(path: str, meta: dict, rig: Optional[dict]) -> Optional[str]:
+    """A warning where a model meets views that it cannot know, else None.
 
     A network goes by what a finding looks like in pixels: one for 512 px on a
     detector finds little on 256 px, without an error. A quarter more or less
@@ -198,15 +207,14 @@ def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
     """
     trained = meta.get('dataset_meta', {}).get('rig')
     if not trained or not rig:
-        return
+        return None
     expected = _pixel_size(trained, f'{path}: field "dataset_meta.rig"')
     found = _pixel_size(rig, 'rig of the views')
-    if not .8 * expected <= found <= 1.25 * expected:
-        print_log(
-            f'{path}: expected views as it was trained on, with pixels of '
+    if .8 * expected <= found <= 1.25 * expected:
+        return None
+    return (f'{path}: expected views as it was trained on, with pixels of '
             f'{expected:.2f} mm at the isocentre, found {found:.2f} mm: its '
-            'figures do not hold for these', logger='current',
-            level=logging.WARNING)
+            'figures do not hold for these')
 
 
 def warn_of_other_slices(path: str, meta: dict,

@@ -1,7 +1,8 @@
 """A trained model at work on single objects."""
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -13,8 +14,12 @@ from mmengine.dataset import Compose, pseudo_collate
 from projects.core.boxes import gravity_boxes
 from projects.core.engine.checkpoints import class_names, load_model
 from projects.core.engine.configs import load_config
+from projects.core.report import write_object_report
+from projects.core.rig import Rig
 
-__all__ = ['Finder', 'Prediction', 'is_sliced']
+__all__ = [
+    'Finder', 'Prediction', 'images_of', 'is_sliced', 'write_found_report'
+]
 
 
 @dataclass
@@ -65,6 +70,7 @@ class Finder:
                         scale=scale, offset=offset).items()
                     if value is not None})
         self.checkpoint = checkpoint
+        self._model: Any
         self._model, self.meta = load_model(cfg, checkpoint, device)
         self.classes = class_names(checkpoint, self.meta, self._model)
         self._pipeline = Compose([TRANSFORMS.build(step) for step in steps])
@@ -100,3 +106,28 @@ class Finder:
 def is_sliced(cfg: Config) -> bool:
     """Whether a config's model takes the slices of a CT."""
     return any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
+
+
+def images_of(rig: Rig, paths: Sequence[Union[str, Path]]
+              ) -> Dict[str, dict]:
+    """Images by the names of a rig's views, as :meth:`Finder.predict` takes
+    them; one path for each view."""
+    return {
+        view.name: dict(
+            img_path=str(path), height=view.height, width=view.width,
+            cam2img=view.cam2img, lidar2cam=view.ct2cam,
+            lidar2img=view.ct2img)
+        for view, path in zip(rig.views, paths)
+    }
+
+
+def write_found_report(path: Union[str, Path], token: str, found: Prediction,
+                       classes: Sequence[str], source: str = '',
+                       threshold: float = .3, rig: Optional[Rig] = None
+                       ) -> None:
+    """Write the report page of one object, see
+    :func:`~projects.core.report.write_object_report`."""
+    write_object_report(
+        path, token, found.shown, found.ct2img, found.names, found.boxes,
+        found.scores.tolist(), [classes[label] for label in found.labels],
+        source, threshold, None if rig is None else rig.seen_half)

@@ -1,0 +1,147 @@
+"""The served page with a released model, in a real browser."""
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.commands import ROOT, command_line, error_of, tool
+
+MODEL = ('configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py',
+         'checkpoints/mv2d-xray_small_volume_600i_blade.pth')
+# What a hand does: a DataTransfer with files, dropped on the page.
+DROP = '''files => {
+    const data = new DataTransfer();
+    for (const [name, code] of files) {
+        const bytes = Uint8Array.from(atob(code), c => c.charCodeAt(0));
+        data.items.add(new File([bytes], name));
+    }
+    document.getElementById('drop').dispatchEvent(new DragEvent('drop',
+        {dataTransfer: data, bubbles: true, cancelable: true}));
+}'''
+
+
+@pytest.fixture(scope='session')
+def blades(tmp_path_factory):
+    """Views of two blades and their rig, as the demo makes them."""
+    from data_converters.__main__ import main
+    root = tmp_path_factory.mktemp('blades')
+    for words in (
+            'blade --out-dir {0}/ct --num-parts 2 --seed 7',
+            'rig --circle 10 --radius 300 --sdd 600 --image-size 256 '
+            '--pixel-mm 1 --out {0}/rig.json',
+            'volume --volume {0}/ct --boxes {0}/ct/boxes.csv --box-frame '
+            'world --mu-per-value 1e-4 --rig {0}/rig.json --val-fraction 0 '
+            '--test-fraction 1 --out-dir {0}/set --jobs 1'):
+        main(words.format(root).split())
+    return root
+
+
+@pytest.fixture
+def served(tmp_path, blades):
+    """Address of the page, and the folder of its temporary files."""
+    began = subprocess.Popen(
+        [sys.executable, *command_line('serve.py', *MODEL, '--rig',
+                                       blades / 'rig.json', '--port', 0)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=dict(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path),
+                 OMP_NUM_THREADS='1', PATH='/usr/bin:/bin', HOME='/tmp'))
+    line = began.stdout.readline()
+    assert 'for this machine alone' in line, began.stderr.read()
+    yield line.split()[0], tmp_path
+    began.send_signal(signal.SIGINT)
+    out, err = began.communicate(timeout=30)
+    assert (began.returncode, out, err) == (0, 'ended\n', '')
+    assert not list(tmp_path.glob('mv2d-xray-serve-*'))
+
+
+def kept(folder):
+    return [p for p in folder.glob('mv2d-xray-serve-*/**/*') if p.is_file()]
+
+
+def coded(paths):
+    return [[p.name, base64.b64encode(p.read_bytes()).decode()]
+            for p in paths]
+
+
+def test_from_drop_to_download(browser, served, blades, tmp_path):
+    address, temporary = served
+    views = sorted((blades / 'set/images/blade_001').glob('*.png'))
+    page = browser.new_page(viewport=dict(width=1280, height=900))
+    page.set_default_timeout(120_000)
+    problems = []
+    page.on('pageerror', lambda e: problems.append(str(e)))
+    page.on('console', lambda m: m.type == 'error' and
+            problems.append(m.text))
+    page.on('request', lambda r: r.url.startswith((address, 'data:', 'blob:'))
+            or problems.append(r.url))
+    page.goto(address)
+    page.wait_for_function('document.body.dataset.ready')
+    # One view is missing.
+    page.evaluate(DROP, coded(views[:-1]))
+    assert page.locator('#files li').count() == 9
+    page.click('#find')
+    page.locator('#status.wrong').wait_for()
+    assert 'found none for CAM_09' in page.inner_text('#status')
+    page.evaluate(DROP, coded(views[-1:]))
+    page.fill('#name', 'blade <b>1</b>')
+    assert page.inner_text('#rig') == 'rig'
+    page.click('#find')
+    report = page.frame_locator('#report')
+    for part in ('views', 'scene3d'):
+        report.locator(f'#{part}').scroll_into_view_if_needed()
+        report.locator(f'#{part}.js-plotly-plot').wait_for()
+    assert report.locator('#views image').count() == 10
+    assert page.inner_text('#title') == 'blade_b_1_b'
+    assert not page.locator('#notes').is_visible()
+    assert kept(temporary)
+
+    def download(form, threshold):
+        page.frame(url=lambda u: u.endswith('/report')).evaluate('''t => {
+            const slider = document.getElementById('threshold');
+            slider.value = t; slider.dispatchEvent(new Event('input')); }''',
+            threshold)
+        told = report.locator('#told').inner_text()
+        with page.expect_download() as waited:
+            page.click(f'[data-format={form}]')
+        waited.value.save_as(tmp_path / 'got')
+        return int(told.split()[0]), (tmp_path / 'got').read_text()
+
+    counts = []
+    for threshold in (.1, .6):
+        count, table = download('csv', threshold)
+        assert table.count('\nblade_b_1_b,') == count
+        count, marks = download('slicer', threshold)
+        assert len(json.loads(marks)['markups']) == count
+        counts.append(count)
+    assert counts[0] > counts[1] > 0
+    assert problems == []
+    # The same as the command finds.
+    done = tool('infer.py', *(ROOT / m for m in MODEL), '--images', *views,
+                '--rig', blades / 'rig.json', '--out', tmp_path / 'b.json',
+                '--device', 'cpu')
+    assert done.returncode == 0
+    assert len(json.loads((tmp_path / 'b.json').read_text())['boxes']
+               ) == counts[0]
+    page.goto('about:blank')  # the page is left
+    for _ in range(100):
+        if not kept(temporary):
+            break
+        time.sleep(.05)
+    assert kept(temporary) == []
+    page.close()
+
+
+def test_what_cannot_be_served(tmp_path, blades):
+    assert 'expected a model of X-ray views' in error_of(tool(
+        'serve.py', 'configs/ct_slices/'
+        'faster-rcnn_small_neighbours_1500i_demo-v2-slices.py', 'none.pth'))
+    rig = blades / 'rig.json'
+    assert 'found "rig" twice' in error_of(
+        tool('serve.py', *MODEL, '--rig', rig, rig))
+    assert 'expected an address that is free' in error_of(
+        tool('serve.py', *MODEL, '--port', 99999))
