@@ -48,6 +48,7 @@ setup(
         'SimpleITK>=2.4,<3',
         'tensorboard>=2.16,<3',
         'terminaltables>=3.1,<4',
+        'tifffile>=2024.1',
         'torch>=2.6,<3',
         'torchio>=1.2,<2',
         'tqdm>=4.66,<5',

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from projects.core.acquisition import load_preset, presets
 from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, dump_json, load_json
+from projects.core.projections import add_reading_arguments, reading_of
 from projects.core.rig import Rig
 
 from . import (
@@ -26,6 +27,7 @@ from . import (
     calibration,
     geometries,
     lidc,
+    measured,
     part,
     phantom,
     rigs,
@@ -33,6 +35,7 @@ from . import (
 )
 from .chest import chest_name, load_chest
 from .convert import (
+    MEASURED,
     SPLITS,
     Options,
     Shard,
@@ -234,6 +237,51 @@ def _add_volume(commands) -> None:
     sub.set_defaults(run=run_volume)
 
 
+def _add_views(commands) -> None:
+    sub = commands.add_parser(
+        'views', help='convert measured views',
+        description='A detector\'s images of objects to X-ray views, info '
+        'pickles and COCO JSON, with boxes or label images or none '
+        '(docs/measured.md). World: that of the rig; splits are by object.')
+    sub.add_argument('--images', type=Path, nargs='+', required=True,
+                     help='an object each: a folder with one image per view, '
+                     'a file with all, or a .txt that lists the images; or a '
+                     'folder of such folders')
+    sub.add_argument('--rig', type=Path, required=True,
+                     help='rig.json of the images')
+    sub.add_argument('--out-dir', '--out', type=Path, required=True)
+    add_reading_arguments(sub)
+    truth = sub.add_argument_group('what is known to be in the objects')
+    what = truth.add_mutually_exclusive_group()
+    what.add_argument('--boxes', type=Path,
+                      help='CSV or JSON: x, y, z (centre), dx, dy, dz '
+                      '(edges), perhaps class, scan (name of the object) and '
+                      'diameter (mm)')
+    what.add_argument('--labels', type=Path, nargs='+', default=[],
+                      help='a label image of a CT for each object')
+    truth.add_argument('--box-frame', choices=part.BOX_FRAMES,
+                       help='frame of boxes or label images: the world of '
+                       '"volume", which is the rig\'s but for --ct2world; '
+                       'patient (LPS) or ras, as the CT\'s file says; '
+                       'default of label images: world')
+    truth.add_argument('--ct2world', type=Path, metavar='JSON',
+                       help='rigid motion from that frame to the rig\'s: '
+                       'four rows of four numbers (mm)')
+    truth.add_argument('--label-values', choices=part.LABEL_VALUES,
+                       default='classes', help='see "volume"')
+    truth.add_argument('--classes', nargs='+', metavar='NAME',
+                       help='see "volume"')
+    truth.add_argument('--spacing', type=float, nargs=3,
+                       metavar=('X', 'Y', 'Z'), help='of label images, for '
+                       'TIFF')
+    sub.add_argument('--image-size', type=_count,
+                     help='pixels per side to average to; default the rig\'s')
+    _splitting(sub)
+    _jobs(sub)
+    _many(sub)
+    sub.set_defaults(run=run_views, device='cpu')
+
+
 def _counting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--min-readers', type=_count,
                         help='nodules of fewer readers are marked "ignore"; '
@@ -431,6 +479,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_slices(commands)
 
     _add_volume(commands)
+    _add_views(commands)
     _add_rig(commands)
     sub = commands.add_parser(
         'blade', help='write the embedded part: turbine blades as NIfTI',
@@ -690,6 +739,35 @@ def run_volume(args: argparse.Namespace) -> None:
         inputs=reader.inputs)
     _convert(args, [(p.key, p) for p in parts], reader.load, options,
              digest=part.source_digest)
+
+
+def run_views(args: argparse.Namespace) -> None:
+    """Convert measured views."""
+    rig = Rig.load(args.rig)
+    size = args.image_size
+    written = rig.resized(size, size) if size else rig
+    if size and any(size > min(v.width, v.height) for v in rig.views):
+        raise ConversionError(
+            '--image-size: expected no more than the rig\'s, found '
+            f'{size}')
+    reader, items = measured.plan_views(
+        args.images, rig, written, reading_of(args), args.boxes, args.labels,
+        args.classes, args.box_frame, args.label_values, args.spacing,
+        args.ct2world)
+    options = Options(
+        written.to_dict(), renderer=MEASURED, min_diameter=args.min_diameter,
+        fractions=_check_fractions(args.val_fraction, args.test_fraction),
+        seed=args.seed, dataset='measured views', classes=reader.classes,
+        inputs=reader.inputs)
+    try:
+        _convert(args, [(item.key, item) for item in items], reader.load,
+                 options, digest=reader.source_digest)
+    finally:
+        for item in items:
+            record = args.out_dir / 'scans' / f'{item.key}.json'
+            if record.exists():
+                print(f'{item.key}: '
+                      f'{load_json(record)["measured"]["note"]}')
 
 
 def run_rig(args: argparse.Namespace) -> None:

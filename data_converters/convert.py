@@ -66,6 +66,7 @@ from .slices import Slicing, choose_images, slices_of
 INTEGRAL_MAX = 16.
 _LEVELS = 65535
 SPLITS = ('train', 'val', 'test')
+MEASURED = 'measured'  # in place of a renderer
 _TEMPORARY = r'\.[a-z0-9_]{8}\.tmp'  # ends what atomic_write has not finished
 # What a folder may hold before it has options.json: what a run leaves that
 # was killed before, and the geometry.
@@ -73,7 +74,7 @@ _EARLY = (r'rig\.json|\.lock(-\d+-of-\d+)?|\.(options|rig)\.json'
           + _TEMPORARY)
 
 __all__ = [
-    'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
+    'MEASURED', 'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
     'expect_own_folder', 'finish_set', 'finish_shard', 'merge_set',
     'open_set', 'split_of', 'split_patients'
 ]
@@ -89,7 +90,8 @@ class Options:
         rig: ``Rig.to_dict()``; None for a set of slices.
         slices: Fields of :class:`data_converters.slices.Slicing`, for a set
             of slices in place of views.
-        renderer: Name in :data:`data_converters.drr.RENDERERS`.
+        renderer: Name in :data:`data_converters.drr.RENDERERS`, or
+            :data:`MEASURED`.
         acquisition: Name of a preset in :mod:`projects.core.acquisition`.
         raw: Whether the set has what the detector wrote, beside the images.
         min_readers: Nodules of fewer readers are marked ``ignore``.
@@ -194,11 +196,13 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     sample = dict(
         token=scan.key, lidc_id_ref=scan.patient_id,
         series_uid=scan.series_uid, frame_of_reference_uid=scan.frame_uid,
-        ct2patient=scan.ct2patient.tolist(),
-        volume=dict(shape=list(scan.hu.values.shape),
-                    spacing=scan.hu.spacing.tolist()),
+        ct2patient=None if scan.ct2patient is None
+        else scan.ct2patient.tolist(),
+        **({} if scan.measured is not None else dict(
+            volume=dict(shape=list(scan.hu.values.shape),
+                        spacing=scan.hu.spacing.tolist()))),
         repairs=scan.repairs, images=images, instances=instances,
-        cam_instances=cam_instances)
+        cam_instances=cam_instances, **scan.record)
     if scan.source is not None:
         sample['source_digest'] = scan.source
     if scan.anatomy is not None:
@@ -252,6 +256,8 @@ def _integrals_of(scan: Scan, rig: Rig, options: Options, device: str
                              List[Tuple[List[int], Counts]]]:
     """Line integrals of a scan's views, and the detectors' files; what is
     random is the scan's own, whatever is converted beside it."""
+    if scan.measured is not None:
+        return scan.measured, []
     conditions = load_preset(options.acquisition)
     if not conditions.spectrum:
         return render(scan.hu, rig, options.renderer, device), []
@@ -773,7 +779,7 @@ def _meta_of(options: Options) -> dict:
         return dict(slices=options.slices, **options.slicing.meta())
     meta = dict(
         rig=options.rig,
-        renderer=dict(
+        renderer=dict(name=MEASURED) if options.renderer == MEASURED else dict(
             name=options.renderer, mu_water=MU_WATER,
             averaging='blocks of whole voxels, at most a pixel of the finest '
             'view at the isocentre'),

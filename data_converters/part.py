@@ -21,6 +21,7 @@ from typing import (
     Dict,
     Iterable,
     List,
+    Mapping,
     Optional,
     Sequence,
     Tuple,
@@ -48,7 +49,9 @@ _AIR = -1000.  # HU
 
 __all__ = [
     'BOX_FRAMES', 'BOX_UNITS', 'LABEL_VALUES', 'Part', 'PartReader',
-    'find_parts', 'plan', 'read_boxes', 'read_image', 'source_digest'
+    'assign_truth', 'axes_of', 'boxed_finding', 'centre_of', 'check_classes',
+    'digest', 'find_parts', 'plan', 'read_boxes', 'read_image',
+    'source_digest', 'upright'
 ]
 
 
@@ -116,6 +119,20 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
                 f'{path}: name: expected one that no other volume has, found '
                 f'"{key}" of {parts[key].path}, too')
         parts[key] = Part(key, path)
+    assign_truth(parts, boxes, labels)
+    return list(parts.values())
+
+
+def assign_truth(parts: Mapping[str, Part],
+                 boxes: Optional[List[Row]] = None,
+                 labels: Sequence[Path] = (),
+                 whose: str = '--volume') -> None:
+    """Give parts, by name, their boxes or label images.
+
+    Raises:
+        ConversionError: A box belongs to none, or there are more or fewer
+            label images than parts.
+    """
     for row in boxes or ():
         key = _stem(Path(row['scan'])) if row.get('scan') else ''
         if not key and len(parts) == 1:
@@ -128,10 +145,9 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
     if labels and len(labels) != len(parts):
         raise ConversionError(
             f'--labels: expected {len(parts)} label images, one for each '
-            f'--volume, found {len(labels)}')
+            f'{whose}, found {len(labels)}')
     for part, path in zip(parts.values(), labels):
         part.labels = Path(path)
-    return list(parts.values())
 
 
 def read_boxes(path: Path, classes: Optional[Sequence[str]] = None
@@ -164,6 +180,17 @@ def read_boxes(path: Path, classes: Optional[Sequence[str]] = None
             raise row.fail('class', 'one of --classes ' + ', '.join(classes))
     found = sorted({row['class'] for row in rows}) or ['defect']
     return rows, list(classes or found)
+
+
+def check_classes(classes: Optional[Sequence[str]]) -> None:
+    """Refuse names of classes that are not different.
+
+    Raises:
+        ConversionError: Two are the same.
+    """
+    if classes and len(set(classes)) != len(classes):
+        raise ConversionError('--classes: expected different names, found '
+                              f'{", ".join(classes)}')
 
 
 def plan(volumes: Sequence[Path], boxes: Optional[Path] = None,
@@ -199,9 +226,7 @@ def plan(volumes: Sequence[Path], boxes: Optional[Path] = None,
     if box_frame and (labels or box_unit != 'mm'):
         raise ConversionError('--box-frame: expected for boxes in mm only, '
                               f'found {box_frame}')
-    if classes and len(set(classes)) != len(classes):
-        raise ConversionError('--classes: expected different names, found '
-                              f'{", ".join(classes)}')
+    check_classes(classes)
     if spacing is not None and not (np.isfinite(spacing).all()
                                     and min(spacing) > 0):
         raise ConversionError('--spacing: expected three positive numbers '
@@ -379,19 +404,19 @@ def _array(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayViewFromImage(image).T
 
 
-def _axes(image: sitk.Image) -> np.ndarray:
+def axes_of(image: sitk.Image) -> np.ndarray:
     """Directions of the index axes in the world, (3, 3) columns."""
     return LPS_TO_RAS @ np.reshape(image.GetDirection(), (3, 3))
 
 
-def _centre(image: sitk.Image) -> np.ndarray:
+def centre_of(image: sitk.Image) -> np.ndarray:
     """Centre of the voxel grid (LPS, mm)."""
     middle = (np.array(image.GetSize()) - 1) / 2
     return np.array(image.TransformContinuousIndexToPhysicalPoint(
         middle.tolist()))
 
 
-def _upright(image: sitk.Image) -> Optional[sitk.Image]:
+def upright(image: sitk.Image) -> Optional[sitk.Image]:
     """The grid along the patient's axes that holds an oblique volume, of its
     spacing and about its centre; None where it is along them already."""
     axes = np.reshape(image.GetDirection(), (3, 3))
@@ -406,7 +431,7 @@ def _upright(image: sitk.Image) -> Optional[sitk.Image]:
     size = np.ceil(2 * reach / spacing - 1e-6).astype(int)
     grid = sitk.Image(size.tolist(), sitk.sitkUInt8)
     grid.SetSpacing(spacing.tolist())
-    grid.SetOrigin((_centre(image) - spacing * (size - 1) / 2).tolist())
+    grid.SetOrigin((centre_of(image) - spacing * (size - 1) / 2).tolist())
     return grid
 
 
@@ -418,6 +443,17 @@ def _tilt(image: sitk.Image) -> float:
 
 
 # ---------------------------------------------------------------------- parts
+def boxed_finding(row: Row, number: int, box: np.ndarray,
+                  classes: Sequence[str]) -> Finding:
+    """The finding of a row of the box table, whose box (7,) is in the world
+    (mm)."""
+    # Without one, that of the sphere as large as the ellipsoid inscribed.
+    diameter = (row.number('diameter') if row.get('diameter')
+                else float(box[3:6].prod()**(1 / 3)))
+    return Finding(box=box, label=list(classes).index(row['class']),
+                   record=dict(nodule_id=number, diameter=diameter))
+
+
 @dataclass
 class PartReader:
     """How the volumes of a set are read; picklable.
@@ -461,7 +497,7 @@ class PartReader:
         if self.mu_per_value is not None:
             hu *= 1000 / MU_WATER * self.mu_per_value
             hu += 1000 / MU_WATER * self.mu_offset - 1000
-        grid = _upright(image)
+        grid = upright(image)
         if grid is not None:
             hu = sitk.Resample(hu, grid, sitk.Transform(), sitk.sitkLinear,
                                _AIR)
@@ -474,10 +510,10 @@ class PartReader:
                 f'no voxel is air, the least is {values.min():g} HU: if the '
                 'grey values are not Hounsfield units, --mu-per-value and '
                 '--mu-offset say what they are')
-        volume = Volume.centred(values, _axes(hu) @ np.diag(hu.GetSpacing()))
+        volume = Volume.centred(values, axes_of(hu) @ np.diag(hu.GetSpacing()))
         ct2patient = np.eye(4)
         ct2patient[:3, :3] = LPS_TO_RAS
-        ct2patient[:3, 3] = _centre(hu)
+        ct2patient[:3, 3] = centre_of(hu)
         if part.labels is not None:
             findings = self._labelled(part, image, grid, volume)
         else:
@@ -491,7 +527,7 @@ class PartReader:
         """The finding of one row of the box table."""
         box = np.array([*row.numbers(('x', 'y', 'z', 'dx', 'dy', 'dz')), 0.])
         spacing, count = np.array(image.GetSpacing()), image.GetSize()
-        axes = _axes(image)
+        axes = axes_of(image)
         if self.box_unit == 'voxel':
             box[:3] = (box[:3] - (np.array(count) - 1) / 2) * spacing
             box[3:6] *= spacing
@@ -518,11 +554,7 @@ class PartReader:
                 f'{self.box_unit}'
                 + (f', --box-frame {self.box_frame})'
                    if self.box_unit == 'mm' else ')'))
-        # Without one, that of the sphere as large as the ellipsoid inscribed.
-        diameter = (row.number('diameter') if row.get('diameter')
-                    else float(box[3:6].prod()**(1 / 3)))
-        return Finding(box=box, label=self.classes.index(row['class']),
-                       record=dict(nodule_id=number, diameter=diameter))
+        return boxed_finding(row, number, box, self.classes)
 
     def _labelled(self, part: Part, image: sitk.Image,
                   grid: Optional[sitk.Image], volume: Volume
@@ -537,12 +569,30 @@ class PartReader:
                     f'{part.labels}: {name.lower()}: expected '
                     f'{np.round(expected, 4).tolist()} as in {part.path}, '
                     f'found {np.round(found, 4).tolist()}')
+        labels.CopyInformation(image)
+        return self.findings_of(labels, cast(Path, part.labels), grid, volume)
+
+    def findings_of(self, labels: sitk.Image, path: Path,
+                    grid: Optional[sitk.Image], volume: Volume
+                    ) -> List[Finding]:
+        """The findings of a label image.
+
+        Args:
+            labels: The image.
+            path: Its file, for errors.
+            grid: That it is resampled to, where it is oblique.
+            volume: The voxels of the image or the grid in the world.
+
+        Raises:
+            ConversionError: Its values are no labels, or a finding is lost
+                when it is resampled.
+        """
         values = np.array(_array(labels))
         most = len(self.classes) if self.label_values == 'classes' else 65535
         if not (np.isfinite(values).all() and (values == np.rint(values)).all()
                 and values.min() >= 0 and values.max() <= most):
             raise ConversionError(
-                f'{part.labels}: values: expected whole numbers from 0 to '
+                f'{path}: values: expected whole numbers from 0 to '
                 f'{most}'
                 + (' (one for each of --classes '
                    f'{" ".join(self.classes)})'
@@ -550,13 +600,12 @@ class PartReader:
                 + f', found {values.min():g} to {values.max():g}')
         kept = set(np.unique(values))
         if grid is not None:
-            labels.CopyInformation(image)
             labels = sitk.Resample(labels, grid, sitk.Transform(),
                                    sitk.sitkNearestNeighbor, 0)
             values = np.array(_array(labels))
             if kept - {0} - set(np.unique(values)):
                 raise ConversionError(
-                    f'{part.labels}: values: expected findings that are '
+                    f'{path}: values: expected findings that are '
                     'larger than a voxel, found one that is lost when the '
                     'oblique volume is resampled')
         values = values.astype(np.int32)

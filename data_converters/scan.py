@@ -67,31 +67,39 @@ class Shot:
 
 @dataclass
 class Scan:
-    """A scan ready to be rendered or sliced.
+    """A scan ready to be rendered or sliced, or an object whose views were
+    measured.
 
     Attributes:
         key: Unique name.
         patient_id: Scans of one patient (or part) go into one split.
         series_uid, frame_uid: DICOM UIDs; '' where there are none.
-        hu: (columns, rows, slices) Hounsfield units, in the world frame.
-        ct2patient: (4, 4), world to DICOM's LPS patient frame (mm).
+        hu: (columns, rows, slices) Hounsfield units, in the world frame. Of
+            a measured object it is its label image, or empty.
+        ct2patient: (4, 4), world to DICOM's LPS patient frame (mm); None
+            where that is not known.
         findings: What is to be found.
         repairs: What was wrong with the files and has been mended, one
             sentence each.
         source: Digest of the files that it was read from; None where its
             name tells it from others, as a DICOM series' does.
         anatomy: Name of the chest that a phantom was made from.
+        measured: Line integrals (H, W) of its views, in place of rendered
+            ones.
+        record: What else the infos say of it.
     """
     key: str
     patient_id: str
     series_uid: str
     frame_uid: str
     hu: Volume
-    ct2patient: np.ndarray
+    ct2patient: Optional[np.ndarray]
     findings: List[Finding]
     repairs: List[str] = field(default_factory=list)
     source: Optional[str] = None
     anatomy: Optional[str] = None
+    measured: Optional[List[np.ndarray]] = None
+    record: dict = field(default_factory=dict)
 
     def voxels(self, finding: Finding) -> np.ndarray:
         """Centres of a finding's voxels in the world, (N, 3) (mm)."""
@@ -120,8 +128,8 @@ class Scan:
     def contrast(self, finding: Finding) -> Optional[float]:
         """By how much a finding attenuates more than what is next to it
         (1/mm), negative for a pore: its mean less the median of a shell of
-        three voxels; None where that is 0, or no mask is known."""
-        if finding.mask is None:
+        three voxels; None where that is 0, or no mask is known, or no CT."""
+        if finding.mask is None or self.measured is not None:
             return None
         low = np.maximum(finding.start - 3, 0)
         mask = np.pad(finding.mask, 3)

@@ -28,7 +28,8 @@ from projects.core import geometry
 
 __all__ = [
     'BONE_IN_WATER', 'Acquisition', 'Counts', 'Detector', 'Exposure',
-    'Spectrum', 'draw_acquisition', 'load_preset', 'load_spectrum', 'presets'
+    'Spectrum', 'draw_acquisition', 'fill_dead', 'load_preset',
+    'load_spectrum', 'presets'
 ]
 
 _HERE = Path(__file__).parent
@@ -313,8 +314,8 @@ class Acquisition:
         pixel = pixel_size * self.magnification
         signal, flat = exposure.raw, exposure.flat
         if exposure.dead.any():
-            signal = _filled(signal, exposure.dead)
-            flat = _filled(flat[None], exposure.dead)[0]
+            signal = fill_dead(signal, exposure.dead)
+            flat = fill_dead(flat[None], exposure.dead)[0]
         removed = np.float32(self.scatter_corrected) * exposure.scatter
         if self.scatter_error and self.scatter_corrected:
             removed = removed * (1 + self.scatter_error * _smooth_noise(
@@ -444,7 +445,7 @@ def _grown(images: np.ndarray, zoom: int, height: int,
         for image in images])
 
 
-def _filled(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
+def fill_dead(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
     """Dead pixels get the median of their live neighbours."""
     filled, left = images.copy(), np.argwhere(dead)
     live = np.where(dead, np.nan, images)
