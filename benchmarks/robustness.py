@@ -1,7 +1,8 @@
 """What a model finds under other conditions, in one table and one figure.
 
     python benchmarks/robustness.py CONFIG CHECKPOINT --out-dir robustness \
-        [--split test] [--other-set "chest-low=data/quick-v2-low" ...] \
+        [--split test] [--only "6 views" "1 mm" ...] \
+        [--other-set "chest-low=data/quick-v2-low" ...] \
         [--beside "another model=its folder" ...]
 
 Views are left out and poses falsified at test time, each scan with a seed of
@@ -62,6 +63,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                              split='test')
     parser.add_argument('--out-dir', required=True, type=Path,
                         help='folder for robustness.json and robustness.png')
+    names = [name for steps in CONDITIONS.values() for name in steps]
+    parser.add_argument(
+        '--only', nargs='+', default=names, choices=names, metavar='NAME',
+        help='conditions beside those of --other-set; default: '
+        f'{", ".join(names)}')
     parser.add_argument(
         '--other-set', action='append', default=[], metavar='NAME=FOLDER',
         help='another set, tested as it is')
@@ -178,7 +184,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     seed = (cfg.get('randomness') or {}).get('seed') or 0
     tests = {(title, name): with_step(cfg, step)
              for title, steps in CONDITIONS.items()
-             for name, step in steps.items()}
+             for name, step in steps.items() if name in args.only}
     for item in args.other_set:
         name, folder = item.split('=', 1)
         tests['sets', name] = other = deepcopy(cfg)

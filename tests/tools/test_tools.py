@@ -304,6 +304,20 @@ def test_robustness_tests_every_condition(trained, tmp_path):
     assert (tmp_path / 'robustness.png').stat().st_size > 10000
 
 
+def test_robustness_tests_the_conditions_that_are_named(trained, tmp_path):
+    command = ('benchmarks/robustness.py', CONFIG,
+               trained / 'work' / 'iter_4.pth', '--data-root',
+               trained / 'data', '--split', 'val', '--out-dir', tmp_path,
+               '--only')
+    done = process(*command, '6 views', '1 mm', options=SMALL)
+    assert done.returncode == 0, done.stderr[-2000:]
+    panels = json.loads((tmp_path / 'robustness.json').read_text())
+    assert {title: list(results) for title, results in panels.items()} == {
+        'views': ['as it is', '6 views'], 'pose, shift': ['as it is', '1 mm']}
+    done = process(*command, '7 views', options=SMALL)
+    assert done.returncode and 'invalid choice' in done.stderr
+
+
 def test_tta_and_its_absence(trained, tmp_path):
     done = tool(
         'test.py', CONFIG, trained / 'work' / 'iter_4.pth', '--work-dir',
