@@ -1,6 +1,7 @@
 """Boxes for one unlabelled object: python tools/infer.py CONFIG CHECKPOINT"""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import List, Optional, Sequence
@@ -22,7 +23,9 @@ from projects.core.engine.inference import (
     Prediction,
     images_of,
     is_sliced,
+    write_found_report,
 )
+from projects.core.engine.watching import incomplete, watch
 from projects.core.files import DataError, load_json
 from projects.core.infos import SCHEMA_VERSION, validate_infos
 from projects.core.results import dump_boxes
@@ -44,8 +47,22 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--images', nargs='+', type=Path,
         help='one image per view in the order of the rig, or a folder whose '
         'images are named as the views (CAM_00.png)')
-    parser.add_argument('--rig', help='rig.json of --images')
-    parser.add_argument('--out', required=True, help='boxes as JSON')
+    what.add_argument(
+        '--watch', type=Path, help='folder whose sub-folders are objects, '
+        'each with images named as the views: those that are there and all '
+        'that appear, until Ctrl-C')
+    parser.add_argument('--rig', help='rig.json of --images or --watch')
+    parser.add_argument('--out', help='boxes as JSON')
+    parser.add_argument(
+        '--out-dir', type=Path, help='of --watch: folder for a table of the '
+        'objects, a report page and boxes of each')
+    parser.add_argument(
+        '--every', type=float, default=2., help='of --watch: seconds from '
+        'one look to the next (default: %(default)s)')
+    parser.add_argument(
+        '--patience', type=float, default=60., help='of --watch: seconds '
+        'after which an object that is not complete has failed (default: '
+        '%(default)s)')
     parser.add_argument('--show', help='picture of all views with the boxes')
     parser.add_argument('--score-thr', type=float, default=.1,
                         help='boxes below are left out (default: %(default)s)')
@@ -87,19 +104,29 @@ def find_images(given: List[Path], rig: Rig) -> List[Path]:
     return given
 
 
+def load_rig(args: argparse.Namespace) -> Rig:
+    """The rig that the arguments name.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not args.rig:
+        raise UserError('--rig: expected rig.json of --images or --watch, '
+                        'found none')
+    try:
+        return Rig.load(args.rig)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def read_views(args: argparse.Namespace) -> tuple:
     """Images by name of the views that the arguments name, the rig's content
     and None, see :func:`read_scan`.
 
     Raises:
-        UserError: There is no rig, or see :func:`find_images`.
+        UserError: See :func:`load_rig` and :func:`find_images`.
     """
-    if not args.rig:
-        raise UserError('--rig: expected rig.json of --images, found none')
-    try:
-        rig = Rig.load(args.rig)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    rig = load_rig(args)
     return images_of(rig, find_images(args.images, rig)), rig.to_dict(), None
 
 
@@ -142,18 +169,86 @@ def draw_prediction(path: str, found: Prediction) -> None:
                scores=found.scores, prediction=found.boxes)
 
 
+def check_rest(args: argparse.Namespace) -> None:
+    """Options that belong together.
+
+    Raises:
+        UserError: One is missing or too many.
+    """
+    needed, other = (('out_dir', 'out') if args.watch else ('out', 'out_dir'))
+    what = '--watch' if args.watch else '--images or --scan'
+    if getattr(args, needed) is None:
+        raise UserError(f'--{needed.replace("_", "-")}: expected with {what}, '
+                        'found none')
+    if getattr(args, other) is not None or (args.watch and args.show):
+        name = other if getattr(args, other) is not None else 'show'
+        raise UserError(f'--{name.replace("_", "-")}: expected none with '
+                        f'{what}, found {getattr(args, name)}')
+    check_outputs(args, 'out', 'out_dir', 'show')
+
+
+def watch_folder(args: argparse.Namespace) -> None:
+    """Find the boxes of all objects that appear; ends by Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: See :func:`~projects.core.engine.watching.watch`.
+    """
+    rig = load_rig(args)
+    finder = Finder(args.config, args.checkpoint, args.device, args.scale,
+                    args.offset)
+    warn_of_other_views(args.checkpoint, finder.meta, rig.to_dict())
+
+    def ready(path: Path) -> Optional[str]:
+        for view in rig.views:
+            image = path / f'{view.name}.png'
+            if incomplete(image):
+                return (f'{image}: image: expected one for each of the '
+                        f'{len(rig)} views of the rig, found '
+                        + ('a part of one' if image.exists() else 'none'))
+        return None
+
+    def find(path: Path, out_dir: Path) -> dict:
+        found = finder.predict(
+            path.name, images_of(rig, find_images([path], rig)),
+            args.score_thr)
+        write_boxes(str(out_dir / 'boxes.json'), found, finder.classes)
+        write_found_report(
+            out_dir / 'report.html', path.name, found, finder.classes,
+            Path(args.checkpoint).name, args.score_thr, rig)
+        return dict(boxes=len(found.boxes), highest_score=round(
+            float(found.scores.max()), 4) if len(found.boxes) else None)
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    handled = failed = 0
+    try:
+        print(f'{args.watch}: watched; Ctrl-C ends', flush=True)
+        for row in watch(args.watch, args.out_dir, ready, find, args.every,
+                         args.patience):
+            handled += 1
+            failed += bool(row['error'])
+            print(f'{row["object"]}: '
+                  + (row['error'] or f'{row["boxes"]} boxes'), flush=True)
+    except KeyboardInterrupt:
+        print(f'ended: {handled} objects, {failed} of them failed')
+
+
 @one_sentence
 def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, predict, write."""
     args = parse_args(argv)
-    check_outputs(args, 'out', 'show')
+    check_rest(args)
     sliced = is_sliced(load_config(args.config))
     if sliced != bool(args.scan):
         raise UserError(f'{args.config}: expected '
                         + ('--scan, as its model takes CT slices, found '
-                           '--images' if sliced else
+                           f'--{"watch" if args.watch else "images"}'
+                           if sliced else
                            '--images, as its model takes X-ray views, found '
                            '--scan'))
+    if args.watch:
+        watch_folder(args)
+        return
     images, rig, slices = (read_scan(args.scan) if args.scan
                            else read_views(args))
     finder = Finder(args.config, args.checkpoint, args.device, args.scale,

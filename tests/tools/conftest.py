@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_converters.__main__ import main as convert
 from tests.helpers.commands import train
 from tests.helpers.spheres import make_sphere_set
 
@@ -14,4 +15,19 @@ def trained(tmp_path_factory):
         make_sphere_set(root / 'data', 3, 4, 64, seed=seed, split=split)
     done = train(root / 'work', root / 'data', 4)
     assert done.returncode == 0, done.stderr[-2000:]
+    return root
+
+
+@pytest.fixture(scope='session')
+def blades(tmp_path_factory):
+    """Views of two blades and their rig, as the demo makes them."""
+    root = tmp_path_factory.mktemp('blades')
+    for words in (
+            'blade --out-dir {0}/ct --num-parts 2 --seed 7',
+            'rig --circle 10 --radius 300 --sdd 600 --image-size 256 '
+            '--pixel-mm 1 --out {0}/rig.json',
+            'volume --volume {0}/ct --boxes {0}/ct/boxes.csv --box-frame '
+            'world --mu-per-value 1e-4 --rig {0}/rig.json --val-fraction 0 '
+            '--test-fraction 1 --out-dir {0}/set --jobs 1'):
+        convert(words.format(root).split())
     return root

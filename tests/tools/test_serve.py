@@ -25,22 +25,6 @@ DROP = '''files => {
 }'''
 
 
-@pytest.fixture(scope='session')
-def blades(tmp_path_factory):
-    """Views of two blades and their rig, as the demo makes them."""
-    from data_converters.__main__ import main
-    root = tmp_path_factory.mktemp('blades')
-    for words in (
-            'blade --out-dir {0}/ct --num-parts 2 --seed 7',
-            'rig --circle 10 --radius 300 --sdd 600 --image-size 256 '
-            '--pixel-mm 1 --out {0}/rig.json',
-            'volume --volume {0}/ct --boxes {0}/ct/boxes.csv --box-frame '
-            'world --mu-per-value 1e-4 --rig {0}/rig.json --val-fraction 0 '
-            '--test-fraction 1 --out-dir {0}/set --jobs 1'):
-        main(words.format(root).split())
-    return root
-
-
 @pytest.fixture
 def served(tmp_path, blades):
     """Address of the page, and the folder of its temporary files."""
