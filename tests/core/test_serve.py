@@ -22,6 +22,7 @@ from projects.core.report import write_object_report
 from projects.core.results import dump_boxes
 from projects.core.rig import Rig
 from projects.core.serve import Limits, create_app
+from projects.core.serve.uploads import check_image, load_rig
 
 RIG = Rig.circle(3, image_size=64)
 LIMITS = dict(file_bytes=60_000, total_bytes=150_000, files=6, visits=4,
@@ -278,6 +279,35 @@ def test_images_that_are_none(client):
         assert client.put(visit, name, body)[0] == 200
     client.run(visit, rig='given')
     assert client.wait(visit)['state'] == 'done'
+
+
+@pytest.mark.parametrize('name, whole', [
+    ('a.png', png()), ('a.tif', tiff()),
+    ('rig.json', json.dumps(RIG.to_dict()).encode())])
+def test_damaged_files_are_told_or_taken(tmp_path, name, whole):
+    """600 of each: nothing but a sentence, and soon."""
+    rng, path, refused = np.random.default_rng(0), tmp_path / name, 0
+    for case in range(600):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[place] = rng.integers(256)
+        if case % 3 == 0:  # headers are at the ends
+            data[int(rng.integers(40))] = 255
+            data[-int(rng.integers(1, 120))] = 255
+        path.write_bytes(data[:rng.integers(1, len(data))]
+                         if case % 4 == 0 else data)
+        began = time.monotonic()
+        try:
+            if name == 'rig.json':
+                rig = load_rig(path, 10**6, 6)
+                assert sum(v.width * v.height for v in rig.views) <= 10**6
+            else:
+                check_image(path, 64, 64)
+        except DataError as error:
+            refused += 1
+            assert '\n' not in str(error) and len(str(error)) < 2000
+        assert time.monotonic() - began < 1
+    assert 100 < refused < 600
 
 
 @pytest.mark.parametrize('content, sentence', [
