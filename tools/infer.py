@@ -1,10 +1,10 @@
-"""Boxes for one unlabelled object: python tools/infer.py CONFIG CHECKPOINT"""
+"""Boxes for unlabelled objects: python tools/infer.py CONFIG CHECKPOINT"""
 
 import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from projects.core.drawing import draw_views, shown_views
 from projects.core.engine.checkpoints import (
@@ -26,8 +26,17 @@ from projects.core.engine.inference import (
     write_found_report,
 )
 from projects.core.engine.watching import incomplete, watch
+from projects.core.export import export
 from projects.core.files import DataError, load_json
 from projects.core.infos import SCHEMA_VERSION, validate_infos
+from projects.core.projections import (
+    LEVEL,
+    Reading,
+    add_reading_arguments,
+    find_objects,
+    read_projections,
+    reading_of,
+)
 from projects.core.results import dump_boxes
 from projects.core.rig import Rig
 
@@ -35,8 +44,8 @@ from projects.core.rig import Rig
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """Arguments."""
     parser = argparse.ArgumentParser(
-        description='Find 3D boxes in the X-ray views of one object, or in '
-        'the slices of a CT')
+        description='Find 3D boxes in the X-ray views of objects, or in the '
+        'slices of a CT')
     parser.add_argument('config', help='config file (a trusted program)')
     parser.add_argument('checkpoint', help='checkpoint file')
     what = parser.add_mutually_exclusive_group(required=True)
@@ -45,17 +54,19 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         'of a converted set of slices (scans/<scan>.json)')
     what.add_argument(
         '--images', nargs='+', type=Path,
-        help='one image per view in the order of the rig, or a folder whose '
-        'images are named as the views (CAM_00.png)')
+        help='an object each: a folder with one image per view, a file with '
+        'all, or a .txt that lists the images; or a folder of such folders; '
+        'or one image for each view, in the order of the rig')
     what.add_argument(
         '--watch', type=Path, help='folder whose sub-folders are objects, '
         'each with images named as the views: those that are there and all '
         'that appear, until Ctrl-C')
     parser.add_argument('--rig', help='rig.json of --images or --watch')
-    parser.add_argument('--out', help='boxes as JSON')
+    parser.add_argument('--out', help='boxes of one object as JSON')
     parser.add_argument(
-        '--out-dir', type=Path, help='of --watch: folder for a table of the '
-        'objects, a report page and boxes of each')
+        '--out-dir', type=Path, help='folder: of each object boxes as JSON '
+        'and 3D Slicer markups and a report page, of all a CSV; of --watch a '
+        'table of the objects, a report page and boxes of each')
     parser.add_argument(
         '--every', type=float, default=2., help='of --watch: seconds from '
         'one look to the next (default: %(default)s)')
@@ -63,49 +74,19 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--patience', type=float, default=60., help='of --watch: seconds '
         'after which an object that is not complete has failed (default: '
         '%(default)s)')
-    parser.add_argument('--show', help='picture of all views with the boxes')
+    parser.add_argument('--show', help='picture of all views of one object '
+                        'with the boxes')
     parser.add_argument('--score-thr', type=float, default=.1,
                         help='boxes below are left out (default: %(default)s)')
     parser.add_argument(
-        '--scale', type=float, help='line integral of one grey level; '
-        'defaults to the test pipeline\'s for 16 bits, needed for any other '
-        'numbers (1 where they are line integrals)')
-    parser.add_argument(
-        '--offset', type=float, help='line integral of grey level 0')
-    parser.add_argument(
         '--device', type=torch_device,
         help='torch device; defaults to the GPU where there is one')
+    add_reading_arguments(parser)
     return parser.parse_args(argv)
 
 
-def find_images(given: List[Path], rig: Rig) -> List[Path]:
-    """One image per view.
-
-    Raises:
-        UserError: Their number is not that of the rig's views.
-    """
-    if len(given) == 1 and given[0].is_dir():
-        paths = [given[0] / f'{view.name}.png' for view in rig.views]
-        missing = [p for p in paths if not p.is_file()]
-        if missing:
-            raise UserError(f'{missing[0]}: image: expected one for each of '
-                            f'the {len(rig)} views of the rig, found none')
-        more = sorted(p.name for p in set(given[0].glob('*.png')) - set(paths))
-        if more:
-            print(f'{given[0]}: {", ".join(more)}: of no view of the rig, '
-                  'not used', file=sys.stderr)
-        return paths
-    if len(given) == 1 and not given[0].exists():
-        raise UserError(f'{given[0]}: --images: expected a folder or images, '
-                        'found neither')
-    if len(given) != len(rig):
-        raise UserError(f'--images: expected {len(rig)}, one for each view '
-                        f'of the rig, found {len(given)}')
-    return given
-
-
-def load_rig(args: argparse.Namespace) -> Rig:
-    """The rig that the arguments name.
+def read_rig(args: argparse.Namespace) -> Rig:
+    """The rig of the images.
 
     Raises:
         UserError: There is none.
@@ -119,20 +100,21 @@ def load_rig(args: argparse.Namespace) -> Rig:
         raise UserError(str(error)) from error
 
 
-def read_views(args: argparse.Namespace) -> tuple:
-    """Images by name of the views that the arguments name, the rig's content
-    and None, see :func:`read_scan`.
+def read_views(places: List[Path], rig: Rig, reading: Reading
+               ) -> Tuple[Dict[str, dict], str]:
+    """An object's images by the names of the rig's views, and what was
+    assumed.
 
     Raises:
-        UserError: See :func:`load_rig` and :func:`find_images`.
+        DataError: See :func:`~projects.core.projections.read_projections`.
     """
-    rig = load_rig(args)
-    return images_of(rig, find_images(args.images, rig)), rig.to_dict(), None
+    found = read_projections(places, rig.views, reading)
+    return images_of(rig, [places[0]] * len(rig), found.views), found.note
 
 
-def read_scan(path: Path) -> tuple:
-    """Images by name of a scan of a set of slices, None in place of a rig,
-    and how the set's slices were made.
+def read_scan(path: Path) -> Tuple[Dict[str, dict], Optional[dict]]:
+    """Images by name of a scan of a set of slices, and how the set's slices
+    were made.
 
     Raises:
         DataError: It is no such record.
@@ -152,7 +134,7 @@ def read_scan(path: Path) -> tuple:
     if not images or any('thickness' not in i for i in images.values()):
         raise DataError(f'{path}: field "images": expected CT slices, found '
                         + ('X-ray views' if images else 'none'))
-    return images, None, load_json(root / 'options.json').get('slices')
+    return images, load_json(root / 'options.json').get('slices')
 
 
 def write_boxes(path: str, found: Prediction,
@@ -169,21 +151,30 @@ def draw_prediction(path: str, found: Prediction) -> None:
                scores=found.scores, prediction=found.boxes)
 
 
+def write_object(folder: Path, token: str, found: Prediction, finder: Finder,
+              rig: Optional[Rig]) -> None:
+    """Write an object's boxes as JSON, and its report page."""
+    write_boxes(str(folder / f'{token}.json'), found, finder.classes)
+    write_found_report(folder / f'{token}.html', token, found,
+                       finder.classes, Path(finder.checkpoint).name, rig=rig)
+
+
 def check_rest(args: argparse.Namespace) -> None:
     """Options that belong together.
 
     Raises:
         UserError: One is missing or too many.
     """
-    needed, other = (('out_dir', 'out') if args.watch else ('out', 'out_dir'))
-    what = '--watch' if args.watch else '--images or --scan'
-    if getattr(args, needed) is None:
-        raise UserError(f'--{needed.replace("_", "-")}: expected with {what}, '
-                        'found none')
-    if getattr(args, other) is not None or (args.watch and args.show):
-        name = other if getattr(args, other) is not None else 'show'
-        raise UserError(f'--{name.replace("_", "-")}: expected none with '
-                        f'{what}, found {getattr(args, name)}')
+    if args.watch:
+        if args.out_dir is None:
+            raise UserError('--out-dir: expected with --watch, found none')
+        for name in ('out', 'show'):
+            if getattr(args, name) is not None:
+                raise UserError(f'--{name}: expected none with --watch, found '
+                                f'{getattr(args, name)}')
+    elif not (args.out or args.out_dir):
+        raise UserError('--out: expected with --images or --scan, or '
+                        '--out-dir, found none')
     check_outputs(args, 'out', 'out_dir', 'show')
 
 
@@ -193,9 +184,8 @@ def watch_folder(args: argparse.Namespace) -> None:
     Raises:
         UserError: See :func:`~projects.core.engine.watching.watch`.
     """
-    rig = load_rig(args)
-    finder = Finder(args.config, args.checkpoint, args.device, args.scale,
-                    args.offset)
+    rig, reading = read_rig(args), reading_of(args, LEVEL)
+    finder = Finder(args.config, args.checkpoint, args.device)
     warn_of_other_views(args.checkpoint, finder.meta, rig.to_dict())
 
     def ready(path: Path) -> Optional[str]:
@@ -208,9 +198,9 @@ def watch_folder(args: argparse.Namespace) -> None:
         return None
 
     def find(path: Path, out_dir: Path) -> dict:
-        found = finder.predict(
-            path.name, images_of(rig, find_images([path], rig)),
-            args.score_thr)
+        images, note = read_views([path], rig, reading)
+        print(f'{path.name}: {note}', flush=True)
+        found = finder.predict(path.name, images, args.score_thr)
         write_boxes(str(out_dir / 'boxes.json'), found, finder.classes)
         write_found_report(
             out_dir / 'report.html', path.name, found, finder.classes,
@@ -235,31 +225,65 @@ def watch_folder(args: argparse.Namespace) -> None:
 
 @one_sentence
 def main(argv: Optional[List[str]] = None) -> None:
-    """Build, load, predict, write."""
+    """Build, load, predict, write; object by object."""
     args = parse_args(argv)
     check_rest(args)
-    sliced = is_sliced(load_config(args.config))
-    if sliced != bool(args.scan):
+    cfg = load_config(args.config)
+    if is_sliced(cfg) != bool(args.scan):
         raise UserError(f'{args.config}: expected '
                         + ('--scan, as its model takes CT slices, found '
                            f'--{"watch" if args.watch else "images"}'
-                           if sliced else
+                           if is_sliced(cfg) else
                            '--images, as its model takes X-ray views, found '
                            '--scan'))
     if args.watch:
         watch_folder(args)
         return
-    images, rig, slices = (read_scan(args.scan) if args.scan
-                           else read_views(args))
-    finder = Finder(args.config, args.checkpoint, args.device, args.scale,
-                    args.offset)
-    warn_of_other_views(args.checkpoint, finder.meta, rig)
-    warn_of_other_slices(args.checkpoint, finder.meta, slices)
-    found = finder.predict(Path(args.out).stem, images, args.score_thr)
-    write_boxes(args.out, found, finder.classes)
-    if args.show:
-        draw_prediction(args.show, found)
-    print(f'{args.out}: {len(found.boxes)} boxes')
+    rig, slices, reading = None, None, reading_of(args, LEVEL)
+    if args.scan:
+        objects = {args.scan.stem: [args.scan]}
+    else:
+        rig = read_rig(args)
+        objects = find_objects(args.images, len(rig), reading)
+    if len(objects) > 1 and (args.out or args.show):
+        raise UserError(f'--out, --show: expected one object, found '
+                        f'{len(objects)}: --out-dir takes them all')
+    first = read_views(next(iter(objects.values())), rig, reading) if (
+        rig) else None
+    finder = Finder(args.config, args.checkpoint, args.device)
+    warn_of_other_views(args.checkpoint, finder.meta,
+                        None if rig is None else rig.to_dict())
+    refused, written = {}, []
+    for token, places in objects.items():
+        if rig is None:
+            images, slices = read_scan(places[0])
+            warn_of_other_slices(args.checkpoint, finder.meta, slices)
+        else:
+            try:
+                images, note = first or read_views(places, rig, reading)
+            except DataError as error:
+                # The others are found all the same.
+                refused[token] = str(error)
+                print(f'{token}: refused: {error}', file=sys.stderr)
+                continue
+            first = None
+            print(f'{token}: {note}')
+        found = finder.predict(token, images, args.score_thr)
+        if args.out:
+            write_boxes(args.out, found, finder.classes)
+        if args.show:
+            draw_prediction(args.show, found)
+        if args.out_dir:
+            write_object(Path(args.out_dir), token, found, finder, rig)
+            written.append(Path(args.out_dir) / f'{token}.json')
+        print(f'{args.out or Path(args.out_dir) / token}: '
+              f'{len(found.boxes)} boxes')
+    if written:
+        export(written, args.out_dir, ['csv', 'slicer'])
+    if refused:
+        name, reason = next(iter(refused.items()))
+        raise UserError(f'{len(refused)} of {len(objects)} objects were '
+                        f'refused, first {name}: {reason}')
 
 
 if __name__ == '__main__':

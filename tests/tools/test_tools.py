@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -37,6 +38,7 @@ from projects.core.engine.hooks import (
 from projects.core.engine.precision import use_half_precision
 from projects.core.files import dump_json
 from projects.core.infos import build_coco, dump_infos, load_infos
+from projects.core.projections import Reading
 from projects.core.rig import Rig
 from tests.helpers.commands import (
     CONFIG,
@@ -50,7 +52,7 @@ from tests.helpers.commands import (
 )
 from tests.helpers.models import FEATURES
 from tests.helpers.spheres import make_sphere_set
-from tools.infer import find_images
+from tools.infer import read_views
 
 
 def test_training_shows_its_progress(trained):
@@ -531,9 +533,13 @@ def test_hostile_or_damaged_checkpoint(tmp_path, monkeypatch):
 
 def test_wrong_number_of_images(trained, tmp_path):
     Rig.circle(10, image_size=64).save(tmp_path / 'rig.json')
+    (tmp_path / 'object').mkdir()
+    for name in ('a.png', 'b.png'):
+        cv2.imwrite(str(tmp_path / 'object' / name),
+                    np.eye(64, dtype=np.uint16))
     done = tool(
         'infer.py', CONFIG, trained / 'work' / 'iter_4.pth', '--images',
-        'a.png', 'b.png', '--rig', tmp_path / 'rig.json', '--out',
+        tmp_path / 'object', '--rig', tmp_path / 'rig.json', '--out',
         tmp_path / 'boxes.json')
     assert 'expected 10, one for each view of the rig, found 2' in error_of(
         done)
@@ -548,14 +554,39 @@ def test_wrong_number_of_images(trained, tmp_path):
     assert 'expected a torch device that this machine has' in error_of(done)
 
 
-def test_images_of_no_view_of_the_rig_are_told(tmp_path, capsys):
+def test_images_of_no_view_of_the_rig_are_told(tmp_path):
     rig = Rig.circle(2, image_size=64)
     for name in ('CAM_00', 'CAM_01', 'CAM_02'):
-        (tmp_path / f'{name}.png').write_bytes(b'')
-    assert [p.name for p in find_images([tmp_path], rig)] == [
-        'CAM_00.png', 'CAM_01.png']
-    assert 'CAM_02.png: of no view of the rig, not used' in (
-        capsys.readouterr().err)
+        cv2.imwrite(str(tmp_path / f'{name}.png'),
+                    np.eye(64, dtype=np.uint16))
+    images, note = read_views([tmp_path], rig, Reading(png_scale=1.))
+    assert list(images) == ['CAM_00', 'CAM_01']
+    assert 'CAM_02.png: of no view of the rig, not used' in note
+
+
+def test_infer_on_several_objects(trained, tmp_path):
+    """Pages, CSV and markups of each; what is broken does not stop the
+    others."""
+    infos = load_infos(trained / 'data' / 'lidc_infos_val.pkl')
+    token = infos['data_list'][0]['token']
+    images = trained / 'data' / 'images' / token
+    for name in ('a', 'b', 'c'):
+        shutil.copytree(images, tmp_path / 'objects' / name)
+    given = ('infer.py', CONFIG, trained / 'work' / 'iter_4.pth', '--images',
+             tmp_path / 'objects', '--rig', trained / 'data' / 'rig.json',
+             '--score-thr', '0', '--device', 'cpu')
+    done = tool(*given, '--out', tmp_path / 'boxes.json')
+    assert 'expected one object, found 3: --out-dir' in error_of(done)
+    (tmp_path / 'objects' / 'b' / 'CAM_00.png').write_bytes(b'no image')
+    done = tool(*given, '--out-dir', tmp_path / 'out')
+    assert 'of 3 objects were refused, first b' in error_of(done)
+    for name in ('a', 'c'):
+        assert (tmp_path / 'out' / f'{name}.html').stat().st_size > 10000
+        assert json.loads((tmp_path / 'out' / f'{name}.json').read_text())
+        assert list((tmp_path / 'out').glob(f'*{name}*.mrk.json'))
+    assert not (tmp_path / 'out' / 'b.json').exists()
+    table = (tmp_path / 'out' / 'boxes.csv').read_text().splitlines()
+    assert {row.split(',')[0] for row in table[1:]} == {'a', 'c'}
 
 
 def test_a_model_of_more_classes_than_the_set(trained, tmp_path):

@@ -108,17 +108,22 @@ def is_sliced(cfg: Config) -> bool:
     return any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
 
 
-def images_of(rig: Rig, paths: Sequence[Union[str, Path]]
+def images_of(rig: Rig, paths: Sequence[Union[str, Path]],
+              integrals: Optional[Sequence[np.ndarray]] = None
               ) -> Dict[str, dict]:
     """Images by the names of a rig's views, as :meth:`Finder.predict` takes
-    them; one path for each view."""
-    return {
+    them; one path for each view, and perhaps its line integrals (H, W), which
+    are not read again."""
+    images = {
         view.name: dict(
             img_path=str(path), height=view.height, width=view.width,
             cam2img=view.cam2img, lidar2cam=view.ct2cam,
             lidar2img=view.ct2img)
         for view, path in zip(rig.views, paths)
     }
+    for image, values in zip(images.values(), integrals or ()):
+        image['integrals'] = values
+    return images
 
 
 def write_found_report(path: Union[str, Path], token: str, found: Prediction,

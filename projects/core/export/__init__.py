@@ -23,7 +23,7 @@ format       file                frame and order
 
 from datetime import datetime
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Union
+from typing import Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -38,14 +38,16 @@ from projects.core.results import load_found
 __all__ = ['FORMATS', 'export']
 
 
-def export(results: Union[str, Path], out_dir: Union[str, Path],
+def export(results: Union[str, Path, Sequence[Path]],
+           out_dir: Union[str, Path],
            formats: Optional[List[str]] = None, score_thr: float = 0.,
            ann_file: Optional[str] = None,
            dicom_root: Union[str, Path, None] = None) -> List[Path]:
     """Write the boxes of a test or an inference for other programs.
 
     Args:
-        results: ``--out`` of ``tools/test.py`` or ``tools/infer.py``.
+        results: ``--out`` of ``tools/test.py`` or ``tools/infer.py``; of the
+            latter there may be several, of an object each.
         out_dir: Folder to write to.
         formats: Names in :data:`FORMATS`. Defaults to all that the results
             allow: ``coco`` needs infos, ``sr`` infos and ``dicom_root``.
@@ -61,7 +63,11 @@ def export(results: Union[str, Path], out_dir: Union[str, Path],
         DataError: The results are not such a file, or do not fit the infos
             or the CT series.
     """
+    files = [results] if isinstance(results, (str, Path)) else [*results]
+    results = files[0]
     scans, source = load_found(results)
+    for path in files[1:]:
+        scans += load_found(path)[0]
     infos = None
     if source is not None:  # of an inference there are none
         ann_file = ann_file or source.get('ann_file')

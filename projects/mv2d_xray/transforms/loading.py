@@ -20,7 +20,8 @@ class LoadXRayViews(BaseTransform):
     Adds ``img``, ``cam2img``, ``ct2cam``, ``ct2img`` (V, 4, 4), ``img_shape``
     (of the first view), ``num_views`` and ``view_names``. Annotations, of
     training and testing alike, move from ``ann_info`` into the sample itself,
-    where all transforms look for them.
+    where all transforms look for them. A view that has its line integrals
+    with it (``integrals``, (H, W) float32) is not read.
 
     Args:
         scale (float, optional): Line integral of one grey level. Defaults to
@@ -48,6 +49,7 @@ class LoadXRayViews(BaseTransform):
         scale = window['scale'] if self.scale is None else self.scale
         offset = window['offset'] if self.offset is None else self.offset
         results['img'] = [
+            view['integrals'][..., None] if 'integrals' in view else
             self._read(view) * np.float32(scale) + np.float32(offset)
             for view in views.values()
         ]
