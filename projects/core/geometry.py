@@ -29,9 +29,10 @@ from scipy.spatial.transform import Rotation
 __all__ = [
     'LPS_TO_RAS', 'are_slices', 'box_corners', 'camera_centres',
     'camera_from_points', 'circular_ct2cam', 'clamp_points', 'compose_ct2img',
-    'denormalise_points', 'depth_bounds', 'frustum_points', 'invert_rigid',
-    'mirror_view', 'moved_camera', 'nearest_rotation', 'normalise_points',
-    'pixel_sizes', 'project', 'project_boxes', 'rays', 'reprojection_errors',
+    'denormalise_points', 'depth_bounds', 'epipolar_planes', 'frustum_points',
+    'invert_rigid', 'mirror_view', 'moved_camera', 'nearest_rotation',
+    'normalise_points', 'pixel_sizes', 'plane_traces', 'project',
+    'project_boxes', 'rays', 'reprojection_errors',
     'rigid_motion', 'roi_intrinsics', 'rotation_angles', 'rotation_z',
     'scale_cam2img', 'slice_camera', 'slice_normal', 'slice_offsets',
     'slice_places', 'transform_boxes', 'triangulate', 'unproject'
@@ -461,6 +462,47 @@ def reprojection_errors(points: np.ndarray, uv: np.ndarray,
     """
     expected, depth = project(points, ct2img)
     return np.where(depth[:, None] > 0, uv - expected, np.inf)
+
+
+# ------------------------------------------------------------ epipolar planes
+def epipolar_planes(sources: np.ndarray, others: np.ndarray,
+                    angles: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """Planes through the sources of two views.
+
+    Args:
+        sources, others: (P, 3) of P pairs of views (mm).
+        angles: (P, K) about the line through both (rad).
+        towards: (P, 3) direction that lies in the plane of angle 0, but for
+            its share along that line.
+
+    Returns:
+        np.ndarray: Unit normals (P, K, 3); NaN where both sources are at one
+        place.
+    """
+    line = others - sources
+    length = np.linalg.norm(line, axis=-1, keepdims=True)
+    line = np.where(length > 1e-6, line, np.nan) / length.clip(1e-6)
+    first = towards - (towards * line).sum(-1, keepdims=True) * line
+    first = first / np.linalg.norm(first, axis=-1, keepdims=True)
+    second = np.cross(line, first)
+    return (np.cos(angles)[..., None] * second[..., None, :]
+            - np.sin(angles)[..., None] * first[..., None, :])
+
+
+def plane_traces(normals: np.ndarray, ct2img: np.ndarray) -> np.ndarray:
+    """Lines in which planes through a view's source meet its detector.
+
+    Args:
+        normals: (*, K, 3).
+        ct2img: (*, 4, 4).
+
+    Returns:
+        np.ndarray: (*, K, 3), ``a u + b v + c = 0`` (px). The sum is also the
+        normal's product with the ray through (u, v) whose depth is 1 (mm).
+    """
+    _check_last('normals', normals, 3)
+    _check_matrices('ct2img', ct2img)
+    return normals @ _inverse(ct2img[..., :3, :3])
 
 
 # ---------------------------------------------------------------------- boxes
