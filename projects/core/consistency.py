@@ -155,8 +155,8 @@ class Consistency:
                 lines = self.lines[number if images is None
                                    else images[number]]
                 values[at], whole = lines.sample(geometry.plane_traces(
-                    normals[at[0]], matrices[number]))
-                weights[at[0]] *= (whole > 0) | self.truncated
+                    normals[at[0]], matrices[number]), self.truncated)
+                weights[at[0]] *= whole
         return Pairs(pairs, values, weights)
 
 
@@ -192,7 +192,8 @@ class _LineDerivatives:
         edge = np.abs(image)
         edge[_FRAME:-_FRAME, _FRAME:-_FRAME] = 0
         limit = _CUT * _FRAME * np.percentile(np.abs(image), 99.5)
-        sums = _line_integrals(np.float32(np.stack([weighted, edge], -1)))
+        sums = _line_integrals(
+            np.stack([weighted, edge], -1).astype(np.float32))
         derivative = ndimage.gaussian_filter1d(
             sums[..., 0], _SIGMA, axis=1, order=1, mode='constant')
         self.derivative = _wrapped(derivative, -1).astype(float)
@@ -218,9 +219,10 @@ class _LineDerivatives:
                  + np.abs(np.sin(angle)) * self.shape[0]) / 2
         return np.abs(offset) < reach
 
-    def sample(self, lines: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    def sample(self, lines: np.ndarray, truncated: bool
+               ) -> Tuple[np.ndarray, np.ndarray]:
         """Values and weights (*,) of lines (*, 3); both 0 where there is no
-        line."""
+        line, weights where it is cut off, too, unless ``truncated``."""
         length, sign, angle, offset = self._places(lines)
         known = np.isfinite(length) & (length > 0)
         size = self.derivative.shape[1]
@@ -230,7 +232,7 @@ class _LineDerivatives:
         value = ndimage.map_coordinates(self.derivative, at, order=1)
         cut = ndimage.map_coordinates(self.cut, at, order=1)
         value = -sign * self.area * value / np.where(known, length, 1)**2
-        return value * known, known & (cut == 0)
+        return value * known, known & ((cut == 0) | truncated)
 
 
 def _line_integrals(image: np.ndarray) -> np.ndarray:
@@ -264,6 +266,10 @@ def _wrapped(sums: np.ndarray, sign: int) -> np.ndarray:
 # once the view is turned back: measured, see docs/geometry.md.
 _SUSPECT = .05
 _LEFT = .5
+# Of an object that is cut off, fewer views say too little, and left and right
+# are taken for one another.
+_CUT_VIEWS = 5
+_UNSURE = 'mirrored left to right'
 # What may have happened to an image: where its u and v come from, and which
 # of them are counted from the other end.
 _TURNS = {
@@ -310,7 +316,7 @@ class _State:
         return _State(self.ct2img, images)
 
 
-def _turn(name: str, shape: Tuple[int, int]) -> Optional[np.ndarray]:
+def _turn(name: str, shape: Tuple[int, ...]) -> Optional[np.ndarray]:
     """Image (px) to the turned image, (4, 4); None if it gets another
     shape."""
     source, flipped = _TURNS[name]
@@ -324,7 +330,7 @@ def _turn(name: str, shape: Tuple[int, int]) -> Optional[np.ndarray]:
     return matrix
 
 
-def _others(state: _State, shapes: Sequence[Tuple[int, int]]
+def _others(state: _State, shapes: Sequence[Tuple[int, ...]]
             ) -> Iterator[Tuple[List[int], str, _State]]:
     """Views, what may have happened to them, and the state without it."""
     everyone = list(range(len(shapes)))
@@ -348,8 +354,9 @@ def find_turned_views(images: Sequence[np.ndarray],
 
     A view is named only if it disagrees with the others and halves its error
     when turned back, so that small pose errors, scatter or noise never name
-    one. What changes no plane's integral cannot be seen: a symmetric object,
-    one view alone, all views of a circle upside down, and, of rays that are
+    one. Where images cut an object off, at least five are needed, and none is
+    called mirrored left to right. What changes no plane's integral cannot be
+    seen: a symmetric object, one view alone, all views of a circle upside down, and, of rays that are
     nearly parallel, left and right of views that are not opposite one
     another.
 
@@ -366,6 +373,8 @@ def find_turned_views(images: Sequence[np.ndarray],
     if len(images) < 2:
         return []
     consistency = Consistency(images, ct2img)
+    if consistency.truncated and len(images) < _CUT_VIEWS:
+        return []
     shapes = [np.shape(image) for image in images]
     state = _State(consistency.ct2img, list(range(len(images))))
     found: List[TurnedView] = []
@@ -379,6 +388,8 @@ def find_turned_views(images: Sequence[np.ndarray],
             break
         best = None
         for views, what, other in _others(state, shapes):
+            if consistency.truncated and what == _UNSURE:
+                continue
             before = (singles[views[0]] if len(views) == 1
                       else error(state, views))
             if not before > _SUSPECT:
