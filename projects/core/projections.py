@@ -478,9 +478,7 @@ def _check_image(image: np.ndarray, file: _File, number: int,
         raise DataError(f'{where}: expected one that shows something, found '
                         f'{low:g} everywhere')
     # A detector of 12 or 14 bits in files of 16 ends below their last level.
-    if file.sign < 0 and low == 0 and file.relation == 'LIN':
-        last = low
-    elif image.dtype.kind == 'f' and file.top is None:
+    if image.dtype.kind == 'f' and file.top is None:
         return
     elif high == file.top or high in (2.**np.arange(8, 33) - 1):
         last = high
@@ -628,9 +626,6 @@ def _corrected(stack: np.ndarray, images: dict, dtype: np.dtype,
         return fill_dead(stack * np.float32(np.log(10) / 1000), dead), (
             'optical densities, by RescaleType OD')
     elif file.relation == 'LIN':
-        if file.sign < 0:
-            top = file.top if file.top is not None else float(stack.max())
-            stack = top - stack
         signal = stack - offset
         beam = np.percentile(signal, 99.9, (1, 2), keepdims=True)
         way = (f'-ln(image / open beam), {how}; proportional to the beam by '
@@ -834,7 +829,13 @@ def _open_png(path: Path, reading: Reading) -> _File:
 
 def _decoded(path: Path) -> np.ndarray:
     """A PNG's grey values."""
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8),
+    content, place = path.read_bytes(), 8
+    # OpenCV takes as much memory as a part says that it is long.
+    while content[place + 4:place + 8] != b'IEND':
+        place += 12 + int.from_bytes(content[place:place + 4], 'big')
+        if place >= len(content):
+            raise ValueError('it ends before its parts do')
+    image = cv2.imdecode(np.frombuffer(content, np.uint8),
                          cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError('it cannot be decoded')
@@ -1002,8 +1003,16 @@ def _open_dicom(path: Path, reading: Reading) -> _File:
             float(data.get('RescaleSlope', 1))) + float(
                 data.get('RescaleIntercept', 0))
     order = data.get('InstanceNumber')
-    return _File(path, 'DICOM', count, shape,
-                 lambda number: _dicom_frame(path, number), top, relation,
+    turned = relation == 'LIN' and sign < 0 and reading.scale is None
+
+    def read(number: int) -> np.ndarray:
+        image = _dicom_frame(path, number)
+        if not turned:
+            return image
+        last = (np.iinfo(np.uint16).max if top is None else top)
+        return (last - image.astype(np.float64)).astype(np.int32)
+
+    return _File(path, 'DICOM', count, shape, read, top, relation,
                  sign, None if order is None else int(order))
 
 
@@ -1011,15 +1020,12 @@ def _relation(data: pydicom.Dataset, lut: bool) -> Tuple[str, int]:
     """What values are of the beam (DICOM PS3.3, C.8.11.3.1.2), and their
     sign.
 
-    Where no sign is said, an image that shows its least value white
-    (MONOCHROME1) has less beam there, as bones are white on films. A
-    modality LUT of XA takes logarithmic values back to linear ones.
+    MONOCHROME1 and the VOI LUT are about what is shown, not about the beam.
+    A modality LUT of XA takes logarithmic values back to linear ones.
     """
     relation = str(data.get('PixelIntensityRelationship') or '').upper()
     given = data.get('PixelIntensityRelationshipSign')
-    sign = (1 if int(given) > 0 else -1) if given is not None else (
-        1 if data.get('PhotometricInterpretation') == 'MONOCHROME1'
-        or relation == 'LIN' else -1)
+    sign = -1 if given is not None and int(given) < 0 else 1
     kind = str(data.get('RescaleType') or '').upper()
     if relation == 'LOG' and data.get('Modality') == 'XA' and lut:
         return 'LIN', 1
