@@ -356,9 +356,9 @@ def find_turned_views(images: Sequence[np.ndarray],
     when turned back, so that small pose errors, scatter or noise never name
     one. Where images cut an object off, at least five are needed, and none is
     called mirrored left to right. What changes no plane's integral cannot be
-    seen: a symmetric object, one view alone, all views of a circle upside down, and, of rays that are
-    nearly parallel, left and right of views that are not opposite one
-    another.
+    seen: a symmetric object, one view alone, all views of a circle
+    upside down, and, of rays that are nearly parallel, left and right of
+    views that are not opposite one another.
 
     Args:
         images: V line integrals (H, W).
