@@ -16,7 +16,7 @@ COMMANDS = dict(
     report='mv2d_xray_tools.report', export='mv2d_xray_tools.export',
     serve='mv2d_xray_tools.serve', diagnose='mv2d_xray_tools.diagnose',
     explain='mv2d_xray_tools.explain',
-    browse='mv2d_xray_tools.browse_dataset')
+    browse='mv2d_xray_tools.browse_dataset', deploy='mv2d_xray_tools.deploy')
 
 setup(
     name='mv2d-xray',
@@ -58,6 +58,7 @@ setup(
         'dev': ['codespell', 'hypothesis', 'jsonschema', 'mypy',
                 'playwright', 'pytest', 'pytest-cov', 'pytest-xdist',
                 'ruff'],
+        'deploy': ['onnx', 'onnxruntime', 'onnxscript'],
         'serve': ['fastapi', 'pillow', 'uvicorn'],
         'docs': ['mkdocs-material', 'mkdocstrings[python]'],
     },

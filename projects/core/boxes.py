@@ -10,12 +10,11 @@ from typing import Sequence, Union
 
 import numpy as np
 import torch
-from mmdet3d.structures import (
-    LiDARInstance3DBoxes,
-    axis_aligned_bbox_overlaps_3d,
-)
+from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
+
+from projects.core.fusion import fuse_arrays
 
 __all__ = [
     'build_box3d_instances', 'cells_in_boxes', 'corners_of', 'draw_gaussians',
@@ -51,14 +50,7 @@ def corners_of(boxes: Tensor) -> Tensor:
 def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
                all_sources: Sequence[int], iou_thr: float = .05,
                absent: float = .01):
-    """Make one box of all that are of one object.
-
-    Weighted box clustering (Retina U-Net, arXiv 1811.08661, §3): the best box
-    takes all of its class that overlap it; their mean, weighted by score, is
-    the result. Its score is that of all sources having found it: within a
-    source boxes are independent hints, ``1 - prod(1 - score)``; over the
-    sources the geometric mean is taken, in which one that found nothing there
-    counts ``absent``.
+    """:func:`~projects.core.fusion.fuse_arrays` of tensors.
 
     Args:
         boxes (Tensor): (N, 6) centre and size (mm).
@@ -70,33 +62,12 @@ def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
     Returns:
         tuple: boxes (M, 6), scores and labels (M,), best first.
     """
-    order = scores.argsort(descending=True, stable=True)
-    boxes, scores, labels, sources = (
-        x[order] for x in (boxes, scores, labels, sources))
-    corners = corners_of(boxes)
-    near = axis_aligned_bbox_overlaps_3d(corners, corners) >= iou_thr
-    near = (near & (labels[:, None] == labels)).cpu()
-    left, groups = torch.ones(len(boxes), dtype=torch.bool), []
-    for best in range(len(boxes)):  # in the order of scores, as NMS does
-        if left[best]:
-            group = near[best] & left
-            group[best] = True
-            left &= ~group
-            groups.append(group)
-    if not groups:
-        return boxes, scores, labels
-    member = torch.stack(groups).to(boxes.device)  # (M, N)
-    weight = member * scores.clamp(min=1e-6)
-    fused = weight @ boxes / weight.sum(1, keepdim=True)
-    missed = torch.log1p(-scores.clamp(max=1 - 1e-6))
-    of_source = (sources[:, None] == sources.new_tensor(
-        all_sources)).to(missed)  # (N, S)
-    found = -torch.expm1(member.to(missed) @ (missed[:, None] * of_source))
-    there = member.to(missed) @ of_source > 0
-    score = torch.where(there, found, absent).log().mean(1).exp()
-    best_first = score.argsort(descending=True, stable=True)
-    kinds = labels[member.int().argmax(1)]
-    return fused[best_first], score[best_first], kinds[best_first]
+    fused = fuse_arrays(
+        boxes.detach().cpu().numpy(), scores.detach().cpu().numpy(),
+        labels.cpu().numpy(), sources.cpu().numpy(), list(all_sources),
+        iou_thr, absent)
+    return tuple(torch.from_numpy(found).to(like) for found, like in zip(
+        fused, (boxes, scores, labels)))
 
 
 def build_box3d_instances(boxes: Tensor, scores: Tensor,

@@ -52,6 +52,16 @@ class _PoolViews(torch.autograd.Function):
         return grad, None, None
 
 
+def _pool_views(sampled: Tensor, seen: Tensor,
+                epsilon: float) -> Tuple[Tensor, Tensor]:
+    """As :class:`_PoolViews`, for a graph of any number of views."""
+    count = seen.sum(0).clamp(min=1)
+    masked = sampled * seen
+    mean = masked.sum(0) / count
+    variance = masked.square().sum(0) / count - mean.square()
+    return mean, (variance.clamp(min=0) + epsilon).sqrt()
+
+
 class XRayGridHead(BaseModule):
     """A grid in the world, onto which 2D features are lifted, and a heatmap
     of each view that is learned beside it.
@@ -136,16 +146,20 @@ class XRayGridHead(BaseModule):
         """
         grid = self.grid_points(features.device)
         uv, depth = geometry.project(grid.reshape(-1, 3).to(ct2img), ct2img)
-        size, covered = (uv.new_tensor([shape[1], shape[0]])
-                         for shape in (img_shape, span or img_shape))
+        # Filled, not from a list: a graph keeps it for any size.
+        size, covered = (
+            torch.cat([uv.new_full((1, ), n) for n in (shape[1], shape[0])])
+            for shape in (img_shape, span or img_shape))
         place = uv / covered * 2 - 1
         seen = ((uv >= 0) & (uv <= size)).all(-1) & (depth > 0)
         seen = seen.to(features.dtype)
         sampled = F.grid_sample(
             features.contiguous(), place[:, None].to(features.dtype),
             align_corners=False)[:, :, 0]
-        mean, deviation = _PoolViews.apply(sampled, seen[:, None], 1e-4)
-        fraction = seen.sum(0, keepdim=True) / len(features)
+        pool = _pool_views if torch.compiler.is_exporting() else (
+            _PoolViews.apply)
+        mean, deviation = pool(sampled, seen[:, None], 1e-4)
+        fraction = seen.sum(0, keepdim=True) / features.shape[0]
         pooled = torch.cat([mean, deviation, fraction] if self.with_deviation
                            else [mean, fraction])
         return pooled.reshape(1, -1, *grid.shape[:3])

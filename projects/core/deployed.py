@@ -1,0 +1,87 @@
+"""A deployed model: an ONNX file and what must be known to use it.
+
+Needs onnxruntime and NumPy alone. ``model.json`` beside ``model.onnx`` says
+
+- ``classes``; ``rig`` of the training, as ``rig.json``, or null; ``pixel_mm``,
+  its pixels at the isocentre (mm), or null;
+- ``intensity``: ``scale`` and ``offset`` of grey levels (line integral);
+- ``thresholds``: ``score``, below which a peak is none; ``iou``, from which
+  boxes are of one finding; ``absent``, see
+  :func:`~projects.core.fusion.fuse_arrays`;
+- ``checkpoint``: ``file`` and ``sha256``; ``metrics`` of a test, or null.
+"""
+
+from pathlib import Path
+from typing import Tuple, Union
+
+import numpy as np
+
+from projects.core.files import DataError, load_json
+from projects.core.fusion import fuse_arrays
+
+__all__ = ['CONTENT_FILE', 'GRAPH_FILE', 'DeployedModel']
+
+GRAPH_FILE, CONTENT_FILE = 'model.onnx', 'model.json'
+
+
+class DeployedModel:
+    """What ``tools/deploy.py`` wrote, ready to predict.
+
+    Args:
+        folder: Of both files.
+        threads (int): Of the computation; 0 takes all cores.
+
+    Raises:
+        DataError: A file is missing or not what it should be.
+    """
+
+    def __init__(self, folder: Union[str, Path], threads: int = 0) -> None:
+        import onnxruntime  # an extra that only a deployed model needs
+        path = Path(folder) / CONTENT_FILE
+        self.content = load_json(path)
+        for key in ('classes', 'intensity', 'thresholds'):
+            if not isinstance(self.content, dict) or key not in self.content:
+                raise DataError(f'{path}: field "{key}": expected what '
+                                'tools/deploy.py writes, found none')
+        graph = Path(folder) / GRAPH_FILE
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(graph), options, providers=['CPUExecutionProvider'])
+        except Exception as error:  # onnxruntime's have no common base
+            raise DataError(f'{graph}: expected an ONNX model, found none or '
+                            'a damaged file') from error
+
+    def predict(self, images: np.ndarray, ct2img: np.ndarray
+                ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes of one object.
+
+        Args:
+            images: (V, H, W) line integrals.
+            ct2img: (V, 4, 4), see :mod:`projects.core.geometry`.
+
+        Returns:
+            tuple: boxes (M, 7) (mm), scores and labels (M,), best first.
+
+        Raises:
+            ValueError: There is not one camera for each image, or one view
+                alone: what it then knows of how views differ is the rounding
+                of the machine.
+        """
+        if images.ndim != 3 or ct2img.shape != (len(images), 4, 4):
+            raise ValueError(
+                'expected images (V, H, W) and ct2img (V, 4, 4), found '
+                f'{images.shape} and {ct2img.shape}')
+        if len(images) < 2:
+            raise ValueError(
+                f'images: expected two views or more, found {len(images)}')
+        boxes, scores = self._session.run(None, dict(
+            images=images[:, None].astype(np.float32),
+            ct2img=ct2img.astype(np.float32)))
+        row, label = scores.nonzero()
+        thresholds = self.content['thresholds']
+        fused, score, label = fuse_arrays(
+            boxes[row], scores[row, label], label, np.zeros_like(row), [0],
+            thresholds['iou'], thresholds['absent'])
+        return np.pad(fused, ((0, 0), (0, 1))), score, label

@@ -1,0 +1,136 @@
+"""A deployed model gives the boxes of the model that it was."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet3d.structures import Det3DDataSample
+
+from projects.core.boxes import gravity_boxes
+from projects.core.deployed import DeployedModel
+from projects.core.engine.checkpoints import load_model
+from projects.core.engine.configs import load_config
+from projects.core.files import DataError
+from projects.core.rig import Rig
+from tests.helpers.commands import ROOT, error_of, tool
+
+NAMES = {'mv2d-xray_small_volume_5000i_quick-v2': 1.,
+         'mv2d-xray_small_volume_600i_blade': .3}
+RIGS = [dict(num_views=10, image_size=128), dict(num_views=2, image_size=64),
+        dict(num_views=3, image_size=102, image_height=77, arc=120.),
+        dict(num_views=4, image_size=96, radius=500., start=17.)]
+
+
+def paths(name):
+    return (ROOT / f'configs/mv2d_xray/{name}.py',
+            ROOT / f'checkpoints/{name}.pth')
+
+
+@pytest.fixture(scope='module', params=list(NAMES))
+def both(request, tmp_path_factory):
+    """A released model, as it was deployed and as it was, and the scale of
+    its world."""
+    out = tmp_path_factory.mktemp('deployed')
+    config, checkpoint = paths(request.param)
+    done = tool('deploy.py', config, checkpoint, '--out', out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {p.name for p in out.iterdir()} == {'model.onnx', 'model.json'}
+    model, _ = load_model(load_config(str(config)), str(checkpoint), 'cpu')
+    return DeployedModel(out, 1), model, checkpoint, NAMES[request.param]
+
+
+def views_of(rig, scale, seed):
+    """Bright spots on a slope, (V, H, W) line integrals."""
+    draw = np.random.default_rng(seed)
+    view = rig.views[0]
+    y, x = np.mgrid[:view.height, :view.width] + .5
+    images = np.tile(1 + x / view.width, (len(rig), 1, 1))
+    points = np.c_[draw.uniform(-60, 60, (6, 3)) * scale, np.ones(6)]
+    for image, camera in zip(images, rig.views):
+        for u, v, depth, _ in points @ camera.ct2img.T:
+            near = (x - u / depth)**2 + (y - v / depth)**2
+            image += .5 * np.exp(-near / 8)
+    return np.float32(images + draw.normal(0, .01, images.shape))
+
+
+def expected(model, images, ct2img):
+    matrix = ct2img
+    sample = Det3DDataSample(metainfo=dict(
+        cam2img=matrix, ct2cam=matrix, ct2img=matrix,
+        img_shape=images.shape[1:]))
+    with torch.no_grad():
+        found = model.test_step(dict(
+            inputs=dict(img=[torch.from_numpy(images)[:, None]]),
+            data_samples=[sample]))[0].pred_instances_3d
+    return (gravity_boxes(found.bboxes_3d).numpy(), found.scores_3d.numpy(),
+            found.labels_3d.numpy())
+
+
+def test_same_boxes_for_any_rig(both):
+    deployed, model, _, scale = both
+    total = 0
+    for seed, options in enumerate(RIGS):
+        rig = Rig.circle(**{'detector_width': 800. * scale, **options})
+        images = views_of(rig, scale, seed)
+        ct2img = np.stack([view.ct2img for view in rig.views])
+        boxes, scores, labels = expected(model, images, ct2img)
+        found = deployed.predict(images, ct2img)
+        np.testing.assert_allclose(found[0], boxes, atol=.01)
+        np.testing.assert_allclose(found[1], scores, atol=1e-4)
+        np.testing.assert_array_equal(found[2], labels)
+        total += len(boxes)
+    assert total > 10
+
+
+def test_what_is_known_of_a_model(both):
+    deployed, model, checkpoint, _ = both
+    told = deployed.content
+    assert told['checkpoint'] == dict(
+        file=checkpoint.name,
+        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest())
+    assert len(told['classes']) == model.volume_head.num_classes
+    assert told['metrics'] is None
+    rig = Rig.from_dict(told['rig'])
+    assert told['pixel_mm'] == pytest.approx(rig.views[0].pixel_size, rel=.1)
+    assert told['intensity']['scale'] > 0
+
+
+def test_cameras_that_are_not_those_of_the_images(both):
+    with pytest.raises(ValueError, match='expected images'):
+        both[0].predict(np.zeros((3, 64, 64)), np.zeros((2, 4, 4)))
+
+
+def test_one_view_fixes_no_place(both):
+    with pytest.raises(ValueError, match='two views or more, found 1'):
+        both[0].predict(np.zeros((1, 64, 64)), np.zeros((1, 4, 4)))
+
+
+def test_damaged_files(both, tmp_path):
+    (tmp_path / 'model.json').write_text('{}')
+    with pytest.raises(DataError, match='field "classes"'):
+        DeployedModel(tmp_path)
+    (tmp_path / 'model.json').write_text(json.dumps(both[0].content))
+    for write in (lambda p: None, lambda p: p.write_bytes(b'none')):
+        write(tmp_path / 'model.onnx')
+        with pytest.raises(DataError, match='expected an ONNX model'):
+            DeployedModel(tmp_path)
+
+
+@pytest.mark.parametrize('folder, name', [
+    ('mv2d_xray', 'triangulation_centernet_5400i_quick-v2'),
+    ('ct_slices', 'faster-rcnn_small_slabs_3000i_quick-v2-slabs')])
+def test_what_cannot_be_deployed(folder, name, tmp_path):
+    done = tool('deploy.py', ROOT / f'configs/{folder}/{name}.py',
+                paths(name)[1], '--out', tmp_path / 'out')
+    assert 'which cannot be deployed' in error_of(done)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_results_of_another_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr('tools.deploy.load_results',
+                        lambda path: dict(source=dict(sha256='0')))
+    done = tool('deploy.py', *paths(next(iter(NAMES))), '--out',
+                tmp_path / 'out', '--results', 'results.json')
+    assert 'of the checkpoint, found 0' in error_of(done)

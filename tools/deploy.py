@@ -1,0 +1,125 @@
+"""A model without PyTorch: tools/deploy.py CONFIG CHECKPOINT --out DIR"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import List, Optional
+
+import numpy as np
+import torch
+
+from projects.core.deployed import CONTENT_FILE, GRAPH_FILE
+from projects.core.engine.checkpoints import class_names, load_model
+from projects.core.engine.command_line import (
+    UserError,
+    check_outputs,
+    one_sentence,
+)
+from projects.core.engine.configs import load_config
+from projects.core.files import atomic_write, dump_json
+from projects.core.results import load_results
+from projects.core.rig import Rig
+from projects.mv2d_xray.deploy import DeployedGraph
+
+METRICS = ('num_scans', 'num_gt', 'mAP_3d', 'mAP_3d_low', 'mAP_3d_high',
+           'CPM', 'centre_error_mm', 'size_error_mm')
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """Arguments."""
+    parser = argparse.ArgumentParser(
+        description='Write a model of X-ray views as one ONNX file and one '
+        'JSON, for machines without PyTorch')
+    parser.add_argument('config', help='config file (a trusted program)')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', dest='out_dir', required=True,
+                        help='folder to write to')
+    parser.add_argument('--results', help='--out of tools/test.py with this '
+                        'checkpoint, whose figures are noted')
+    return parser.parse_args(argv)
+
+
+def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
+    """The content of the JSON.
+
+    Raises:
+        UserError: The results are of another checkpoint.
+    """
+    sha256 = hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest()
+    told = meta.get('dataset_meta', {})
+    rig, metrics = told.get('rig'), None
+    if args.results:
+        full = load_results(args.results)
+        if full['source'].get('sha256') != sha256:
+            raise UserError(
+                f'{args.results}: field "source.sha256": expected {sha256}, '
+                f'of the checkpoint, found {full["source"].get("sha256")}')
+        metrics = {key: full[key] for key in METRICS if key in full}
+    step = next(s for s in cfg.test_pipeline if s['type'] == 'LoadXRayViews')
+    window = dict(dict(scale=16 / 65535, offset=0.),
+                  **(told.get('intensity') or {}))
+    window = {key: float(window[key] if step.get(key) is None else step[key])
+              for key in ('scale', 'offset')}
+    return dict(
+        schema_version=1, units='mm',
+        classes=list(class_names(args.checkpoint, meta, model)), rig=rig,
+        pixel_mm=None if rig is None else float(np.median(
+            [view.pixel_size for view in Rig.from_dict(rig).views])),
+        intensity=window,
+        thresholds=dict(score=model.volume_head.score_thr, iou=.05,
+                        absent=.01),
+        checkpoint=dict(file=Path(args.checkpoint).name, sha256=sha256),
+        metrics=metrics)
+
+
+@one_sentence
+def main(argv: Optional[List[str]] = None) -> None:
+    """Build, load, export, write."""
+    args = parse_args(argv)
+    check_outputs(args, 'out_dir')
+    cfg = load_config(args.config)
+    model, meta = load_model(cfg, args.checkpoint, 'cpu')
+    if getattr(model, 'volume_head', None) is None or (
+            model.lifting_head is not None):
+        raise UserError(
+            f'{args.config}: model: expected one of X-ray views whose boxes '
+            'are the peaks of its volume, as mv2d-xray_small_volume_*, found '
+            'another, which cannot be deployed')
+    content = describe(args, cfg, model, meta)
+    out_dir = Path(args.out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir) as folder:
+        path = Path(folder) / GRAPH_FILE
+        export(DeployedGraph(model).eval(), path)
+        with atomic_write(out_dir / GRAPH_FILE) as stream:
+            stream.write(path.read_bytes())
+    dump_json(content, out_dir / CONTENT_FILE)
+    print(f'{out_dir}: {GRAPH_FILE}, {CONTENT_FILE}')
+
+
+@torch.no_grad()
+def export(graph: torch.nn.Module, path: Path) -> None:
+    """Write the graph, for any number of views of any one size."""
+    views, height, width = (
+        torch.export.Dim(name, min=low, max=1 << 14) for name, low in (
+            ('views', 2), ('height', 16), ('width', 16)))
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)
+    # What the exporter tells of its steps is no user's business.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        torch.onnx.export(
+            graph, (torch.rand(3, 1, 64, 96),
+                    torch.eye(4).expand(3, 4, 4).contiguous()),
+            dynamo=True, opset_version=20, external_data=False,
+            dynamic_shapes=({0: views, 2: height, 3: width}, {0: views}),
+            input_names=['images', 'ct2img'],
+            output_names=['boxes', 'scores']).save(path)
+
+
+if __name__ == '__main__':
+    main()
