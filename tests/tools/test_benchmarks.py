@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import ablation
+import deployed
 import edges
 import explained
 import judge
@@ -341,3 +342,21 @@ def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
             (dict(told(3.), summary=dict(a={})), 'the figures of tools/')):
         with pytest.raises(SystemExit, match=message):
             compared(one=told(3.), two=wrong)
+
+
+def test_deployed_boxes_are_compared_one_by_one():
+    boxes, scores = np.zeros((3, 7)), np.float32([.2, .9, .5])
+    labels = np.array([0, 1, 0])
+    moved = boxes.copy()
+    moved[1, 2] = .25
+    order = [1, 2, 0]  # by score
+    apart = deployed.differences(
+        (boxes, scores, labels),
+        (moved[order], scores[order] - np.float32(.125), labels[order]))
+    assert apart == (.25, .125)
+    assert deployed.differences((boxes, scores, labels), (
+        boxes, scores, labels[::-1] + 1)) is None
+    assert deployed.differences((boxes, scores, labels), (
+        boxes[:2], scores[:2], labels[:2])) is None
+    none = np.zeros((0, 7)), np.zeros(0), np.zeros(0, int)
+    assert deployed.differences(none, none) == (0, 0)
