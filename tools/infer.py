@@ -74,6 +74,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         '--patience', type=float, default=60., help='of --watch: seconds '
         'after which an object that is not complete has failed (default: '
         '%(default)s)')
+    parser.add_argument(
+        '--trust-rig', action='store_true', help='do not look whether views '
+        'are turned, mirrored or swapped against the rig')
     parser.add_argument('--show', help='picture of all views of one object '
                         'with the boxes')
     parser.add_argument('--score-thr', type=float, default=.1,
@@ -178,6 +181,11 @@ def check_rest(args: argparse.Namespace) -> None:
     check_outputs(args, 'out', 'out_dir', 'show')
 
 
+def rig_to_check(args: argparse.Namespace) -> Optional[str]:
+    """The rig that views are compared with; None if it is trusted."""
+    return None if args.trust_rig else args.rig
+
+
 def watch_folder(args: argparse.Namespace) -> None:
     """Find the boxes of all objects that appear; ends by Ctrl-C or SIGTERM.
 
@@ -200,7 +208,8 @@ def watch_folder(args: argparse.Namespace) -> None:
     def find(path: Path, out_dir: Path) -> dict:
         images, note = read_views([path], rig, reading)
         print(f'{path.name}: {note}', flush=True)
-        found = finder.predict(path.name, images, args.score_thr)
+        found = finder.predict(path.name, images, args.score_thr,
+                               rig_to_check(args))
         write_boxes(str(out_dir / 'boxes.json'), found, finder.classes)
         write_found_report(
             out_dir / 'report.html', path.name, found, finder.classes,
@@ -258,17 +267,19 @@ def main(argv: Optional[List[str]] = None) -> None:
         if rig is None:
             images, slices = read_scan(places[0])
             warn_of_other_slices(args.checkpoint, finder.meta, slices)
+            found = finder.predict(token, images, args.score_thr)
         else:
             try:
                 images, note = first or read_views(places, rig, reading)
+                first = None
+                print(f'{token}: {note}')
+                found = finder.predict(token, images, args.score_thr,
+                                       rig_to_check(args))
             except DataError as error:
                 # The others are found all the same.
                 refused[token] = str(error)
                 print(f'{token}: refused: {error}', file=sys.stderr)
                 continue
-            first = None
-            print(f'{token}: {note}')
-        found = finder.predict(token, images, args.score_thr)
         if args.out:
             write_boxes(args.out, found, finder.classes)
         if args.show:

@@ -77,7 +77,8 @@ class ModelFinder:
                  name: str) -> List[str]:
         """Write boxes and report of one object."""
         finder = self._finder
-        found = finder.predict(name, images_of(rig, paths), LOWEST)
+        found = finder.predict(name, images_of(rig, paths), LOWEST,
+                               'geometry')
         dump_boxes(out_dir / f'{name}.json', found.boxes, found.scores,
                    found.labels, finder.classes)
         write_found_report(

@@ -589,6 +589,27 @@ def test_infer_on_several_objects(trained, tmp_path):
     assert {row.split(',')[0] for row in table[1:]} == {'a', 'c'}
 
 
+def test_infer_refuses_a_view_that_is_turned(blades, tmp_path):
+    """The others of the objects are found, and a user may insist."""
+    for name in ('good', 'turned'):
+        shutil.copytree(next((blades / 'set' / 'images').iterdir()),
+                        tmp_path / 'objects' / name)
+    path = tmp_path / 'objects' / 'turned' / 'CAM_03.png'
+    cv2.imwrite(str(path), cv2.imread(str(path), -1)[::-1])
+    name = 'mv2d-xray_small_volume_600i_blade'
+    given = ('infer.py', f'configs/mv2d_xray/{name}.py',
+             ROOT / f'checkpoints/{name}.pth', '--images',
+             tmp_path / 'objects', '--rig', blades / 'rig.json', '--device',
+             'cpu', '--out-dir', tmp_path / 'out')
+    error = error_of(tool(*given))
+    assert ('1 of 2 objects were refused, first turned' in error
+            and 'CAM_03 that look mirrored top to bottom' in error)
+    assert (tmp_path / 'out' / 'good.json').exists()
+    assert not (tmp_path / 'out' / 'turned.json').exists()
+    assert tool(*given, '--trust-rig').returncode == 0
+    assert (tmp_path / 'out' / 'turned.json').exists()
+
+
 def test_a_model_of_more_classes_than_the_set(trained, tmp_path):
     done = train(tmp_path, trained / 'data', 2,
                  options=['model.lifting_head.num_classes=2'])

@@ -31,7 +31,7 @@ def start(tmp_path, blades):
             [sys.executable, *command_line(
                 'infer.py', *MODEL, '--watch', tmp_path / 'in', '--rig',
                 blades / 'rig.json', '--out-dir', tmp_path / 'out', '--every',
-                .2, '--patience', 3, '--device', 'cpu')],
+                .2, '--patience', 12, '--trust-rig', '--device', 'cpu')],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, env=dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1',
                                 PATH='/usr/bin:/bin', HOME='/tmp')))

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 
 from projects.core.boxes import gravity_boxes
+from projects.core.consistency import expect_as_rig
 from projects.core.engine.checkpoints import class_names, load_model
 from projects.core.engine.configs import load_config
 from projects.core.report import write_object_report
@@ -76,7 +77,8 @@ class Finder:
         self._pipeline = Compose([TRANSFORMS.build(step) for step in steps])
 
     def predict(self, token: str, images: Dict[str, dict],
-                score_thr: float = 0.) -> Prediction:
+                score_thr: float = 0., rig: Optional[str] = None
+                ) -> Prediction:
         """Boxes of one object.
 
         Args:
@@ -84,22 +86,29 @@ class Finder:
             images: Its views or slices by name, see :func:`read_views` and
                 :func:`read_scan`.
             score_thr: Boxes below are left out.
+            rig: Whose views the images should be, for the error; None if
+                nobody is to look whether they are turned against it.
 
         Raises:
-            DataError: An image is not as the model needs it.
+            DataError: An image is not as the model needs it, or see
+                :func:`~projects.core.consistency.expect_as_rig`.
         """
         packed = self._pipeline(dict(
             token=token, box_type_3d=LiDARInstance3DBoxes,
             box_mode_3d=Box3DMode.LIDAR, images=images))
+        shown = packed['inputs']['img']
+        shown = shown[:, shown.shape[1] // 2].numpy()
+        if rig is not None:
+            expect_as_rig(shown, np.asarray(packed['data_samples'].ct2img),
+                          list(images), rig)
         with torch.no_grad():
             result = self._model.test_step(pseudo_collate([packed]))[0]
         found = result.pred_instances_3d
         found = found[found.scores_3d >= score_thr]
-        shown = packed['inputs']['img']
         return Prediction(
             gravity_boxes(found.bboxes_3d).cpu().numpy(),
             found.scores_3d.cpu().numpy(), found.labels_3d.cpu().numpy(),
-            list(images), shown[:, shown.shape[1] // 2].numpy(),
+            list(images), shown,
             np.asarray(result.metainfo['ct2img']))
 
 
