@@ -12,12 +12,11 @@ from data_converters.__main__ import main
 from data_converters.beads import find_beads, open_images
 from data_converters.rigs import Beads
 from projects.core.rig import Rig
-from tests.converters.test_calibration import POINTS, errors, turned
-from tests.helpers.rigs import refusal, write
+from tests.helpers.rigs import HELIX, errors, refusal, turned, write
 
 DIAMETER, NOISE = 3., .02  # mm; of line integrals, a bead has about 0.5
-NAMES = [f'b{n}' for n in range(len(POINTS))]
-PHANTOM = Beads(POINTS, np.full((len(POINTS), 2), np.nan), NAMES)
+NAMES = [f'b{n}' for n in range(len(HELIX))]
+PHANTOM = Beads(HELIX, np.full((len(HELIX), 2), np.nan), NAMES)
 RIG = Rig.circle(3, image_size=512, arc=300)
 
 
@@ -42,7 +41,7 @@ def phantom(points, fine=8):
 
 @pytest.fixture(scope='module')
 def clean():
-    return drr.render(phantom(POINTS), RIG)
+    return drr.render(phantom(HELIX), RIG)
 
 
 def noisy(images, rng):
@@ -79,7 +78,7 @@ def test_missing_beads_and_spots_that_are_none(clean):
     """Six beads have fallen off, and 30 others lie about."""
     rng = np.random.default_rng(1)
     gone = rng.permutation(40)[:6]
-    images = noisy(drr.render(phantom(np.delete(POINTS, gone, 0)), RIG), rng)
+    images = noisy(drr.render(phantom(np.delete(HELIX, gone, 0)), RIG), rng)
     rows, columns = np.mgrid[:512, :512] + .5
     for image in images.values():
         for u, v in rng.uniform(60, 450, (30, 2)):
@@ -103,7 +102,7 @@ def test_command(tmp_path, clean, capsys):
     start = turned(RIG, rng)
     start.save(tmp_path / 'nominal.json')
     table = write(tmp_path / 'phantom.csv', ('x', 'y', 'z', 'bead'),
-                  [[*p, n] for p, n in zip(POINTS, NAMES)])
+                  [[*p, n] for p, n in zip(HELIX, NAMES)])
     call = ['rig', '--fit', str(table), '--beads-in-images',
             str(tmp_path / 'images'), '--bead-mm', str(DIAMETER), '--rig',
             str(tmp_path / 'nominal.json'), '--out',
@@ -133,7 +132,7 @@ def test_command(tmp_path, clean, capsys):
 
 def test_wrong_calls(tmp_path, clean):
     RIG.save(tmp_path / 'rig.json')
-    table = write(tmp_path / 'phantom.csv', ('x', 'y', 'z'), POINTS)
+    table = write(tmp_path / 'phantom.csv', ('x', 'y', 'z'), HELIX)
     (tmp_path / 'images').mkdir()
     for view, image in zip(RIG.views, clean):
         cv2.imwrite(str(tmp_path / 'images' / f'{view.name}.tif'), image)
@@ -150,7 +149,7 @@ def test_wrong_calls(tmp_path, clean):
     assert 'expected 3 images' in told(*rig, '--bead-mm', 3, images=first)
     assert 'at least 6 beads' in told(
         *rig, '--bead-mm', 3, phantom_table=write(
-            tmp_path / 'few.csv', ('x', 'y', 'z'), POINTS[:5]))
+            tmp_path / 'few.csv', ('x', 'y', 'z'), HELIX[:5]))
     # Another phantom's beads are not found.
     text = told(*rig, '--bead-mm', 3, phantom_table=write(
         tmp_path / 'other.csv', ('x', 'y', 'z'), np.random.default_rng(

@@ -10,28 +10,12 @@ from data_converters.__main__ import main
 from data_converters.calibration import fit_rig
 from projects.core import geometry
 from projects.core.rig import Rig, View
-from tests.helpers.rigs import BEADS, refusal, write
+from tests.helpers.rigs import BEADS, HELIX, errors, refusal, turned, write
 
 SIZE = 1024
-# A helix of beads on a cylinder, as phantoms have them.
-ANGLES = np.linspace(0, 4 * np.pi, 40)
-POINTS = np.column_stack([60 * np.cos(ANGLES), 60 * np.sin(ANGLES),
-                          np.linspace(-70, 70, len(ANGLES))])
 
 
-def turned(rig, rng, mm=5., degrees=3.):
-    """A rig whose sources are ``mm`` and whose cameras ``degrees`` off."""
-    def unit():
-        vector = rng.normal(size=3)
-        return vector / np.linalg.norm(vector)
-
-    return Rig([
-        View(v.name, v.cam2img, geometry.moved_camera(
-            v.ct2cam, np.radians(degrees) * unit(), mm * unit()), v.width,
-            v.height) for v in rig.views])
-
-
-def seen(path, rig, rng=None, noise=0., wrong=0., points=POINTS):
+def seen(path, rig, rng=None, noise=0., wrong=0., points=HELIX):
     """A table of beads; a share of them is taken for others."""
     rng = rng or np.random.default_rng(0)
     rows, outliers = [], set()
@@ -46,19 +30,6 @@ def seen(path, rig, rng=None, noise=0., wrong=0., points=POINTS):
         rows += [[view.name, *u, *p, f'b{n}']
                  for n, (u, p) in enumerate(zip(uv, points))]
     return write(path, (*BEADS, 'bead'), rows), outliers
-
-
-def errors(found, true):
-    """(V, 6): turns (rad) and shifts of the source (mm), along the axes of
-    the true camera."""
-    off = []
-    for a, b in zip(found.views, true.views):
-        motion = a.ct2cam @ geometry.invert_rigid(b.ct2cam)
-        turn, _ = cv2.Rodrigues(motion[:3, :3])
-        centre = geometry.camera_centres(a.ct2cam)
-        off.append([*turn[:, 0], *(b.ct2cam[:3, :3] @ centre
-                                   + b.ct2cam[:3, 3])])
-    return np.array(off)
 
 
 @pytest.mark.parametrize('intrinsics', ['keep', 'shared', 'each'])
@@ -186,8 +157,8 @@ def test_command(tmp_path, capsys):
 
 def test_beads_of_a_mirrored_image_are_refused(tmp_path):
     true = Rig.circle(1)
-    uv, _ = geometry.project(POINTS, true.views[0].ct2img)
-    rows = [['CAM_00', SIZE - u, v, *p] for (u, v), p in zip(uv, POINTS)]
+    uv, _ = geometry.project(HELIX, true.views[0].ct2img)
+    rows = [['CAM_00', SIZE - u, v, *p] for (u, v), p in zip(uv, HELIX)]
     beads = write(tmp_path / 'b.csv', BEADS, rows)
     text = refusal('--fit', beads, '--image-size', SIZE, '--out',
                    tmp_path / 'rig.json')
@@ -196,10 +167,10 @@ def test_beads_of_a_mirrored_image_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize('points, message', [
-    (POINTS[:3], 'view CAM_00: expected at least 4 beads, found 3'),
+    (HELIX[:3], 'view CAM_00: expected at least 4 beads, found 3'),
     (np.column_stack([np.zeros(8), np.zeros(8), np.arange(8.) * 9]),
      'plane or on a line'),
-    (POINTS + [400, 0, 0], 'behind'),
+    (HELIX + [400, 0, 0], 'behind'),
 ])
 def test_beads_that_do_not_do(tmp_path, points, message):
     rig = Rig.circle(2)
@@ -223,7 +194,7 @@ def test_wrong_calls(tmp_path):
     assert 'its folder' in refusal(
         '--fit', beads, '--rig', tmp_path / 'nominal.json', *out, '--report',
         tmp_path / 'none' / 'fit.json')
-    flat = np.column_stack([POINTS[:, :2], np.zeros(len(POINTS))])
+    flat = np.column_stack([HELIX[:, :2], np.zeros(len(HELIX))])
     beads, _ = seen(tmp_path / 'flat.csv', rig, points=flat)
     assert 'plane' in refusal('--fit', beads, '--image-size', 64, *out)
     text = beads.read_text().replace('CAM_01', 'CAM_07')

@@ -8,14 +8,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 from data_converters.__main__ import main
 from data_converters.geometries import read_geometry
 from projects.core import geometry
-from tests.converters.test_scanners import (
+from tests.helpers.rigs import (
     POINTS,
     assert_told,
     damaged,
     projected,
+    refusal,
     round_trip,
 )
-from tests.helpers.rigs import refusal
 
 XA = '1.2.840.10008.5.1.4.1.1.12.1'
 ENHANCED = '1.2.840.10008.5.1.4.1.1.12.1.1'

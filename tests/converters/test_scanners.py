@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from data_converters.__main__ import main
-from data_converters.geometries import read_geometry, write_geometry
+from data_converters.geometries import read_geometry
 from projects.core import geometry
 from projects.core.rig import Rig
-from tests.helpers.rigs import refusal
+from tests.helpers.rigs import (
+    POINTS,
+    assert_told,
+    damaged,
+    projected,
+    refusal,
+    round_trip,
+)
 
 TIGRE = Path(__file__).parent / 'tigre'  # by benchmarks/tigre_geometry.py
 FIELDS = json.loads((TIGRE / 'geometry.json').read_text())
-POINTS = np.array([[0., 0, 0], [20, -10, 30], [-35, 25, -15], [5, 40, -30]])
 XTEKCT = """[XTekCT]
 Name=part
 Units=mm
@@ -43,43 +49,6 @@ Projection\tAngle(deg)\tTime(s)
 3\t180.0\t0.3
 4\t269.75\t0.4
 """
-
-
-def projected(rig, view, points=POINTS):
-    uv, depth = geometry.project(np.asarray(points, float),
-                                 rig.views[view].ct2img)
-    assert (depth > 0).all()
-    return uv
-
-
-def round_trip(rig, folder):
-    """Through cone_vec."""
-    write_geometry(rig, folder / 'back.npy')
-    size = (rig.views[0].width, rig.views[0].height)
-    back = read_geometry(folder / 'back.npy', size).rig
-    for a, b in zip(rig.views, back.views):
-        np.testing.assert_allclose(a.ct2img, b.ct2img, atol=1e-6, rtol=1e-9)
-
-
-def damaged(path, whole, rng, count):
-    """The file ``count`` times, cut or with bytes changed."""
-    for _ in range(count):
-        content = bytearray(whole)
-        for place in rng.integers(0, len(whole), rng.integers(1, 9)):
-            content[place] = rng.integers(0, 256)
-        cut = int(rng.integers(0, len(whole) + 1)) if rng.uniform(
-            ) < .3 else len(whole)
-        path.write_bytes(bytes(content[:cut]))
-        yield path
-
-
-def assert_told(path, out):
-    """A rig, or one sentence."""
-    try:
-        main(['rig', '--from', str(path), '--out', str(out)])
-    except SystemExit as stop:
-        assert isinstance(stop.code, str) and '\n' not in stop.code
-        assert len(stop.code) < 1000
 
 
 # ---------------------------------------------------------------------- TIGRE

@@ -27,6 +27,9 @@ from mmengine.utils import ManagerMixin
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
+# A released model and its config.
+BLADE = ('configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py',
+         'checkpoints/mv2d-xray_small_volume_600i_blade.pth')
 CONFIG = 'configs/mv2d_xray/mv2d-xray_small_roi-volume-decoder_700i_demo-v2.py'
 SMALL = [
     'model.volume_head.voxel_size=24.', 'model.data_preprocessor.'

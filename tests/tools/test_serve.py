@@ -9,10 +9,8 @@ import time
 
 import pytest
 
-from tests.helpers.commands import ROOT, command_line, error_of, tool
+from tests.helpers.commands import BLADE, ROOT, command_line, error_of, tool
 
-MODEL = ('configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py',
-         'checkpoints/mv2d-xray_small_volume_600i_blade.pth')
 # What a hand does: a DataTransfer with files, dropped on the page.
 DROP = '''files => {
     const data = new DataTransfer();
@@ -29,7 +27,7 @@ DROP = '''files => {
 def served(tmp_path, blades):
     """Address of the page, and the folder of its temporary files."""
     began = subprocess.Popen(
-        [sys.executable, *command_line('serve.py', *MODEL, '--rig',
+        [sys.executable, *command_line('serve.py', *BLADE, '--rig',
                                        blades / 'rig.json', '--port', 0)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=dict(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path),
@@ -105,7 +103,7 @@ def test_from_drop_to_download(browser, served, blades, tmp_path):
     assert counts[0] > counts[1] > 0
     assert problems == []
     # The same as the command finds.
-    done = tool('infer.py', *(ROOT / m for m in MODEL), '--images', *views,
+    done = tool('infer.py', *(ROOT / m for m in BLADE), '--images', *views,
                 '--rig', blades / 'rig.json', '--out', tmp_path / 'b.json',
                 '--device', 'cpu')
     assert done.returncode == 0
@@ -126,6 +124,6 @@ def test_what_cannot_be_served(tmp_path, blades):
         'faster-rcnn_small_neighbours_1500i_demo-v2-slices.py', 'none.pth'))
     rig = blades / 'rig.json'
     assert 'found "rig" twice' in error_of(
-        tool('serve.py', *MODEL, '--rig', rig, rig))
+        tool('serve.py', *BLADE, '--rig', rig, rig))
     assert 'expected an address that is free' in error_of(
-        tool('serve.py', *MODEL, '--port', 99999))
+        tool('serve.py', *BLADE, '--port', 99999))

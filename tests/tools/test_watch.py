@@ -16,8 +16,7 @@ from projects.core.engine import watching
 from projects.core.engine.command_line import UserError
 from projects.core.engine.watching import watch
 from projects.core.files import DataError
-from tests.helpers.commands import ROOT, command_line, error_of, tool
-from tests.tools.test_serve import MODEL
+from tests.helpers.commands import BLADE, ROOT, command_line, error_of, tool
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def start(tmp_path, blades):
     def start():
         running.append(subprocess.Popen(
             [sys.executable, *command_line(
-                'infer.py', *MODEL, '--watch', tmp_path / 'in', '--rig',
+                'infer.py', *BLADE, '--watch', tmp_path / 'in', '--rig',
                 blades / 'rig.json', '--out-dir', tmp_path / 'out', '--every',
                 .2, '--patience', 12, '--trust-rig', '--device', 'cpu')],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -131,7 +130,7 @@ def test_options_that_do_not_fit(tmp_path):
             (['--images', 'i'], '--out: expected with --images or --scan'),
             (['--watch', tmp_path, '--out-dir', tmp_path / 'o'],
              '--rig: expected rig.json')):
-        done = tool('infer.py', *(ROOT / m for m in MODEL), *options)
+        done = tool('infer.py', *(ROOT / m for m in BLADE), *options)
         assert sentence in error_of(done)
 
 
