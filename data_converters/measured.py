@@ -238,12 +238,10 @@ def plan_views(images: Sequence[Path], rig: Rig, written: Rig,
         rig, written, reading, list(classes or ['defect']), label_values,
         spacing, frame or 'world',
         None if ct2world is None else read_motion(ct2world))
-    if any(i.labels is not None and not i.labels.exists()
-           for i in items.values()):
-        missing = next(i.labels for i in items.values()
-                       if i.labels is not None and not i.labels.exists())
-        raise ConversionError(f'{missing}: --labels: expected a file, found '
-                              'none')
+    for item in items.values():
+        if item.labels is not None and not item.labels.exists():
+            raise ConversionError(f'{item.labels}: --labels: expected a '
+                                  'file, found none')
     reader.inputs = dict(
         reading=asdict(reading), frame=reader.frame,
         label_values=label_values, spacing=spacing,

@@ -22,6 +22,8 @@ from projects.core.engine.command_line import (
 )
 from projects.core.engine.configs import load_config
 from projects.core.files import atomic_write, dump_json
+from projects.core.fusion import ABSENT, IOU_THR
+from projects.core.projections import LEVEL
 from projects.core.results import load_results
 from projects.core.rig import Rig
 from projects.mv2d_xray.deploy import DeployedGraph
@@ -61,7 +63,7 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
                 f'of the checkpoint, found {full["source"].get("sha256")}')
         metrics = {key: full[key] for key in METRICS if key in full}
     step = next(s for s in cfg.test_pipeline if s['type'] == 'LoadXRayViews')
-    window = dict(dict(scale=16 / 65535, offset=0.),
+    window = dict(dict(scale=LEVEL, offset=0.),
                   **(told.get('intensity') or {}))
     window = {key: float(window[key] if step.get(key) is None else step[key])
               for key in ('scale', 'offset')}
@@ -71,8 +73,8 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
         pixel_mm=None if rig is None else float(np.median(
             [view.pixel_size for view in Rig.from_dict(rig).views])),
         intensity=window,
-        thresholds=dict(score=model.volume_head.score_thr, iou=.05,
-                        absent=.01),
+        thresholds=dict(score=model.volume_head.score_thr, iou=IOU_THR,
+                        absent=ABSENT),
         checkpoint=dict(file=Path(args.checkpoint).name, sha256=sha256),
         metrics=metrics)
 

@@ -14,7 +14,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from projects.core.fusion import fuse_arrays
+from projects.core.fusion import ABSENT, IOU_THR, fuse_arrays
 
 __all__ = [
     'build_box3d_instances', 'cells_in_boxes', 'corners_of', 'draw_gaussians',
@@ -48,8 +48,8 @@ def corners_of(boxes: Tensor) -> Tensor:
 
 
 def fuse_boxes(boxes: Tensor, scores: Tensor, labels: Tensor, sources: Tensor,
-               all_sources: Sequence[int], iou_thr: float = .05,
-               absent: float = .01):
+               all_sources: Sequence[int], iou_thr: float = IOU_THR,
+               absent: float = ABSENT):
     """:func:`~projects.core.fusion.fuse_arrays` of tensors.
 
     Args:

@@ -4,7 +4,10 @@ from typing import Sequence, Tuple
 
 import numpy as np
 
-__all__ = ['fuse_arrays']
+__all__ = ['ABSENT', 'IOU_THR', 'fuse_arrays']
+
+# What is used where nobody says otherwise, see :func:`fuse_arrays`.
+IOU_THR, ABSENT = .05, .01
 
 
 def _overlaps(boxes: np.ndarray) -> np.ndarray:
@@ -19,7 +22,7 @@ def _overlaps(boxes: np.ndarray) -> np.ndarray:
 
 def fuse_arrays(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
                 sources: np.ndarray, all_sources: Sequence[int],
-                iou_thr: float = .05, absent: float = .01
+                iou_thr: float = IOU_THR, absent: float = ABSENT
                 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Make one box of all that are of one object.
 
