@@ -1,0 +1,1 @@
+"""Two views of one breast: Mask R-CNN and AG-RCNN (document 004)."""

@@ -1,0 +1,116 @@
+"""Landmarks of drawn breasts, whose truth is known."""
+
+import numpy as np
+import pytest
+
+from projects.ag_rcnn.landmarks import (
+    LandmarkError,
+    draw_landmarks,
+    find_landmarks,
+    node_grid,
+)
+
+HEIGHT, WIDTH = 512, 384
+NIPPLE = (268, 300)
+LINE = ((150, 0), (0, 300))  # from the top to the chest wall
+
+
+def drawn(view, seed=0):
+    """A left breast: half an ellipse with a nipple; a muscle in MLO."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH] + .5
+    image = np.zeros((HEIGHT, WIDTH))
+    image[(x / 250)**2 + ((y - 280) / 240)**2 < 1] = 25000
+    image[np.hypot(x - 252, y - NIPPLE[1]) < 16] = 25000
+    if view == 'MLO':
+        image[x < 150 - .5 * y] = 50000
+    image += np.random.default_rng(seed).normal(0, 600, image.shape)
+    return image.clip(0, 65535).astype(np.uint16)
+
+
+def distance_to_line(points, line=LINE):
+    a, b = np.array(line, float)
+    along = (b - a) / np.linalg.norm(b - a)
+    return np.abs((points - a) @ [-along[1], along[0]])
+
+
+@pytest.mark.parametrize('view', ['CC', 'MLO'])
+def test_known_landmarks_are_found(view):
+    found = find_landmarks(drawn(view), 'L', view)
+    assert np.linalg.norm(found.nipple - NIPPLE) < (4 if view == 'CC' else 20)
+    if view == 'MLO':
+        assert distance_to_line(found.pectoral).max() < 5
+    else:
+        assert (found.pectoral[:, 0] == found.contour[:, 0].min()).all()
+    assert found.contour.min() >= 0
+    assert (found.contour <= [WIDTH, HEIGHT]).all()
+
+
+@pytest.mark.parametrize('view', ['CC', 'MLO'])
+def test_a_right_breast_is_a_mirrored_left_one(view):
+    image = drawn(view)
+    left = find_landmarks(image, 'L', view)
+    right = find_landmarks(image[:, ::-1], 'R', view)
+    for name in ('contour', 'nipple', 'pectoral'):
+        assert np.allclose(getattr(right, name) * [-1, 1] + [WIDTH, 0],
+                           getattr(left, name))
+    assert np.allclose(node_grid(right, 22) * [-1, 1] + [WIDTH, 0],
+                       node_grid(left, 22))
+
+
+@pytest.mark.parametrize('nodes', [(13, 17), (22, 26), (100, 105), 50])
+def test_nodes_lie_in_the_breast_and_in_like_places(nodes):
+    both = {view: find_landmarks(drawn(view), 'L', view)
+            for view in ('CC', 'MLO')}
+    grids = {view: node_grid(found, nodes) for view, found in both.items()}
+    counts = (nodes, nodes) if isinstance(nodes, int) else nodes
+    assert [len(grids[view]) for view in ('CC', 'MLO')] == list(counts)
+    for view, grid in grids.items():
+        assert np.allclose(grid[0], both[view].nipple)
+        assert (grid >= 0).all() and (grid <= [WIDTH, HEIGHT]).all()
+    # A third of the way from the nipple to the line, and from above down.
+    common = counts[0]
+    line = slice(1, 1 + (common - 1) // 3)
+    for view, grid in grids.items():
+        pectoral = both[view].pectoral
+        nipple = distance_to_line(grid[:1], pectoral)
+        assert np.allclose(distance_to_line(grid[line], pectoral),
+                           2 / 3 * nipple)
+        assert (np.diff(grid[line, 1]) > 0).all()
+        assert np.allclose(distance_to_line(
+            grid[1 + 2 * ((common - 1) // 3) + 1:common], pectoral), 0,
+            atol=1e-6) or view == 'CC' or common == 50
+    inside = grids['MLO'][common:]
+    assert (inside[:, 0] < 150 - .5 * inside[:, 1]).all()
+
+
+@pytest.mark.parametrize('image, view, part', [
+    (np.zeros((64, 64)), 'CC', 'contour: .*one grey value'),
+    (np.pad(np.ones((4, 4)), (0, 60)), 'CC', 'contour: .*at least 2%'),
+    (drawn('CC')[:, ::-1], 'CC', 'contour: .*other side'),
+    (np.where(drawn('CC') > 12000, 30000, 0), 'MLO', 'pectoral line'),
+])
+def test_what_cannot_be_found_is_told(image, view, part):
+    with pytest.raises(LandmarkError, match=part):
+        find_landmarks(image, 'L', view)
+
+
+def test_other_arguments_are_refused():
+    with pytest.raises(ValueError, match='laterality: expected one of L, R'):
+        find_landmarks(drawn('CC'), 'LEFT', 'CC')
+    with pytest.raises(ValueError, match='view: expected one of CC, MLO'):
+        find_landmarks(drawn('CC'), 'L', 'ML')
+    with pytest.raises(ValueError, match='image: expected'):
+        find_landmarks(np.zeros((4, 4, 3)), 'L', 'CC')
+    found = find_landmarks(drawn('CC'), 'L', 'CC')
+    for nodes in ((5, 9), (22, 20)):
+        with pytest.raises(ValueError, match='num_nodes: expected'):
+            node_grid(found, nodes)
+
+
+def test_the_picture_shows_them():
+    image = drawn('MLO')
+    found = find_landmarks(image, 'L', 'MLO')
+    picture = draw_landmarks(image, found, node_grid(found, (22, 26)))
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    x, y = found.nipple.astype(int)
+    assert tuple(picture[y, x]) == (60, 60, 240)
