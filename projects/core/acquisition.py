@@ -25,11 +25,11 @@ import numpy as np
 from scipy import fft, ndimage
 
 from projects.core import geometry
+from projects.core.projections import fill_dead
 
 __all__ = [
     'BONE_IN_WATER', 'Acquisition', 'Counts', 'Detector', 'Exposure',
-    'Spectrum', 'draw_acquisition', 'fill_dead', 'load_preset',
-    'load_spectrum', 'presets'
+    'Spectrum', 'draw_acquisition', 'load_preset', 'load_spectrum', 'presets'
 ]
 
 _HERE = Path(__file__).parent
@@ -443,26 +443,6 @@ def _grown(images: np.ndarray, zoom: int, height: int,
         cv2.resize(image.astype(np.float32), size,
                    interpolation=cv2.INTER_LINEAR)[:height, :width]
         for image in images])
-
-
-def fill_dead(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
-    """Dead pixels get the median of their live neighbours."""
-    filled, left = images.copy(), np.argwhere(dead)
-    live = np.where(dead, np.nan, images)
-    for reach in range(1, max(dead.shape) + 1):
-        if not len(left):
-            break
-        offsets = np.arange(-reach, reach + 1)
-        padded = np.pad(live, ((0, 0), (reach, reach), (reach, reach)),
-                        constant_values=np.nan)
-        near = padded[:, (left[:, :1] + reach + offsets)[:, :, None],
-                      (left[:, 1:] + reach + offsets)[:, None]]
-        near = near.reshape(len(images), len(left), -1)
-        known = ~np.isnan(near[0]).all(1)
-        row, column = left[known].T
-        filled[:, row, column] = np.nanmedian(near[:, known], axis=2)
-        left = left[~known]
-    return filled
 
 
 def _smooth_noise(shape: Tuple[int, ...], width: float,

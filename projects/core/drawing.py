@@ -1,17 +1,25 @@
 """Pictures of what was found, for people; drawn without a screen."""
 
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import (
+    TYPE_CHECKING,
+    Dict,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
 from projects.core import geometry
 from projects.core.files import atomic_write
 from projects.core.rig import View
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 __all__ = [
     'STYLES', 'STYLE_2D', 'draw_beads', 'draw_image', 'draw_rect',
@@ -31,15 +39,17 @@ MAX_SLICES = 10  # of a scan, that are drawn
 
 
 def subplots(rows: int, columns: int, width: float,
-             height: float) -> Tuple[Figure, np.ndarray]:
+             height: float) -> Tuple['Figure', np.ndarray]:
     """A figure (inches) that needs no screen, and its axes (rows,
     columns)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), layout='constrained')
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save(figure: Figure, out_file: Union[str, Path]) -> None:
+def save(figure: 'Figure', out_file: Union[str, Path]) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_write(out_file) as stream:
         figure.savefig(stream, format='png', dpi=100)
@@ -51,7 +61,7 @@ def draw_views(images: np.ndarray,
                title: str = '',
                names: Optional[Sequence[str]] = None,
                scores: Optional[np.ndarray] = None,
-               **boxes: np.ndarray) -> Figure:
+               **boxes: np.ndarray) -> 'Figure':
     """Draw 3D boxes over every view of a scan.
 
     Args:
@@ -155,13 +165,15 @@ def middle_channel(image: np.ndarray) -> np.ndarray:
 def draw_rect(axis, rect: np.ndarray, style: dict,
               linewidth: float = 1.2) -> None:
     """A box ``[x1, y1, x2, y2]`` (px)."""
+    from matplotlib.patches import Rectangle
     x1, y1, x2, y2 = rect
     axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False,
                              linewidth=linewidth, **style))
 
 
-def line_of(style: dict, label: str) -> Line2D:
+def line_of(style: dict, label: str) -> 'Line2D':
     """A line of a legend."""
+    from matplotlib.lines import Line2D
     style = dict(style)
     style['color'] = style.pop('edgecolor', style.get('color'))
     return Line2D([], [], label=label, **style)

@@ -15,16 +15,18 @@ Convention (every other module relies on it and none restates it):
 
 Shapes: V views, N points, R RoIs or boxes; ``*`` any leading dimensions.
 Functions take NumPy arrays or torch tensors, but not a mixture, and never
-change their arguments.
+change their arguments. Arrays alone need no torch.
 """
 
 import math
-from typing import Sequence, Tuple, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, Sequence, Tuple, TypeVar
 
 import numpy as np
-import torch
-from scipy.linalg import rq
-from scipy.spatial.transform import Rotation
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import TypeIs
 
 __all__ = [
     'LPS_TO_RAS', 'are_slices', 'box_corners', 'camera_centres',
@@ -39,7 +41,7 @@ __all__ = [
 ]
 
 # Of one kind in a call: what goes in as a tensor comes out as one.
-Array = TypeVar('Array', np.ndarray, torch.Tensor)
+Array = TypeVar('Array', np.ndarray, 'torch.Tensor')
 
 # DICOM's axes of the patient to the world's, and back: its own inverse.
 LPS_TO_RAS = np.diag([-1., -1., 1.])
@@ -47,26 +49,33 @@ LPS_TO_RAS.setflags(write=False)
 
 
 # --------------------------------------------------------------- small helpers
+def _is_tensor(array: Any) -> 'TypeIs[torch.Tensor]':
+    torch = sys.modules.get('torch')  # without it there are none
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
 def _inverse(matrix: Array) -> Array:
-    if isinstance(matrix, torch.Tensor):
-        return torch.linalg.inv(matrix)
+    if _is_tensor(matrix):
+        return matrix.inverse()
     return np.linalg.inv(matrix)
 
 
 def _stack(arrays: Sequence[Array], dim: int = -1) -> Array:
-    if isinstance(arrays[0], torch.Tensor):
+    if _is_tensor(arrays[0]):
+        import torch
         return torch.stack(tuple(arrays), dim=dim)
     return np.stack(arrays, axis=dim)
 
 
 def _transpose(matrix: Array) -> Array:
-    if isinstance(matrix, torch.Tensor):
+    if _is_tensor(matrix):
         return matrix.transpose(-1, -2)
     return np.swapaxes(matrix, -1, -2)
 
 
 def _like(values, reference: Array) -> Array:
-    if isinstance(reference, torch.Tensor):
+    if _is_tensor(reference):
+        import torch
         return torch.as_tensor(
             values, dtype=reference.dtype, device=reference.device)
     return np.asarray(values, dtype=reference.dtype)
@@ -138,6 +147,7 @@ def rotation_z(angle: float) -> np.ndarray:
 def rigid_motion(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """Rigid motion (4, 4) from a rotation vector (3,) (rad, about the origin,
     applied first) and a translation (3,) (mm)."""
+    from scipy.spatial.transform import Rotation
     motion = np.eye(4)
     motion[:3, :3] = Rotation.from_rotvec(rotation).as_matrix()
     motion[:3, 3] = translation
@@ -157,6 +167,7 @@ def moved_camera(ct2cam: np.ndarray, turn: np.ndarray, shift: np.ndarray
 def rotation_angles(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """By which angle (*,) (rad) rigid motions (*, 4, 4) turn otherwise than
     others."""
+    from scipy.spatial.transform import Rotation
     between = first[..., :3, :3] @ np.swapaxes(second[..., :3, :3], -1, -2)
     return Rotation.from_matrix(between).magnitude()
 
@@ -181,6 +192,7 @@ def camera_from_points(points: np.ndarray, uv: np.ndarray
         ValueError: There are fewer points, they do not fix a camera, or only
             a mirrored image would show them so.
     """
+    from scipy.linalg import rq
     if len(points) < 6:
         raise ValueError(f'expected at least 6 points, found {len(points)}')
 
@@ -438,8 +450,8 @@ def triangulate(uv: Array, ct2img: Array, weights: Array | None = None
     lhs = normal.sum(0)
     rhs = (normal @ origins[..., None])[..., 0].sum(0)
     scale = weights.sum(0).clip(1e-12)
-    det = (torch if isinstance(lhs, torch.Tensor) else np).linalg.det(
-        lhs / scale[..., None, None])
+    scaled = lhs / scale[..., None, None]
+    det = scaled.det() if _is_tensor(scaled) else np.linalg.det(scaled)
     good = det > 1e-6
     lhs = lhs + (~good)[..., None, None] * eye
     solution = (_inverse(lhs) @ rhs[..., None])[..., 0]
@@ -542,7 +554,8 @@ def project_boxes(boxes: Array, ct2img: Array) -> Tuple[Array, Array]:
     behind = ((depth <= 0).any(-1) | (off >= 1 - 1e-4).all(-1)
               | (off <= 1e-4 - 1).all(-1))
     centre = depth.mean(-1)
-    if isinstance(uv, torch.Tensor):
+    if _is_tensor(uv):
+        import torch
         rect = torch.cat([uv.amin(-2), uv.amax(-2)], -1)
     else:
         rect = np.concatenate([uv.min(-2), uv.max(-2)], -1)
@@ -573,11 +586,11 @@ def transform_boxes(boxes: Array, matrix: Array) -> Array:
 
 
 # ---------------------------------------------------------------- scene, depth
-def clamp_points(points: torch.Tensor,
-                 scene_range: Sequence[float]) -> torch.Tensor:
+def clamp_points(points: 'torch.Tensor',
+                 scene_range: Sequence[float]) -> 'torch.Tensor':
     """Points (N, 3) (mm) moved to the nearest place in the scene box."""
     low, high = points.new_tensor(scene_range).view(2, 3)
-    return torch.minimum(torch.maximum(points, low), high)
+    return points.maximum(low).minimum(high)
 
 
 def normalise_points(points: Array, scene_range: Sequence[float]) -> Array:
@@ -615,14 +628,15 @@ def depth_bounds(ct2cam: Array,
     corners = _like(box_corners(box), ct2cam)
     depth = corners @ ct2cam[..., 2, :3, None] + ct2cam[..., 2, 3:, None]
     depth = depth[..., 0].clip(minimum)
-    if isinstance(ct2cam, torch.Tensor):
+    if _is_tensor(ct2cam):
+        import torch
         return torch.stack([depth.amin(-1), depth.amax(-1)], -1)
     return np.stack([depth.min(-1), depth.max(-1)], -1)
 
 
 def frustum_points(height: int, width: int, stride: float,
-                   ct2img: torch.Tensor, bounds: torch.Tensor,
-                   num_depths: int) -> torch.Tensor:
+                   ct2img: 'torch.Tensor', bounds: 'torch.Tensor',
+                   num_depths: int) -> 'torch.Tensor':
     """World points along the rays of a feature map's cells.
 
     PETR (arXiv 2203.05625) §3.2, with depths spaced uniformly between each
@@ -638,6 +652,7 @@ def frustum_points(height: int, width: int, stride: float,
     Returns:
         torch.Tensor: (V, height, width, D, 3) (mm).
     """
+    import torch
     ys = (torch.arange(height, device=ct2img.device) + .5) * stride
     xs = (torch.arange(width, device=ct2img.device) + .5) * stride
     v, u = torch.meshgrid(ys, xs, indexing='ij')

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import (
+    TYPE_CHECKING,
     Callable,
     Dict,
     Iterable,
@@ -33,16 +34,15 @@ from typing import (
 )
 
 import cv2
-import h5py
 import numpy as np
-import pydicom
-import tifffile
-from pydicom.pixels import apply_modality_lut, iter_pixels
 from scipy import ndimage
 
-from projects.core.acquisition import fill_dead
 from projects.core.files import DataError
 from projects.core.rig import View
+
+if TYPE_CHECKING:
+    import h5py
+    import pydicom
 
 LEVEL = 16 / 65535  # line integral of one grey level of a set's images
 DTYPES = tuple(f'{end}{kind}' for kind in (
@@ -59,8 +59,8 @@ _LEAST = .5  # counts: what is less is no signal
 
 __all__ = [
     'DTYPES', 'FLIPS', 'LEVEL', 'Projections', 'Reading',
-    'add_reading_arguments', 'find_objects', 'images_of', 'object_name',
-    'read_projections', 'reading_of', 'sources_of'
+    'add_reading_arguments', 'fill_dead', 'find_objects', 'images_of',
+    'object_name', 'read_projections', 'reading_of', 'sources_of'
 ]
 
 
@@ -736,6 +736,26 @@ def _stuck(stack: np.ndarray) -> np.ndarray:
     return low | high
 
 
+def fill_dead(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
+    """Dead pixels get the median of their live neighbours."""
+    filled, left = images.copy(), np.argwhere(dead)
+    live = np.where(dead, np.nan, images)
+    for reach in range(1, max(dead.shape) + 1):
+        if not len(left):
+            break
+        offsets = np.arange(-reach, reach + 1)
+        padded = np.pad(live, ((0, 0), (reach, reach), (reach, reach)),
+                        constant_values=np.nan)
+        near = padded[:, (left[:, :1] + reach + offsets)[:, :, None],
+                      (left[:, 1:] + reach + offsets)[:, None]]
+        near = near.reshape(len(images), len(left), -1)
+        known = ~np.isnan(near[0]).all(1)
+        row, column = left[known].T
+        filled[:, row, column] = np.nanmedian(near[:, known], axis=2)
+        left = left[~known]
+    return filled
+
+
 def _without_scatter(signal: np.ndarray, beam: np.ndarray,
                      reading: Reading) -> np.ndarray:
     """Signal less the scatter that the object makes: a share of the open
@@ -853,6 +873,7 @@ def _grey(image: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _open_tiff(path: Path, reading: Reading) -> _File:
+    import tifffile
     with tifffile.TiffFile(path) as tiff:
         pages = len(tiff.pages)
         shapes = set()
@@ -873,6 +894,7 @@ def _open_tiff(path: Path, reading: Reading) -> _File:
 def _tiff_page(path: Path, number: int) -> np.ndarray:
     """A page; compressed ones by OpenCV, which swells no further than the
     image's size."""
+    import tifffile
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[number].aspage()
         if page.compression == 1:
@@ -913,6 +935,7 @@ def _open_raw(path: Path, reading: Reading) -> _File:
 
 
 def _open_hdf5(path: Path, reading: Reading) -> _File:
+    import h5py
     with h5py.File(path, 'r', locking=False) as stream:
         data = _dataset(stream, 'data', path)
         count, shape = data.shape[0], (data.shape[1], data.shape[2])
@@ -930,12 +953,13 @@ def _open_hdf5(path: Path, reading: Reading) -> _File:
                  beside=beside)
 
 
-def _dataset(stream: h5py.File, name: str, path: Path) -> h5py.Dataset:
+def _dataset(stream: 'h5py.File', name: str, path: Path) -> 'h5py.Dataset':
     """Of Data Exchange's group; one that lies in this very file.
 
     Raises:
         DataError: There is none of images, or it leads elsewhere.
     """
+    import h5py
     for place in ('exchange', f'exchange/{name}'):
         link = stream.get(place, getlink=True) if place in stream else None
         if not isinstance(link, h5py.HardLink):
@@ -955,12 +979,14 @@ def _dataset(stream: h5py.File, name: str, path: Path) -> h5py.Dataset:
 
 
 def _slice_of(path: Path, name: str, number: int) -> np.ndarray:
+    import h5py
     with h5py.File(path, 'r', locking=False) as stream:
         return _dataset(stream, name, path)[number]
 
 
 def _mean_in(path: Path, name: str) -> np.ndarray:
     """Mean of a data set's images."""
+    import h5py
     with _guarded(path, 'HDF5'), h5py.File(
             path, 'r', locking=False) as stream:
         data = _dataset(stream, name, path)
@@ -973,7 +999,8 @@ def _mean_in(path: Path, name: str) -> np.ndarray:
         return (total / len(data)).astype(np.float32)
 
 
-def _header_of(path: Path) -> pydicom.Dataset:
+def _header_of(path: Path) -> 'pydicom.Dataset':
+    import pydicom
     meta = pydicom.filereader.read_file_meta_info(path)
     if meta.get('TransferSyntaxUID') == _DEFLATED:
         raise ValueError('it is deflated')
@@ -1016,7 +1043,7 @@ def _open_dicom(path: Path, reading: Reading) -> _File:
                  sign, None if order is None else int(order))
 
 
-def _relation(data: pydicom.Dataset, lut: bool) -> Tuple[str, int]:
+def _relation(data: 'pydicom.Dataset', lut: bool) -> Tuple[str, int]:
     """What values are of the beam (DICOM PS3.3, C.8.11.3.1.2), and their
     sign.
 
@@ -1038,6 +1065,7 @@ def _relation(data: pydicom.Dataset, lut: bool) -> Tuple[str, int]:
 
 def _dicom_frame(path: Path, number: int) -> np.ndarray:
     """A frame after its modality LUT or rescaling."""
+    from pydicom.pixels import apply_modality_lut, iter_pixels
     data = _header_of(path)
     size = int(data.Rows) * int(data.Columns) * 8
     if size > _LARGEST:

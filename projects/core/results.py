@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from terminaltables import AsciiTable
 
 from projects.core.evaluation.matching import (
     DISTANCES,
@@ -269,6 +268,7 @@ def notes_of(full: dict) -> List[str]:
 def table_of(full: dict) -> str:
     """What the screen shows after a test, from ``full_results`` or the JSON
     of them."""
+    from terminaltables import AsciiTable
 
     def text(value):
         return '-' if value is None else f'{value:.3f}'

@@ -11,8 +11,6 @@ from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from projects.core.boxes import lidar_boxes
-
 __all__ = [
     'DISTANCES', 'FALSE_POSITIVES', 'IOUS', 'MATCH_DISTANCE', 'SHOWN_IOUS',
     'SIZE_BINS', 'ScanResult', 'match', 'match_overlaps', 'on_ignored'
@@ -111,6 +109,7 @@ def match_overlaps(scan: ScanResult, ious: Sequence[float]
     found = [np.full(len(scan.boxes), -1) for _ in ious]
     if not counts.any() or not len(scan.truth):
         return found, counts
+    from projects.core.boxes import lidar_boxes  # of mmdet3d
     boxes, truth = lidar_boxes(scan.boxes), lidar_boxes(scan.truth)
     overlaps = boxes.overlaps(boxes, truth).numpy()
     nearest = overlaps.argmax(1)

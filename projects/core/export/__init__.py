@@ -17,7 +17,7 @@ format       file                frame and order
                                  of the set's COCO file
 ``sr``       ``<scan>.dcm``      DICOM SR (TID 1500): patient LPS, mm, in the
                                  CT series' own frame of reference, see
-                                 :func:`write_sr`
+                                 :func:`~.dicom_sr.write_sr`
 ===========  ==================  ===========================================
 """
 
@@ -28,7 +28,6 @@ from typing import Callable, Dict, List, Optional, Sequence, Union
 import numpy as np
 
 from projects.core.export.coco import write_coco
-from projects.core.export.dicom_sr import write_sr
 from projects.core.export.found import Found
 from projects.core.export.slicer import write_slicer
 from projects.core.export.table import write_csv
@@ -92,5 +91,10 @@ def export(results: Union[str, Path, Sequence[Path]],
     return written
 
 
+def _write_sr(found: Found) -> List[Path]:
+    from projects.core.export.dicom_sr import write_sr  # of highdicom
+    return write_sr(found)
+
+
 FORMATS: Dict[str, Callable] = dict(
-    csv=write_csv, slicer=write_slicer, coco=write_coco, sr=write_sr)
+    csv=write_csv, slicer=write_slicer, coco=write_coco, sr=_write_sr)
