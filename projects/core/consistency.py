@@ -25,7 +25,6 @@ from typing import Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from projects.core import geometry
 from projects.core.files import DataError
@@ -194,8 +193,9 @@ class _LineDerivatives:
         limit = _CUT * _FRAME * np.percentile(np.abs(image), 99.5)
         sums = _line_integrals(
             np.stack([weighted, edge], -1).astype(np.float32))
-        derivative = ndimage.gaussian_filter1d(
-            sums[..., 0], _SIGMA, axis=1, order=1, mode='constant')
+        derivative = cv2.filter2D(
+            sums[..., 0], cv2.CV_32F, _derivative_of_gaussian(_SIGMA)[None],
+            borderType=cv2.BORDER_CONSTANT)
         self.derivative = _wrapped(derivative, -1).astype(float)
         self.cut = _wrapped(sums[..., 1] > limit, 1).astype(float)
         # Of the pixels that were reduced.
@@ -229,8 +229,7 @@ class _LineDerivatives:
         at = np.stack([angle * (_DIRECTIONS / np.pi),
                        offset + (size - 1) / 2])
         at[:, ~known] = 0
-        value = ndimage.map_coordinates(self.derivative, at, order=1)
-        cut = ndimage.map_coordinates(self.cut, at, order=1)
+        value, cut = _between([self.derivative, self.cut], at)
         value = -sign * self.area * value / np.where(known, length, 1)**2
         return value * known, known & ((cut == 0) | truncated)
 
@@ -253,6 +252,32 @@ def _line_integrals(image: np.ndarray) -> np.ndarray:
             image, np.column_stack([turn, shift]), (size, size),
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP).sum(0)
     return sums
+
+
+def _derivative_of_gaussian(sigma: float) -> np.ndarray:
+    """Kernel (K,) for a correlation: the derivative of what a Gaussian of
+    this deviation (px), out to four of them, blurs."""
+    offsets = np.arange(-int(4 * sigma + .5), int(4 * sigma + .5) + 1)
+    weights = np.exp(-offsets**2 / (2 * sigma**2))
+    return weights / weights.sum() * offsets / sigma**2
+
+
+def _between(tables: Sequence[np.ndarray], at: np.ndarray
+             ) -> List[np.ndarray]:
+    """Values (*,) of tables (H, W) of one size at rows and columns (2, *),
+    linear between their cells and 0 beyond the outermost."""
+    last = np.array(tables[0].shape) - 1
+    last = last.reshape(2, *[1] * (at.ndim - 1))
+    inside = ((at >= 0) & (at <= last)).all(0)
+    low = np.floor(at * inside).astype(int).clip(0, last - 1)
+    part = at * inside - low
+    row, column = low
+    return [inside * (
+        (1 - part[0]) * ((1 - part[1]) * table[row, column]
+                         + part[1] * table[row, column + 1])
+        + part[0] * ((1 - part[1]) * table[row + 1, column]
+                     + part[1] * table[row + 1, column + 1]))
+        for table in tables]
 
 
 def _wrapped(sums: np.ndarray, sign: int) -> np.ndarray:

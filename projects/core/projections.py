@@ -35,7 +35,6 @@ from typing import (
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from projects.core.files import DataError
 from projects.core.rig import View
@@ -769,8 +768,10 @@ def _without_scatter(signal: np.ndarray, beam: np.ndarray,
         small = cv2.resize(
             1 - image, None, fx=1 / zoom, fy=1 / zoom,
             interpolation=cv2.INTER_AREA)
-        small = ndimage.gaussian_filter(
-            small, sigma / zoom, mode='constant', truncate=3)
+        # Three deviations; beside the detector there is no object.
+        side = 2 * int(3 * sigma / zoom + .5) + 1
+        small = cv2.GaussianBlur(small, (side, side), sigma / zoom,
+                                 borderType=cv2.BORDER_CONSTANT)
         spread = cv2.resize(small, image.shape[::-1],
                             interpolation=cv2.INTER_LINEAR)
         out[row] = np.maximum(
@@ -796,6 +797,10 @@ def _guarded(path: Path, kind: str) -> Iterator[None]:
             yield
     except (DataError, KeyboardInterrupt):
         raise
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f'{_plain(path)}: image: expected the package {error.name}, which '
+            f'reads {kind}, found none: install it') from None
     except Exception as error:  # a damaged file raises anything
         raise DataError(
             f'{_plain(path)}: image: expected a whole {kind} file, found one '
