@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from projects.core.engine.command_line import check_outputs, one_sentence
-from projects.core.report.page import write_report
+from projects.core.report.tested import write_report
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:

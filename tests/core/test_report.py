@@ -13,7 +13,8 @@ from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.ranking import curves_of, evaluate
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import build_coco, dump_infos
-from projects.core.report.page import write_object_report, write_report
+from projects.core.report import write_object_report
+from projects.core.report.tested import write_report
 from projects.core.results import dump_results, results_of
 from projects.core.rig import Rig
 from tests.helpers.spheres import make_sphere_set

@@ -1,5 +1,5 @@
 """One HTML file that shows what was found."""
 
-from projects.core.report.page import write_object_report, write_report
+from projects.core.report.page import write_object_report
 
-__all__ = ['write_object_report', 'write_report']
+__all__ = ['write_object_report']
