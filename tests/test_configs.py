@@ -31,7 +31,8 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(ROOT.glob('configs/mv2d_xray/*.py'))
 RATINGS = sorted(ROOT.glob('configs/ct_slices/malignancy_*.py'))
 SLICES = sorted({*ROOT.glob('configs/ct_slices/*.py')} - {*RATINGS})
-EVERY = CONFIGS + SLICES + RATINGS
+BREASTS = sorted(ROOT.glob('configs/ag_rcnn/*.py'))
+EVERY = CONFIGS + SLICES + RATINGS + BREASTS
 
 
 def load(path):
@@ -86,6 +87,26 @@ def test_config_of_slices(path):
     for name in ('train', 'val', 'test'):
         steps = cfg[f'{name}_dataloader'].dataset.pipeline
         assert Compose([TRANSFORMS.build(step) for step in steps])
+    assert Path(path).read_text().count('\n') <= 40
+
+
+@pytest.mark.parametrize('path', BREASTS, ids=lambda p: p.stem)
+def test_config_of_breasts(path):
+    """A test sees images as large as training does; only exams have
+    partners."""
+    cfg = load(path)
+    model = MODELS.build(cfg.model)
+    assert type(model).__name__ == 'CrossViewDetector'
+    assert cfg.custom_imports.imports == ['projects.ag_rcnn']
+    assert (model.graph is not None) == path.stem.startswith('ag-rcnn')
+    sizes = set()
+    for name in ('train', 'val', 'test'):
+        data = cfg[f'{name}_dataloader'].dataset
+        assert Compose([TRANSFORMS.build(step) for step in data.pipeline])
+        sizes |= {step.size for step in data.pipeline[0].transforms
+                  if step.type == 'ResizeMammogram'}
+        assert model.graph is None or data.get('exams', True)
+    assert len(sizes) <= 1
     assert Path(path).read_text().count('\n') <= 40
 
 
@@ -322,7 +343,7 @@ def test_a_number_stands_in_one_place(path):
     assert all(s.scene_range == cfg.scene_range for s in loaders)
 
 
-@pytest.mark.parametrize('path', SLICES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', SLICES + BREASTS, ids=lambda p: p.stem)
 def test_norms_are_learned_where_nothing_was_learned_before(path):
     """mmdet's ResNet keeps its norms as they are, unless told otherwise:
     right for ImageNet's, but from scratch these are no norms at all."""

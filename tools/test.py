@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import List, Optional
 
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from projects.core.engine.checkpoints import (
@@ -30,6 +31,7 @@ from projects.core.engine.configs import (
 )
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
+from projects.core.evaluation.metric_images import ImageFROCMetric
 from projects.core.results import dump_results
 from projects.ct_slices.malignancy import MalignancyMetric
 
@@ -58,6 +60,12 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def draws_images(cfg: Config) -> bool:
+    """Whether what is found are boxes of single images."""
+    return any(step['type'] == 'PackExam'
+               for step in cfg.test_dataloader.dataset.pipeline)
+
+
 def metrics_of(runner: Runner, *kinds: type) -> list:
     """The metrics of a test that are of one of these kinds."""
     return [metric for metric in runner.test_evaluator.metrics
@@ -75,7 +83,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         select_split(dataset, args.split)
     evaluators = evaluators_3d_of(cfg)
     for option in ('show_dir', 'calibration'):
-        if getattr(args, option) and not evaluators:
+        if getattr(args, option) and not evaluators and not (
+                option == 'show_dir' and draws_images(cfg)):
             raise UserError(
                 f'{args.config}: --{option.replace("_", "-")}: expected an '
                 'Indication3DMetric in test_evaluator, found none')
@@ -97,11 +106,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     # What a training started from would be loaded over what is tested.
     cfg.load_from, cfg.resume = None, False
     runner = build_runner(cfg)
-    told = metrics_of(runner, Indication3DMetric, MalignancyMetric)
+    told = metrics_of(runner, Indication3DMetric, ImageFROCMetric,
+                      MalignancyMetric)
     if args.out and not told:
         raise UserError(
-            f'{args.config}: --out: expected an Indication3DMetric or a '
-            'MalignancyMetric in test_evaluator, found none')
+            f'{args.config}: --out: expected an Indication3DMetric, an '
+            'ImageFROCMetric or a MalignancyMetric in test_evaluator, found '
+            'none')
     model = inner_model(runner.model)
     checkpoint = check_checkpoint(args.checkpoint, model)
     model.load_state_dict(checkpoint['state_dict'])

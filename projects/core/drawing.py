@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 __all__ = [
-    'STYLES', 'STYLE_2D', 'draw_beads', 'draw_image', 'draw_rect',
-    'draw_scans', 'draw_view', 'draw_views', 'line_of', 'middle_channel',
-    'save', 'shown_views', 'subplots'
+    'STYLES', 'STYLE_2D', 'draw_beads', 'draw_image', 'draw_images',
+    'draw_rect', 'draw_scans', 'draw_view', 'draw_views', 'line_of',
+    'middle_channel', 'save', 'shown_views', 'subplots'
 ]
 
 # Colour and line style both tell the kinds apart.
@@ -177,6 +177,34 @@ def line_of(style: dict, label: str) -> 'Line2D':
     style = dict(style)
     style['color'] = style.pop('edgecolor', style.get('color'))
     return Line2D([], [], label=label, **style)
+
+
+def draw_images(images: Sequence[dict],
+                out_file: Optional[Union[str, Path]] = None) -> Figure:
+    """Draw images side by side, each with 2D boxes of its own.
+
+    Args:
+        images: At least one, each with ``title``, ``image`` (H, W) and boxes
+            (N, 4) xyxy (px) ``ground_truth``, ``ignored`` and ``prediction``,
+            and the ``scores`` (N,) of the last.
+        out_file (str | Path, optional): PNG to write.
+    """
+    figure, axes = subplots(1, len(images), 3.2 * len(images), 3.8)
+    for axis, item in zip(axes[0], images):
+        draw_image(axis, item['image'], item['title'])
+        for kind, style in STYLES.items():
+            for row, rect in enumerate(item[kind.replace(' ', '_')]):
+                draw_rect(axis, rect, style)
+                if kind == 'prediction':
+                    axis.text(rect[2], rect[1], f'{item["scores"][row]:.2f}',
+                              fontsize=7, color=style['edgecolor'],
+                              va='bottom', clip_on=True)
+    figure.legend(
+        handles=[line_of(style, kind) for kind, style in STYLES.items()],
+        loc='outside lower center', ncols=3, frameon=False)
+    if out_file:
+        save(figure, out_file)
+    return figure
 
 
 def draw_scans(scans: List[dict], out_file: Union[str, Path]) -> None:

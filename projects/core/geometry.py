@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 __all__ = [
     'LPS_TO_RAS', 'are_slices', 'box_corners', 'camera_centres',
     'camera_from_points', 'circular_ct2cam', 'clamp_points', 'compose_ct2img',
-    'denormalise_points', 'depth_bounds', 'epipolar_planes', 'frustum_points',
-    'invert_rigid', 'mirror_view', 'moved_camera', 'nearest_rotation',
-    'normalise_points', 'pixel_sizes', 'plane_traces', 'project',
-    'project_boxes', 'rays', 'reprojection_errors',
-    'rigid_motion', 'roi_intrinsics', 'rotation_angles', 'rotation_z',
-    'scale_cam2img', 'slice_camera', 'slice_normal', 'slice_offsets',
-    'slice_places', 'transform_boxes', 'triangulate', 'unproject'
+    'denormalise_points', 'depth_bounds', 'epipolar_distances',
+    'epipolar_planes', 'frustum_points', 'invert_rigid', 'mirror_view',
+    'moved_camera', 'nearest_rotation', 'normalise_points', 'pixel_sizes',
+    'plane_traces', 'project', 'project_boxes', 'rays',
+    'reprojection_errors', 'rigid_motion', 'roi_intrinsics',
+    'rotation_angles', 'rotation_z', 'scale_cam2img', 'slice_camera',
+    'slice_normal', 'slice_offsets', 'slice_places', 'transform_boxes',
+    'triangulate', 'unproject'
 ]
 
 # Of one kind in a call: what goes in as a tensor comes out as one.
@@ -515,6 +516,31 @@ def plane_traces(normals: np.ndarray, ct2img: np.ndarray) -> np.ndarray:
     _check_last('normals', normals, 3)
     _check_matrices('ct2img', ct2img)
     return normals @ _inverse(ct2img[..., :3, :3])
+
+
+def epipolar_distances(uv: np.ndarray, ct2img: np.ndarray,
+                       others: np.ndarray, other2img: np.ndarray
+                       ) -> np.ndarray:
+    """How far places in another view are from the lines on which what is seen
+    at places in one view must lie.
+
+    Args:
+        uv: (N, 2) in the one view (px).
+        ct2img: (4, 4) of it.
+        others: (M, 2) in the other view (px).
+        other2img: (4, 4) of it.
+
+    Returns:
+        np.ndarray: (N, M) (px); infinite where both sources are at one place,
+        and no place is told from another.
+    """
+    sources = [camera_centres(matrix) for matrix in (ct2img, other2img)]
+    normals = np.cross(rays(uv, ct2img)[1], sources[1] - sources[0])
+    lines = plane_traces(normals, other2img)
+    length = np.linalg.norm(lines[:, :2], axis=1, keepdims=True)
+    apart = np.abs(lines[:, :2] @ others.T + lines[:, 2:])
+    return np.where(length > 1e-9 * np.abs(lines).max(initial=0.),
+                    apart / length.clip(1e-300), np.inf)
 
 
 # ---------------------------------------------------------------------- boxes

@@ -191,6 +191,10 @@ def config_of(args: argparse.Namespace) -> Config:
 
 def select_split(dataset: Config, split: str) -> None:
     """Point a data set's config to another split of the same set."""
+    name = Path(dataset.ann_file)
+    if name.stem.startswith('instances_'):  # COCO's own name
+        dataset.ann_file = str(name.with_name(f'instances_{split}.json'))
+        return
     dataset.ann_file = infos_name(split, Path(dataset.ann_file).suffix)
     if dataset.get('coco_file'):
         dataset.coco_file = coco_name(split)

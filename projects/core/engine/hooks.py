@@ -3,8 +3,9 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Dict, Optional, Set
+from typing import Dict, List, Optional, Sequence, Set
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from projects.core import geometry
 from projects.core.boxes import gravity_boxes
-from projects.core.drawing import draw_views, shown_views
+from projects.core.drawing import draw_images, draw_views, shown_views
 from projects.core.engine.checkpoints import (
     check_classes,
     class_counts,
@@ -28,7 +29,7 @@ from projects.core.engine.command_line import UserError
 
 __all__ = [
     'ClassCheckHook', 'DrawBoxesHook', 'PatientsSeenHook',
-    'PlainCheckpointHook', 'ProgressBarHook', 'RangeCheckHook'
+    'PlainCheckpointHook', 'ProgressBarHook', 'RangeCheckHook', 'StageHook'
 ]
 
 
@@ -275,9 +276,93 @@ def _plain(value):
 
 
 @HOOKS.register_module()
+class StageHook(Hook):
+    """Trains one part of a model after the other, each at its own rate.
+
+    What is not of a stage is as it was at its end: no gradient, no weight
+    decay, no momentum, and norms keep their statistics. What the model itself
+    freezes stays frozen. A schedule of the rate (``param_scheduler``) belongs
+    to a training without stages.
+
+    Args:
+        stages (list[dict]): Each with ``length``, relative to those of the
+            others: all together are the training; ``lr``; and ``parts``,
+            dotted names within those of parameters. Without parts all is
+            trained.
+
+    Raises:
+        UserError: A stage is of no length, or a part is none of the model's.
+    """
+
+    def __init__(self, stages: Sequence[dict]) -> None:
+        self.stages = [dict(stage) for stage in stages]
+        for stage in self.stages:
+            if stage['length'] <= 0:
+                raise UserError('StageHook: stages: length: expected more '
+                                f'than 0, found {stage["length"]}')
+        self.stage: Optional[int] = None
+        self.trainable: Dict[str, torch.nn.Parameter] = {}
+        self.still: List[torch.nn.Module] = []
+
+    def before_train(self, runner) -> None:
+        """See what there is."""
+        model = inner_model(runner.model)
+        self.stage = None
+        self.trainable = {name: p for name, p in model.named_parameters()
+                          if p.requires_grad}
+        for stage in self.stages:
+            for part in stage.get('parts', ()):
+                if not any(_within(part, name) for name in self.trainable):
+                    raise UserError(
+                        f'StageHook: stages: parts: expected parts of '
+                        f'{type(model).__name__} that can be trained, found '
+                        f'"{part}"')
+
+    def stage_at(self, iteration: int, total: int) -> int:
+        """Number of the stage of an iteration, of so many."""
+        ends = np.cumsum([stage['length'] for stage in self.stages])
+        ends = np.round(ends / ends[-1] * total).astype(int)
+        return min(int(np.searchsorted(ends, iteration, side='right')),
+                   len(ends) - 1)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        """Begin a stage where its time has come."""
+        stage = self.stage_at(runner.iter, runner.max_iters)
+        if stage != self.stage:
+            self.stage = stage
+            self._begin(runner, self.stages[stage])
+        for norm in self.still:  # each epoch sets them to training
+            norm.eval()
+
+    def _begin(self, runner, stage: dict) -> None:
+        parts = stage.get('parts')
+        for name, parameter in self.trainable.items():
+            parameter.requires_grad = parts is None or any(
+                _within(part, name) for part in parts)
+            if not parameter.requires_grad:
+                parameter.grad = None
+        self.still = [
+            module for name, module in
+            inner_model(runner.model).named_modules() if parts is not None
+            and isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            and not any(_within(part, name) for part in parts)]
+        for group in runner.optim_wrapper.param_groups:
+            group['lr'] = stage['lr']
+        print_log(f'stage {(self.stage or 0) + 1} of {len(self.stages)}: '
+                  f'{", ".join(parts or ["all"])}, learning rate '
+                  f'{stage["lr"]:g}', logger='current')
+
+
+def _within(part: str, name: str) -> bool:
+    """Whether a dotted name has these parts in it."""
+    return f'.{part}.' in f'.{name}.'
+
+
+@HOOKS.register_module()
 class DrawBoxesHook(Hook):
     """Draws what is found: one picture per tested scan as a file, and the
-    first validation scans for the visualizer's backends.
+    first validation scans for the visualizer's backends. Of images without
+    cameras a picture has all of a patient that come together.
 
     Args:
         out_dir (str, optional): Folder of a test's PNGs. Without it a test is
@@ -316,6 +401,12 @@ class DrawBoxesHook(Hook):
         """Write the pictures of one batch."""
         if self.out_dir is None:
             return
+        if not hasattr(outputs[0], 'pred_instances_3d'):
+            for patient, images in _by_patient(outputs).items():
+                draw_images([_image_of(image, self.score_thr)
+                             for image in images],
+                            self.out_dir / f'{patient}.png')
+            return
         inputs = data_batch['inputs']
         if isinstance(inputs, list):  # of augmentation: boxes are the first's
             inputs = inputs[0]
@@ -326,14 +417,46 @@ class DrawBoxesHook(Hook):
     def after_val_iter(self, runner, batch_idx, data_batch=None,
                        outputs=None) -> None:
         """Show the first scans."""
+        if not hasattr(outputs[0], 'pred_instances_3d'):
+            if batch_idx < self.max_scans and runner.rank == 0:
+                for patient, images in _by_patient(outputs).items():
+                    self._show(runner, patient, draw_images(
+                        [_image_of(image, self.score_thr)
+                         for image in images]))
+            return
         batch = zip(data_batch['inputs']['img'], outputs)
         for index, (images, sample) in enumerate(
                 batch, batch_idx * len(outputs)):
             if index < self.max_scans and runner.rank == 0:
-                figure = self._draw(images, sample)
-                canvas = FigureCanvasAgg(figure)
-                canvas.draw()
-                runner.visualizer.add_image(
-                    f'val_{sample.metainfo["token"]}',
-                    np.asarray(canvas.buffer_rgba())[..., :3],
-                    step=runner.iter)
+                self._show(runner, sample.metainfo['token'],
+                           self._draw(images, sample))
+
+    @staticmethod
+    def _show(runner, name: str, figure: Figure) -> None:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        runner.visualizer.add_image(
+            f'val_{name}', np.asarray(canvas.buffer_rgba())[..., :3],
+            step=runner.iter)
+
+
+def _by_patient(samples: list) -> Dict[str, list]:
+    """Images of a batch by their patients."""
+    groups: Dict[str, list] = {}
+    for sample in samples:
+        groups.setdefault(sample.patient, []).append(sample)
+    return groups
+
+
+def _image_of(sample, score_thr: float) -> dict:
+    """What :func:`draw_images` draws of an image, as its file has it."""
+    found = sample.pred_instances
+    found = found[found.scores >= score_thr]
+    scale = np.tile(sample.scale_factor, 2)
+    return dict(
+        title=f'{sample.patient}, {sample.laterality} {sample.view}',
+        image=cv2.imread(str(sample.img_path), cv2.IMREAD_UNCHANGED),
+        ground_truth=sample.gt_instances.bboxes.cpu().numpy() / scale,
+        ignored=sample.ignored_instances.bboxes.cpu().numpy() / scale,
+        prediction=found.bboxes.cpu().numpy(),
+        scores=found.scores.cpu().numpy())

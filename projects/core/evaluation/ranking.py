@@ -40,20 +40,22 @@ class Ranked:
     def of(cls, scans: Sequence[ScanResult], distance: Optional[float],
            duplicates: bool) -> 'Ranked':
         """Match each scan's predictions, see :func:`match`."""
-        return cls._of(scans, [match(s, distance, duplicates) for s in scans])
+        return cls.of_matches(
+            scans, [match(s, distance, duplicates) for s in scans])
 
     @classmethod
     def by_overlap(cls, scans: Sequence[ScanResult], ious: Sequence[float]
                    ) -> Dict[float, 'Ranked']:
         """The same for each 3D IoU, see :func:`match_overlaps`."""
         matches = [match_overlaps(scan, ious) for scan in scans]
-        return {iou: cls._of(scans, [(found[i], counts)
-                                     for found, counts in matches])
+        return {iou: cls.of_matches(
+                    scans, [(found[i], counts) for found, counts in matches])
                 for i, iou in enumerate(ious)}
 
     @classmethod
-    def _of(cls, scans: Sequence[ScanResult],
-            matches: Sequence[Tuple[np.ndarray, np.ndarray]]) -> 'Ranked':
+    def of_matches(cls, scans: Sequence[ScanResult],
+                   matches: Sequence[Tuple[np.ndarray, np.ndarray]]
+                   ) -> 'Ranked':
         """From the index of the finding, and what counts, of each scan."""
         scores_of, hits_of, rows_of = [], [], []
         for i, (scan, (found, counts)) in enumerate(zip(scans, matches)):

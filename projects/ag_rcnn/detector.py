@@ -1,0 +1,96 @@
+"""An mmdet detector of images that come with their partners."""
+
+from typing import List, Optional, Tuple, Union
+
+import torch
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.structures import DetDataSample
+from mmdet3d.registry import MODELS
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+__all__ = ['CrossViewDetector', 'ExamPreprocessor', 'GREY']
+
+GREY = (.299, .587, .114)  # of red, green and blue
+
+
+@MODELS.register_module()
+class ExamPreprocessor(DetDataPreprocessor):
+    """mmdet's, of the images of all samples of a batch."""
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Normalise the images (V, 1, H, W) of each sample as one batch."""
+        return super().forward(dict(
+            inputs=[image for images in data['inputs'] for image in images],
+            data_samples=[image for sample in data['data_samples']
+                          for image in sample.images]), training)
+
+
+def _as_is(features):
+    return features
+
+
+@MODELS.register_module()
+class CrossViewDetector(BaseModel):
+    """Any 2D detector of mmdet on images that come together, with or without
+    a graph between them (document 004: Mask R-CNN and AG-RCNN).
+
+    Where the backbone takes one channel, weights of a first convolution for
+    colours become their grey mean, .299 R + .587 G + .114 B. Under autocast
+    backbone and neck run in half precision, the rest in float32.
+
+    Args:
+        detector_2d (dict): The mmdet detector.
+        data_preprocessor (dict): :class:`ExamPreprocessor`.
+        graph (dict, optional): :class:`~projects.ag_rcnn.graph.
+            CrossViewGraph`, between the neck and the heads.
+    """
+
+    with_2d = True  # tools ask for it
+
+    def __init__(self, detector_2d: dict, data_preprocessor: dict,
+                 graph: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        super().__init__(data_preprocessor, init_cfg)
+        # mmdet's parts look their own parts up in mmdet's scope.
+        self.detector_2d = MODELS.build(dict(detector_2d, _scope_='mmdet'))
+        # loss() and predict() of mmdet start from our features.
+        self.detector_2d.extract_feat = _as_is
+        self.graph = graph and MODELS.build(graph)
+        first = next(m for m in self.detector_2d.backbone.modules()
+                     if isinstance(m, nn.Conv2d))
+        if first.in_channels == 1:
+            first._register_load_state_dict_pre_hook(_to_grey)
+
+    def forward(self, inputs: Tensor,
+                data_samples: Optional[List[DetDataSample]] = None,
+                mode: str = 'tensor') -> Union[dict, list, tuple]:
+        """As mmdet's, of images (B, 1, H, W)."""
+        features = self.extract_feat(inputs, data_samples)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.detector_2d(features, data_samples, mode)
+
+    def extract_feat(self, inputs: Tensor,
+                     data_samples: Optional[List[DetDataSample]] = None
+                     ) -> Tuple[Tensor, ...]:
+        """Backbone, neck and graph, in float32 whatever they ran in, and
+        contiguous: mmcv's operators read any layout as if it were
+        (open-mmlab/mmcv#2203)."""
+        # Convolutions are faster in this one.
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        features = tuple(
+            feature.float().contiguous() for feature
+            in type(self.detector_2d).extract_feat(self.detector_2d, inputs))
+        if self.graph is None or data_samples is None:
+            return features
+        with torch.autocast(inputs.device.type, enabled=False):
+            return tuple(level.contiguous() for level
+                         in self.graph(features, data_samples))
+
+
+def _to_grey(state_dict: dict, prefix: str, *_) -> None:
+    """A first convolution's weights for one channel from those for three."""
+    weight = state_dict.get(f'{prefix}weight')
+    if weight is not None and weight.shape[1] == 3:
+        mean = weight.new_tensor(GREY)[:, None, None]
+        state_dict[f'{prefix}weight'] = (weight * mean).sum(1, keepdim=True)

@@ -1,0 +1,217 @@
+"""Recall at so many false positives an image, of 2D boxes."""
+
+from itertools import islice
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet3d.registry import METRICS
+from mmengine.evaluator import BaseMetric
+
+from projects.core.evaluation.matching import ScanResult
+from projects.core.evaluation.ranking import (
+    Ranked,
+    bootstrap_weights,
+    interval,
+)
+
+__all__ = ['RATES', 'ImageFROCMetric', 'match_images']
+
+RATES = (.5, 1., 2., 3., 4.)  # false positives an image
+_TOLD = ('img_id', 'img_path', 'patient', 'laterality', 'view', 'ori_shape')
+
+
+def match_images(boxes: np.ndarray, truth: np.ndarray, ignored: np.ndarray,
+                 iou_thr: Optional[float]) -> Tuple[np.ndarray, np.ndarray]:
+    """Match the boxes of one image to its findings, best first, each finding
+    once, to the one that a box overlaps most of those still free.
+
+    Another box on a finding, and one on a finding that does not count, count
+    as nothing.
+
+    Args:
+        boxes: (N, 4) xyxy (px), best score first.
+        truth: (M, 4).
+        ignored: (K, 4) findings that do not count.
+        iou_thr: Least IoU of a hit; None asks for the box's centre to be in
+            the finding's box.
+
+    Returns:
+        tuple: index of the finding (N,), -1 where none; whether the box
+        counts (N,).
+    """
+    found, counts = np.full(len(boxes), -1), np.ones(len(boxes), bool)
+    overlaps, beside = (bbox_overlaps(
+        torch.from_numpy(boxes), torch.from_numpy(them)).numpy()
+        for them in (truth, ignored))
+    near, aside = (
+        _inside(boxes, them) if iou_thr is None else values >= iou_thr
+        for them, values in ((truth, overlaps), (ignored, beside)))
+    free = np.ones(len(truth), bool)
+    for row in range(len(boxes)):
+        candidates = np.flatnonzero(near[row] & free)
+        if len(candidates):
+            best = candidates[overlaps[row, candidates].argmax()]
+            found[row], free[best] = best, False
+        else:
+            counts[row] = not (near[row].any() or aside[row].any())
+    return found, counts
+
+
+def _inside(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the centres of boxes (N, 4) are in others (M, 4), (N, M)."""
+    centre = ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]
+    return ((centre >= others[:, :2]) & (centre <= others[:, 2:])).all(-1)
+
+
+@METRICS.register_module()
+class ImageFROCMetric(BaseMetric):
+    """FROC by image: recall of findings at so many false positives an image
+    (document 004's R@FPI), of each class, and their mean.
+
+    The document does not say what a hit is. Here it is an IoU of at least
+    ``iou_thr``, a fifth; beside each figure stands the same with another
+    rule, the box's centre in the finding's box (``_centre``). Intervals are
+    of 95 %, from resampled patients. Without findings all figures are 0.
+
+    Args:
+        iou_thr (float): Of a hit.
+        bootstrap (int): Resamples.
+        seed (int): Of the resampling.
+
+    Attributes:
+        full_results: The figures; ``froc`` (false positives an image, recall,
+            ``threshold``) and what is found in each of ``images``.
+    """
+
+    default_prefix = ''
+
+    def __init__(self, iou_thr: float = .2, bootstrap: int = 1000,
+                 seed: int = 0, collect_device: str = 'cpu',
+                 prefix: Optional[str] = None) -> None:
+        super().__init__(collect_device=collect_device, prefix=prefix)
+        self.iou_thr, self.bootstrap, self.seed = iou_thr, bootstrap, seed
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep the boxes of some images, in the pixels of their files; those
+        of a sample together, as mmengine counts samples."""
+        batch = data_batch.get('data_samples') or [None] * len(data_samples)
+        rest = iter(data_samples)
+        for exam in batch:
+            count = len(getattr(exam, 'images', [None]))
+            self.results.append([
+                self._kept(sample) for sample in islice(rest, count)])
+
+    @staticmethod
+    def _kept(sample: dict) -> dict:
+        found = sample['pred_instances']
+        scale = np.tile(sample['scale_factor'], 2)
+        truth, ignored = (sample.get(name) or dict(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0))
+            for name in ('gt_instances', 'ignored_instances'))
+        order = found['scores'].argsort(descending=True, stable=True)
+        return dict(
+            {key: sample[key] for key in _TOLD if key in sample},
+            boxes=_array(found['bboxes'][order]),
+            scores=found['scores'][order].cpu().numpy().astype(float),
+            labels=found['labels'][order].cpu().numpy(),
+            truth=_array(truth['bboxes']) / scale,
+            truth_labels=truth['labels'].cpu().numpy(),
+            ignored=_array(ignored['bboxes']) / scale)
+
+    def compute_metrics(self, results: List[list]) -> Dict[str, float]:
+        """``R@<rate>``, ``R@<rate>_centre`` and their intervals."""
+        images = [image for exam in results for image in exam]
+        classes = self.dataset_meta['classes']
+        parts = {name: self._of_class(images, label)
+                 for label, name in enumerate(classes)}
+        counted = [p for p in parts.values() if p['num_gt']] or list(
+            parts.values())[:1]
+        figures = {key: float(np.mean([p[key] for p in counted]))
+                   for key in counted[0] if key.startswith('R@')}
+        self.full_results = dict(
+            figures, iou_thr=self.iou_thr, num_images=len(images),
+            num_gt=sum(p['num_gt'] for p in parts.values()),
+            by_class=parts, images=self._images(images, classes))
+        return {key: value for key, value in figures.items()
+                if not key.endswith(('_low', '_high'))}
+
+    def _of_class(self, results: List[dict], label: int) -> Dict[str, Any]:
+        scans, order = [], []
+        patients: Dict[Any, int] = {}
+        for number, result in enumerate(results):
+            rows = result['labels'] == label
+            mine = result['truth_labels'] == label
+            scans.append((result['boxes'][rows], result['scores'][rows],
+                          result['truth'][mine], result['ignored']))
+            order.append(patients.setdefault(
+                result.get('patient', number), len(patients)))
+        draws = (bootstrap_weights(len(patients), self.bootstrap, self.seed)
+                 [:, order] if self.bootstrap and results else None)
+        figures: Dict[str, Any] = {}
+        for suffix, iou_thr in (('', self.iou_thr), ('_centre', None)):
+            ranked = Ranked.of_matches(
+                [_as_scan(*scan) for scan in scans],
+                [match_images(boxes, truth, ignored, iou_thr)
+                 for boxes, _, truth, ignored in scans])
+            values = ranked.sensitivity(np.ones((1, len(scans))), RATES)[0]
+            names = [f'R@{rate:g}{suffix}' for rate in RATES]
+            figures.update(zip(names, map(float, values)))
+            if draws is not None:
+                drawn = np.concatenate([
+                    ranked.sensitivity(part, RATES)
+                    for part in np.array_split(draws, -(-len(draws) // 50))])
+                for name, column in zip(names, drawn.T):
+                    figures.update(interval(name, column))
+            if not suffix:
+                hits, misses, total = ranked.curves(np.ones((1, len(scans))))
+                figures['froc'] = dict(
+                    false_positives_per_image=(
+                        misses[0] / max(len(scans), 1)).tolist(),
+                    recall=(hits[0] / max(total[0], 1)).tolist(),
+                    threshold=ranked.scores[ranked.hit].tolist())
+        figures['num_gt'] = int(sum(len(truth) for *_, truth, _ in scans))
+        return figures
+
+    def _images(self, results: List[dict], classes: Sequence[str]
+                ) -> List[dict]:
+        told = []
+        for result in results:
+            found = np.full(len(result['boxes']), -1)
+            counts = np.ones(len(found), bool)
+            for label in range(len(classes)):
+                rows = np.flatnonzero(result['labels'] == label)
+                mine = np.flatnonzero(result['truth_labels'] == label)
+                hits, counts[rows] = match_images(
+                    result['boxes'][rows], result['truth'][mine],
+                    result['ignored'], self.iou_thr)
+                found[rows] = [mine[hit] if hit >= 0 else -1 for hit in hits]
+            told.append(dict(
+                {key: result[key] for key in _TOLD if key in result},
+                ground_truth=[
+                    dict(bbox=box.tolist(), class_name=classes[int(label)],
+                         found=bool((found == row).any()))
+                    for row, (box, label) in enumerate(zip(
+                        result['truth'], result['truth_labels']))],
+                ignored=result['ignored'].tolist(),
+                predictions=[
+                    dict(bbox=box.round(2).tolist(), score=float(score),
+                         class_name=classes[int(label)], match=int(hit),
+                         counts=bool(count))
+                    for box, score, label, hit, count in zip(
+                        result['boxes'], result['scores'], result['labels'],
+                        found, counts)]))
+        return told
+
+
+def _array(boxes) -> np.ndarray:
+    return boxes.cpu().numpy().astype(float).reshape(-1, 4)
+
+
+def _as_scan(boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray,
+             ignored: np.ndarray) -> ScanResult:
+    """An image as a scan, for its ranking: places play no part."""
+    return ScanResult(np.zeros((len(boxes), 7)), scores,
+                      np.zeros((len(truth), 7)), np.zeros(len(truth)),
+                      np.zeros((len(ignored), 7)), np.zeros(len(ignored)))
