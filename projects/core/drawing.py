@@ -180,7 +180,7 @@ def line_of(style: dict, label: str) -> 'Line2D':
 
 
 def draw_images(images: Sequence[dict],
-                out_file: Optional[Union[str, Path]] = None) -> Figure:
+                out_file: Optional[Union[str, Path]] = None) -> 'Figure':
     """Draw images side by side, each with 2D boxes of its own.
 
     Args:
