@@ -4,7 +4,7 @@ Importing the package registers everything with mmdet3d, so a config needs
 only ``custom_imports = dict(imports=['projects.ag_rcnn'])``.
 """
 
-from projects.ag_rcnn.dataset import MammogramDataset
+from projects.ag_rcnn.dataset import MammogramDataset, ViewPairDataset
 from projects.ag_rcnn.detector import CrossViewDetector, ExamPreprocessor
 from projects.ag_rcnn.graph import CrossViewGraph
 from projects.ag_rcnn.relations import (
@@ -15,6 +15,7 @@ from projects.ag_rcnn.relations import (
 from projects.ag_rcnn.transforms import (
     EachImage,
     FindNodes,
+    GridNodes,
     LoadMammogram,
     MammogramTones,
     PackExam,
@@ -36,7 +37,8 @@ __all__ = [
     'BFloat16OptimWrapper', 'ClassCheckHook', 'CoOccurrence',
     'CrossViewDetector', 'CrossViewGraph', 'DrawBoxesHook', 'EachImage',
     'EpipolarRelation', 'ExamPreprocessor', 'FindNodes', 'FitRelationHook',
-    'ImageFROCMetric', 'LoadMammogram', 'MammogramDataset', 'MammogramTones',
-    'PackExam', 'PatientsSeenHook', 'PlainCheckpointHook', 'ProgressBarHook',
-    'ResizeMammogram', 'StageHook', 'WarpMammogram'
+    'GridNodes', 'ImageFROCMetric', 'LoadMammogram', 'MammogramDataset',
+    'MammogramTones', 'PackExam', 'PatientsSeenHook', 'PlainCheckpointHook',
+    'ProgressBarHook', 'ResizeMammogram', 'StageHook', 'ViewPairDataset',
+    'WarpMammogram'
 ]

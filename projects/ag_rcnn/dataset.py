@@ -1,4 +1,4 @@
-"""Mammograms with their partners: the other view and the other breast."""
+"""Images with their partners: mammograms and X-ray views."""
 
 import json
 import os.path as osp
@@ -10,9 +10,10 @@ import numpy as np
 from mmdet3d.registry import DATASETS
 from mmengine.dataset import BaseDataset
 
+from projects.core.dataset import ConvertedDataset
 from projects.core.files import DataError, load_json
 
-__all__ = ['PARTNERS', 'MammogramDataset']
+__all__ = ['PARTNERS', 'MammogramDataset', 'ViewPairDataset']
 
 PARTNERS = ('other_view', 'other_breast')
 _FIELDS = dict(id=int, file_name=str, width=int, height=int, patient=str,
@@ -137,3 +138,58 @@ class MammogramDataset(BaseDataset):
     def _refuse(self, field: str, expected: str, found: object) -> None:
         raise DataError(f'{self.source}: field "{field}": expected '
                         f'{expected}, found {json.dumps(found)}')
+
+
+@DATASETS.register_module()
+class ViewPairDataset(ConvertedDataset):
+    """X-ray views of a converted set, as mammograms are given: the same
+    detector finds boxes in each, and another view is a partner.
+
+    Args:
+        step (int): A view's partner is this many views after it, in the order
+            of the rig, the first after the last.
+        **kwargs: As for
+            :class:`~projects.core.dataset.ConvertedDataset`.
+
+    Raises:
+        DataError: As there.
+    """
+
+    def __init__(self, *args, step: int = 2, **kwargs) -> None:
+        self.step = step
+        super().__init__(*args, **kwargs)
+
+    def load_data_list(self) -> List[dict]:
+        """Scans with ``images``, each with ``ct2img`` (4, 4) and a partner;
+        see :class:`MammogramDataset`."""
+        return [self._as_exam(scan, row) for row, scan
+                in enumerate(super().load_data_list())]
+
+    def _as_exam(self, scan: dict, row: int) -> dict:
+        truth, views = scan['ann_info'], list(scan['images'].items())
+        images = []
+        for number, (name, view) in enumerate(views):
+            instances = [
+                dict(bbox=box.tolist(), label=int(label), ignore=ignore,
+                     segmentation=None)
+                for key, ignore in (('gt', False), ('ignored', True))
+                for box, label, at in zip(
+                    truth[f'{key}_bboxes'], truth.get(
+                        f'{key}_bboxes_labels',
+                        np.zeros(len(truth[f'{key}_bboxes']))),
+                    truth[f'{key}_bboxes_view']) if at == number]
+            other = (number + self.step) % len(views)
+            images.append(dict(
+                img_id=f'{row}/{name}', img_path=view['img_path'],
+                height=view['height'], width=view['width'],
+                patient=scan['token'], view=name, laterality='',
+                ct2img=np.asarray(view['lidar2img'], float),
+                instances=instances, partners=dict(
+                    other_view=None if other == number
+                    else f'{row}/{views[other][0]}', other_breast=None)))
+        return dict(token=scan['token'], lidc_id_ref=scan['lidc_id_ref'],
+                    images=images)
+
+    def prepare_data(self, idx: int) -> dict:
+        """An exam needs nothing of what mmdet3d adds to a sample."""
+        return BaseDataset.prepare_data(self, idx)

@@ -7,7 +7,7 @@ perhaps ``nodes`` (N, 2) (px), None where there are none.
 """
 
 import logging
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -22,8 +22,8 @@ from pycocotools import mask as coco_mask
 
 from projects.core.files import DataError
 
-__all__ = ['EachImage', 'FindNodes', 'LoadMammogram', 'MammogramTones',
-           'PackExam', 'ResizeMammogram', 'WarpMammogram']
+__all__ = ['EachImage', 'FindNodes', 'GridNodes', 'LoadMammogram',
+           'MammogramTones', 'PackExam', 'ResizeMammogram', 'WarpMammogram']
 
 _META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
          'patient', 'laterality', 'view', 'partners', 'nodes', 'ct2img')
@@ -116,10 +116,10 @@ class FindNodes(BaseTransform):
     graph. That is logged once for an image.
 
     Args:
-        num_nodes (int): How many.
+        num_nodes (int | Sequence[int]): How many; in CC and in MLO.
     """
 
-    def __init__(self, num_nodes: int) -> None:
+    def __init__(self, num_nodes: Union[int, Sequence[int]]) -> None:
         self.num_nodes = num_nodes
         self._known: Dict[str, Optional[np.ndarray]] = {}
 
@@ -144,6 +144,27 @@ class FindNodes(BaseTransform):
                       level=logging.WARNING)
             return None
         return np.asarray(nodes, np.float32)
+
+
+@TRANSFORMS.register_module()
+class GridNodes(BaseTransform):
+    """Add nodes in the middles of an even grid of cells: where cameras say
+    what belongs together, no landmark is needed.
+
+    Args:
+        count (int): Cells along each edge.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def transform(self, results: dict) -> dict:
+        """Add ``nodes`` to one image."""
+        height, width = results['img'].shape
+        steps = (np.arange(self.count, dtype=np.float32) + .5) / self.count
+        results['nodes'] = np.stack(np.meshgrid(
+            steps * width, steps * height), -1).reshape(-1, 2)
+        return results
 
 
 @TRANSFORMS.register_module()

@@ -1,0 +1,23 @@
+_base_ = [
+    '../_base_/default_runtime.py', '../_base_/datasets/quick-v2-views.py',
+    '../_base_/models/ag-mask-rcnn_small.py',
+    '../_base_/schedules/cosine-iters.py'
+]
+
+# The graph where cameras are known: H_g are epipolar lines, nodes are cells
+# of the views. What it finds in single views stands beside MV2D-Xray's 2D
+# stage.
+custom_imports = dict(imports=['projects.ag_rcnn'], _delete_=True)
+train_cfg = dict(max_iters=2000)
+custom_hooks = [hook for hook in _base_.custom_hooks
+                if hook['type'] != 'RangeCheckHook']
+model = dict(
+    # Line integrals up to 16.
+    data_preprocessor=dict(mean=[.2], std=[.1], pad_mask=False),
+    detector_2d=dict(type='FasterRCNN', roi_head=dict(
+        mask_head=None, mask_roi_extractor=None)),
+    graph=dict(
+        type='CrossViewGraph', channels=_base_.width, k=3, inception=None,
+        # An edge of a node's cell: half in each view, as lines run along rows.
+        relation=dict(type='EpipolarRelation', reach=16.)))
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=.01))
