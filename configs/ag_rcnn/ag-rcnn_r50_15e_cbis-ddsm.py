@@ -4,15 +4,17 @@ _base_ = [
     '../_base_/schedules/stages-sgd.py'
 ]
 
-# Document 004's AG-RCNN, trained from epoch 56 of Mask R-CNN to 62. Its rate
-# is not said: this is that of the last stage. Batches are exams, as an image
-# and its two partners are looked at together.
+# Document 004's AG-RCNN, trained from Mask R-CNN, there until it overfitted
+# in the seventh epoch. Its rate is not said: this is that of the last stage.
+# Batches are exams, as an image and its two partners are looked at together.
 custom_imports = dict(imports=['projects.ag_rcnn'], _delete_=True)
 load_from = 'work_dirs/mask-rcnn_r50_55e_cbis-ddsm/epoch_55.pth'
 custom_hooks = [
     *[hook for hook in _base_.custom_hooks
-      if hook['type'] != 'RangeCheckHook'], dict(type='FitRelationHook')]
-train_cfg = dict(max_epochs=7)
+      if hook['type'] != 'RangeCheckHook'], dict(type='FitRelationHook'),
+    dict(type='EarlyStoppingHook', monitor='R@0.5', rule='greater',
+         patience=2)]
+train_cfg = dict(max_epochs=15)
 model = dict(graph=dict(
     type='CrossViewGraph', channels=256, k=3, gate='residual',
     relation=dict(type='CoOccurrence', num_nodes=_base_.num_nodes)))
