@@ -14,7 +14,7 @@ custom_hooks = [
       if hook['type'] != 'RangeCheckHook'], dict(type='FitRelationHook'),
     dict(type='EarlyStoppingHook', monitor='R@0.5', rule='greater',
          patience=2)]
-train_cfg = dict(max_epochs=15)
+train_cfg = dict(max_epochs=12)
 model = dict(graph=dict(
     type='CrossViewGraph', channels=256, k=3, gate='residual',
     relation=dict(type='CoOccurrence', num_nodes=_base_.num_nodes)))
