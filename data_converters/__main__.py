@@ -24,9 +24,11 @@ from projects.core.rig import Rig
 from . import (
     beads,
     blade,
+    breast,
     calibration,
     geometries,
     lidc,
+    mammograms,
     measured,
     part,
     phantom,
@@ -365,6 +367,39 @@ def _add_slices(commands) -> None:
     sub.set_defaults(run=run_slices, min_diameter=None, device='cpu')
 
 
+def _add_mammograms(commands) -> None:
+    sub = commands.add_parser(
+        'mammograms', help='convert CBIS-DDSM, or what has its layout',
+        description='CBIS-DDSM\'s DICOM files, masks and tables, as TCIA '
+        'delivers them, to images of one size and COCO JSON with masks and '
+        'with each image\'s partners: the other view, the other breast '
+        '(docs/breast.md).')
+    sub.add_argument('--dicom-root', type=Path, required=True,
+                     help='folder that holds those named as '
+                     'Mass-Training_P_00001_LEFT_CC')
+    sub.add_argument('--tables', type=Path, metavar='FOLDER',
+                     help='of mass_case_description_train_set.csv and the '
+                     'others; default: --dicom-root')
+    sub.add_argument('--out-dir', '--out', type=Path, required=True)
+    sub.add_argument('--image-size', type=_count, default=1024,
+                     help='pixels per side; default %(default)s')
+    sub.add_argument('--crop', action='store_true',
+                     help='cut out the breast before it is resized')
+    sub.add_argument('--findings', nargs='+', choices=mammograms.CATEGORIES,
+                     default=list(mammograms.CATEGORIES), help='what counts; '
+                     'mammograms of others are left out; default: both')
+    sub.add_argument('--val-fraction', type=float, default=.2,
+                     help='share of the patients of the training part; '
+                     'default %(default)g')
+    sub.add_argument('--seed', type=int, default=0,
+                     help='of the choice of these patients')
+    sub.add_argument('--strict', action='store_true',
+                     help='exit with an error, before the COCO files are '
+                     'written, if a mammogram was skipped or repaired')
+    _jobs(sub)
+    sub.set_defaults(run=run_mammograms)
+
+
 def _add_rig(commands) -> None:
     sub = commands.add_parser(
         'rig', help='make, fit or check rig.json',
@@ -477,7 +512,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.set_defaults(run=run_lidc, min_diameter=None)
 
     _add_slices(commands)
-
+    _add_mammograms(commands)
     _add_volume(commands)
     _add_views(commands)
     _add_rig(commands)
@@ -490,6 +525,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--num-parts', type=_count, required=True)
     sub.add_argument('--seed', type=int, default=0)
     sub.set_defaults(run=run_blade)
+
+    sub = commands.add_parser(
+        'breast', help='write the embedded mammograms: synthetic breasts',
+        description='Write synthetic breasts with known masses and '
+        'calcifications, CC and MLO of both sides, as DICOM in CBIS-DDSM\'s '
+        'layout with its tables, for "mammograms"; truth.json has the '
+        'findings in 3D and the landmarks.')
+    sub.add_argument('--out-dir', type=Path, required=True)
+    sub.add_argument('--num-patients', type=_count, required=True)
+    sub.add_argument('--image-size', type=_count, default=512,
+                     help='rows of an image; default %(default)s')
+    sub.add_argument('--seed', type=int, default=0)
+    _jobs(sub)
+    sub.set_defaults(run=run_breast)
 
     sub = commands.add_parser(
         'merge', help='finish a set that was made with --shard',
@@ -668,6 +717,21 @@ def run_slices(args: argparse.Namespace) -> None:
     _convert(args, [(p.key, p) for p in parts], images.load, Options(
         None, **fixed, dataset='LUNA16', inputs=images.inputs,
         min_diameter=args.min_diameter or 0.), digest=part.source_digest)
+
+
+def run_mammograms(args: argparse.Namespace) -> None:
+    """Convert mammograms."""
+    fitting = mammograms.Fitting(args.image_size, args.crop,
+                                 sorted(set(args.findings)))
+    images, missing = mammograms.plan(args.dicom_root, args.tables,
+                                      fitting.findings)
+    options = Options(
+        None, mammograms=asdict(fitting), seed=args.seed, dataset='CBIS-DDSM',
+        classes=list(mammograms.CATEGORIES),
+        fractions=_check_fractions(args.val_fraction, 0.))
+    _report(mammograms.convert(images, missing, options, args.out_dir,
+                               args.jobs, args.strict), args.out_dir,
+            'mammograms')
 
 
 def _convert(args: argparse.Namespace, scans: list, load, options: Options,
@@ -905,6 +969,17 @@ def run_blade(args: argparse.Namespace) -> None:
     print(f'{args.num_parts} volumes and boxes.csv in {args.out_dir}')
 
 
+def run_breast(args: argparse.Namespace) -> None:
+    """Write synthetic breasts."""
+    for _ in tqdm(breast.write_breasts(args.out_dir, args.num_patients,
+                                       args.seed, args.image_size, args.jobs),
+                  total=args.num_patients, desc='breast', unit='patient',
+                  dynamic_ncols=True):
+        pass
+    print(f'{args.num_patients} patients in {args.out_dir}; next: python -m '
+          f'data_converters mammograms --dicom-root {args.out_dir}')
+
+
 def run_benchmark(args: argparse.Namespace) -> None:
     """Make a benchmark set scan by scan."""
     spec = dict(BENCHMARKS[args.name])
@@ -979,11 +1054,11 @@ def _load_phantom(out_dir: Path, seed: int, found: tuple):
         yield scan
 
 
-def _report(counts: dict, out_dir: Path) -> None:
+def _report(counts: dict, out_dir: Path, what: str = 'scans') -> None:
     """What became of the scans."""
     errors = load_json(out_dir / 'errors.json')
     print(AsciiTable([
-        ['', 'scans'], ['converted', sum(counts.values())],
+        ['', what], ['converted', sum(counts.values())],
         *([f'  for {split}', n] for split, n in counts.items()),
         ['  repaired', len(errors['repaired'])],
         ['skipped', len(errors['skipped'])]]).table)
@@ -993,8 +1068,8 @@ def _report(counts: dict, out_dir: Path) -> None:
     for split, count in counts.items():
         if count == 0:
             print(f'{out_dir}: there are too few patients or parts for '
-                  f'"{split}": training needs scans for train and val; a test '
-                  'can take another --split')
+                  f'"{split}": training needs {what} for train and val; a '
+                  'test can take another --split')
 
 
 def main(argv=None) -> None:

@@ -7,6 +7,7 @@ from typing import Dict, Generator, Iterator, List, Optional, Union
 
 import cv2
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from projects.core import geometry
 from projects.core.drawing import draw_scans, shown_views
@@ -14,7 +15,8 @@ from projects.core.files import DataError, load_json
 from projects.core.infos import check_coco, coco_name, infos_name, load_infos
 from projects.core.rig import Rig
 
-from .convert import SPLITS
+from .convert import SPLITS, record_path
+from .mammograms import coco_path
 
 # A 2D box is that of a mask, which fills at least this much of its projected
 # 3D box's width and height; a sphere seen from the side has .7.
@@ -34,6 +36,9 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
     rig, raw = None, False
     try:
         options = load_json(out_dir / 'options.json')
+        if options.get('mammograms') is not None:
+            yield from _check_mammograms(out_dir)
+            return
         raw = bool(options.get('raw'))
         if options.get('slices') is None:
             rig = Rig.from_dict(options['rig'])
@@ -63,6 +68,68 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
             yield f'{where}: field "raw": expected what options.json asks '\
                 'for, found none'
         yield from _check_boxes(sample, where)
+
+
+def _check_mammograms(out_dir: Path) -> Iterator[str]:
+    """COCO files against records and images; partners, patients, masks."""
+    split_of: Dict[str, str] = {}
+    seen = set()
+    for split in SPLITS:
+        path = coco_path(out_dir, split)
+        try:
+            coco = load_json(path)
+        except DataError as error:
+            yield str(error)
+            continue
+        images = {image['id']: image for image in coco['images']}
+        for image in images.values():
+            name = Path(image['file_name']).stem
+            where = f'{path}: {name}'
+            seen.add(name)
+            other = split_of.setdefault(image['patient'], split)
+            if other != split:
+                yield (f'{where}: patient {image["patient"]}: expected in '
+                       f'one split, found in {other}, too')
+            for kind, number in image['partners'].items():
+                partner = images.get(number, {})
+                if number is not None and partner.get('partners', {}).get(
+                        kind) != image['id']:
+                    yield (f'{where}: field "partners.{kind}": expected an '
+                           f'image with this one as its own, found {number}')
+            try:
+                record = load_json(record_path(out_dir, name))
+            except DataError as error:
+                yield str(error)
+                continue
+            file = out_dir / image['file_name']
+            pixels = yield from _read_image(file, record['sha256'])
+            shape = (image['height'], image['width'])
+            if pixels is not None and (pixels.shape != shape
+                                       or pixels.dtype != np.uint16):
+                yield (f'{file}: expected uint16 of {shape}, found '
+                       f'{pixels.dtype} of {pixels.shape}')
+        for item in coco['annotations']:
+            where = f'{path}: annotation {item["id"]}'
+            image = images.get(item['image_id'])
+            if image is None:
+                yield (f'{where}: field "image_id": expected an image of '
+                       f'this file, found {item["image_id"]}')
+                continue
+            size = [image['height'], image['width']]
+            code = item['segmentation']
+            if code['size'] != size:
+                yield (f'{where}: field "segmentation": expected a mask of '
+                       f'{size}, found {code["size"]}')
+            elif not np.allclose(coco_mask.toBbox(code), item['bbox']):
+                yield (f'{where}: field "bbox": expected that of its mask, '
+                       f'{coco_mask.toBbox(code).tolist()}, found '
+                       f'{item["bbox"]}')
+    for path in sorted((out_dir / 'scans').glob('*.json')):
+        if path.stem not in seen:
+            yield (f'{out_dir}: {path.stem}: expected in the COCO file of a '
+                   'split, found in none')
+    for left in sorted(out_dir.rglob('.*.tmp')):
+        yield f'{left}: expected no half-written file, found one'
 
 
 def _check_splits(out_dir: Path, records: Dict[str, dict],
@@ -246,6 +313,8 @@ def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
     """
     out_dir = Path(out_dir)
     names = sorted((out_dir / 'scans').glob('*.json'))
+    if coco_path(out_dir, 'train').exists():
+        return _draw_mammograms(names, out_dir, path, count)
     chosen = [names[i] for i in sorted({
         round(x) for x in np.linspace(0, len(names) - 1, count)
     })] if names else []
@@ -279,3 +348,31 @@ def draw_sheet(out_dir: Union[str, Path], path: Path, count: int) -> int:
     if scans:
         draw_scans(scans, path)
     return len(scans)
+
+
+def _draw_mammograms(names: List[Path], out_dir: Path, path: Path,
+                     count: int) -> int:
+    """Draw all mammograms of some patients with the boxes of findings."""
+    patients: Dict[str, List[dict]] = {}
+    for record in map(load_json, names):
+        patients.setdefault(record['patient'], []).append(record)
+    chosen = sorted(patients)
+    chosen = [chosen[i] for i in sorted({
+        round(x) for x in np.linspace(0, len(chosen) - 1, count)})]
+    rows = []
+    for patient in chosen:
+        boxes = [np.array([f['bbox'] for f in record['findings']],
+                          float).reshape(-1, 4)
+                 for record in patients[patient]]
+        for box in boxes:
+            box[:, 2:] += box[:, :2]
+        rows.append(dict(
+            title=patient, boxes_2d=boxes,
+            names=[record['name'][len(patient) + 1:]
+                   for record in patients[patient]],
+            images=[cv2.imread(str(out_dir / record['img_path']),
+                               cv2.IMREAD_UNCHANGED)
+                    for record in patients[patient]],
+            ct2img=np.eye(4)[None].repeat(len(boxes), 0)))
+    draw_scans(rows, path)
+    return len(rows)

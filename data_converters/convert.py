@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import (
+    Any,
     Callable,
     ContextManager,
     Dict,
@@ -76,7 +77,7 @@ _EARLY = (r'rig\.json|\.lock(-\d+-of-\d+)?|\.(options|rig)\.json'
 __all__ = [
     'MEASURED', 'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
     'expect_own_folder', 'finish_set', 'finish_shard', 'merge_set',
-    'open_set', 'split_of', 'split_patients'
+    'open_set', 'record_path', 'split_of', 'split_patients', 'write_image'
 ]
 
 Shard = Tuple[int, int]  # (i, n): the i-th of n, from 1
@@ -90,6 +91,8 @@ class Options:
         rig: ``Rig.to_dict()``; None for a set of slices.
         slices: Fields of :class:`data_converters.slices.Slicing`, for a set
             of slices in place of views.
+        mammograms: Fields of :class:`data_converters.mammograms.Fitting`, for
+            a set of these.
         renderer: Name in :data:`data_converters.drr.RENDERERS`, or
             :data:`MEASURED`.
         acquisition: Name of a preset in :mod:`projects.core.acquisition`.
@@ -116,6 +119,7 @@ class Options:
     classes: List[str] = field(default_factory=lambda: ['nodule'])
     inputs: dict = field(default_factory=dict)
     slices: Optional[dict] = None
+    mammograms: Optional[dict] = None
 
     @property
     def slicing(self) -> Optional[Slicing]:
@@ -152,8 +156,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     _discard(out_dir, scan.key, options, rendered=False)
     images = {}
     for shot in shots:
-        written = _write_image(out_dir, folder / f'{shot.name}.png',
-                               shot.levels)
+        written = write_image(out_dir, folder / f'{shot.name}.png',
+                              shot.levels)
         height, width = shot.levels.shape[:2]
         images[shot.name] = dict(
             img_path=written['path'], sha256=written['sha256'],
@@ -161,7 +165,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             lidar2cam=shot.ct2cam.tolist(), lidar2img=shot.ct2img.tolist(),
             sample_data_token=shot.token, **shot.record)
     if picture is not None:
-        _write_image(out_dir, _lung_picture(out_dir, scan.key), picture)
+        write_image(out_dir, _lung_picture(out_dir, scan.key), picture)
     instances = []
     cam_instances: Dict[str, List[dict]] = {name: [] for name in images}
     for number, finding in enumerate(scan.findings):
@@ -212,7 +216,7 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             _write_counts(out_dir, scan.key, number, counts,
                           [shots[row].name for row in rows])
             for number, (rows, counts) in enumerate(detectors)]
-    dump_json(sample, _record(out_dir, scan.key))
+    dump_json(sample, record_path(out_dir, scan.key))
     _mark(out_dir, scan.key).unlink()
     return sample
 
@@ -289,14 +293,14 @@ def _write_counts(out_dir: Path, key: str, number: int, counts: Counts,
     folder = out_dir / 'raw' / key
     own = folder / f'detector-{number}'
     return dict(
-        views={name: _write_image(out_dir, folder / f'{name}.tif', image)
+        views={name: write_image(out_dir, folder / f'{name}.tif', image)
                for name, image in zip(names, counts.raw)},
-        flat=_write_image(out_dir, own / 'flat.tif', counts.flat),
-        dark=_write_image(out_dir, own / 'dark.tif', counts.dark),
-        dead=_write_image(out_dir, own / 'dead.png', counts.dead))
+        flat=write_image(out_dir, own / 'flat.tif', counts.flat),
+        dark=write_image(out_dir, own / 'dark.tif', counts.dark),
+        dead=write_image(out_dir, own / 'dead.png', counts.dead))
 
 
-def _write_image(out_dir: Path, path: Path, image: np.ndarray) -> dict:
+def write_image(out_dir: Path, path: Path, image: np.ndarray) -> dict:
     """Write an image atomically; returns its path in the set and SHA-256."""
     ok, encoded = cv2.imencode(path.suffix, image)
     if not ok:
@@ -318,7 +322,8 @@ def _rect(corners: np.ndarray, view: View) -> Optional[np.ndarray]:
     return np.concatenate([low, high]) if (high - low > .5).all() else None
 
 
-def _record(out_dir: Path, key: str) -> Path:
+def record_path(out_dir: Path, key: str) -> Path:
+    """Where a scan's record is, or will be."""
     return out_dir / 'scans' / f'{key}.json'
 
 
@@ -504,7 +509,7 @@ def _read_options(path: Path) -> dict:
     found = load_json(path)
     if not (isinstance(found, dict)
             and any(isinstance(found.get(kind), dict)
-                    for kind in ('rig', 'slices'))
+                    for kind in ('rig', 'slices', 'mammograms'))
             and set(found) <= {option.name for option in fields(Options)}):
         raise ConversionError(
             f'{path}: expected the options of a converted set, found none: '
@@ -519,10 +524,14 @@ def _sweep(out_dir: Path, options: Options) -> None:
             rf'|{infos}\.pkl|check\.png){_TEMPORARY}')
     _remove(out_dir / 'scans', rf'\..+\.json{_TEMPORARY}')
     _remove(out_dir / 'shards', rf'\.\d+-of-\d+\.json{_TEMPORARY}')
+    if options.mammograms is not None:
+        _remove(out_dir / 'images', rf'\..+\.png{_TEMPORARY}')
+        _remove(out_dir / 'annotations',
+                rf'\.instances_\w+\.json{_TEMPORARY}')
     for mark in out_dir.glob('images/.*.begun'):
         key = mark.name[1:-len('.begun')]
         _discard(out_dir, key, options,
-                 rendered=not _record(out_dir, key).exists())
+                 rendered=not record_path(out_dir, key).exists())
         mark.unlink()
     for folder in out_dir.glob('.dicom-*'):
         own = re.fullmatch(r'\.dicom-[a-z0-9_]{8}', folder.name)
@@ -532,11 +541,12 @@ def _sweep(out_dir: Path, options: Options) -> None:
 
 
 def convert_scans(scans: Iterable[Tuple[str, object]],
-                  load: Callable[[object], ContextManager[Scan]],
+                  load: Callable[[Any], ContextManager[Any]],
                   options: Options, out_dir: Path, jobs: int = 1,
                   device: str = 'cpu', total: Optional[int] = None,
                   dask_scheduler: Optional[str] = None,
-                  digest: Optional[Callable[[object], str]] = None
+                  digest: Optional[Callable[[object], str]] = None,
+                  convert: Callable[..., object] = convert_scan
                   ) -> Dict[str, str]:
     """Convert scans that are not there yet.
 
@@ -544,8 +554,8 @@ def convert_scans(scans: Iterable[Tuple[str, object]],
 
     Args:
         scans: Unique name of each scan and what ``load`` takes for it.
-        load: Context manager factory that yields a :class:`Scan`; runs in
-            the worker.
+        load: Context manager factory that yields a :class:`Scan`, or what
+            ``convert`` takes in its place; runs in the worker.
         options (Options): Those of the set.
         out_dir (Path): Root of the set.
         jobs (int): Processes; one scan each is in memory.
@@ -555,6 +565,8 @@ def convert_scans(scans: Iterable[Tuple[str, object]],
             workers, which must see the same files, take the processes' place.
         digest (callable, optional): ``Scan.source`` from what ``load`` takes:
             scans that are there must not have changed since.
+        convert (callable): Writes a scan's images and record, takes what
+            :func:`convert_scan` takes.
 
     Returns:
         dict: Names of the scans that cannot be converted, with the reason.
@@ -569,11 +581,11 @@ def convert_scans(scans: Iterable[Tuple[str, object]],
     if digest is not None:
         scans = list(scans)
         for name, source in scans:
-            _expect_same(_record(out_dir, name), source, digest)
+            _expect_same(record_path(out_dir, name), source, digest)
     with _workers(jobs, dask_scheduler) as pool:
         results = pool(
-            delayed(_convert_one)(name, source, load, options, out_dir,
-                                  device) for name, source in scans)
+            delayed(_convert_one)(name, source, load, convert, options,
+                                  out_dir, device) for name, source in scans)
         bar = tqdm(results, total=total, desc='convert', unit='scan',
                    dynamic_ncols=True, smoothing=.1)
         for name, reason in bar:
@@ -624,14 +636,14 @@ def _workers(jobs: int, dask_scheduler: Optional[str]) -> Iterator[Parallel]:
         ) from error
 
 
-def _convert_one(name, source, load, options, out_dir, device
+def _convert_one(name, source, load, convert, options, out_dir, device
                  ) -> Tuple[str, Optional[str]]:
     """Name of a scan, and why it cannot be converted if so."""
     # One thread each: the order of sums, and with it the last bit of an
     # image, must not depend on the number of processes.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    if _record(out_dir, name).exists():
+    if record_path(out_dir, name).exists():
         return name, None
     with ExitStack() as stack:
         try:
@@ -641,7 +653,7 @@ def _convert_one(name, source, load, options, out_dir, device
         except Exception as error:  # one bad scan does not end a night's work
             return name, f'cannot be read: {type(error).__name__}: {error}'
         try:
-            convert_scan(scan, options, out_dir, device)
+            convert(scan, options, out_dir, device)
         except OSError:  # the disk's fault, not the scan's
             raise
         except Exception as error:

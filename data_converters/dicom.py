@@ -52,7 +52,8 @@ _MOST_PIXELS = 4096  # per side; CT has 512, seldom 1024 or 2048
 _DEFERRED = 65536  # elements as long (bytes) are read when they are needed
 _ENHANCED = ('1.2.840.10008.5.1.4.1.1.2.1', '1.2.840.10008.5.1.4.1.1.2.2')
 
-__all__ = ['Series', 'list_series', 'plain', 'read_series']
+__all__ = ['Image', 'Series', 'files_below', 'list_series', 'plain',
+           'read_image', 'read_series']
 
 
 @dataclass
@@ -74,6 +75,22 @@ class Series:
     nearest: np.ndarray
     frame_uid: str
     repairs: List[str]
+
+
+@dataclass
+class Image:
+    """A plain X-ray image, bright where much is absorbed.
+
+    Attributes:
+        values: (H, W) uint16, the range of its bits stretched to 16.
+        spacing: Edge of a pixel along rows and columns (mm), (2,); None where
+            the file does not say it.
+        inverted: Whether it was stored as MONOCHROME1, dark where this is
+            bright.
+    """
+    values: np.ndarray
+    spacing: Optional[np.ndarray]
+    inverted: bool
 
 
 class _Unreadable(Exception):
@@ -213,6 +230,68 @@ def list_series(folder: Union[str, Path]) -> Iterator[str]:
         yield found
 
 
+def files_below(folder: Union[str, Path]) -> List[Path]:
+    """Files named ``*.dcm`` below a folder, in order of their paths.
+
+    Raises:
+        ConversionError: A folder cannot be read.
+    """
+    return sorted(Path(path) for path in _walk(folder)
+                  if path.lower().endswith('.dcm'))
+
+
+def read_image(path: Union[str, Path], modality: str) -> Image:
+    """One image of one file, as mammograms and their masks are.
+
+    Args:
+        path: Of the file.
+        modality: That it must have.
+
+    Raises:
+        ConversionError: It is not DICOM, damaged, of another modality, or has
+            several frames, colours or values below 0.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # pydicom tells every oddity
+        try:
+            return _read_image(str(path), modality)
+        except _Unreadable as error:
+            raise ConversionError(f'{plain(path)}: {error}') from None
+
+
+def _read_image(path: str, modality: str) -> Image:
+    data = _open(path)
+    if data is None:
+        raise _Unreadable('is not DICOM')
+    for field, known in dict(
+            Modality=('', modality), NumberOfFrames=('', '0', '1'),
+            PhotometricInterpretation=('MONOCHROME1', 'MONOCHROME2'),
+            PixelRepresentation=('', '0')).items():
+        if _text(data, field) not in known:
+            raise _refusal(path, field, ' or '.join(filter(None, known)),
+                           _text(data, field) or 'none')
+    rows, columns, bits = (int(_numbers(data, field, 1)[0])
+                           for field in ('Rows', 'Columns', 'BitsStored'))
+    if not 1 <= bits <= 16:
+        raise _refusal(path, 'BitsStored', '1 to 16', bits)
+    spacing = None
+    for field in ('PixelSpacing', 'ImagerPixelSpacing'):
+        if spacing is None and _get(data, field) is not None:
+            down, across = _numbers(data, field, 2)
+            if not (down > 0 and across > 0):
+                raise _refusal(path, field, 'positive numbers',
+                               [down, across])
+            spacing = np.array([across, down])
+    inverted = _text(data, 'PhotometricInterpretation') == 'MONOCHROME1'
+    values = _stored(path, data, (rows, columns))
+    top = 2**bits - 1
+    values = values.astype(np.float32).clip(0, top)
+    if inverted:
+        values = top - values
+    values *= 65535 / top
+    return Image(np.rint(values).astype(np.uint16), spacing, inverted)
+
+
 def _rescale(data: pydicom.Dataset, path: str, field: str
              ) -> Optional[float]:
     try:
@@ -274,15 +353,21 @@ def _pixels(item: _Slice) -> np.ndarray:
     Raises:
         _Unreadable: They cannot be decoded.
     """
+    data, item.data = item.data, None  # with its pixels it is large
+    return _stored(item.path, data, item.size)
+
+
+def _stored(path: str, data: Optional[pydicom.Dataset],
+            size: Tuple[int, int]) -> np.ndarray:
+    """Stored values of a file, whose header was read, (rows, columns)."""
     try:
-        data, item.data = item.data, None  # with its pixels it is large
         if data is None or data.file_meta.TransferSyntaxUID.is_deflated:
-            data = pydicom.dcmread(item.path)
+            data = pydicom.dcmread(path)
         pixels = _decode(data)
     except Exception as error:  # decoders raise anything
         raise _Unreadable(f'PixelData cannot be read: {_reason(error)}'
                           ) from None
-    if pixels.shape != item.size:
+    if pixels.shape != size:
         raise _Unreadable(f'PixelData has the shape {pixels.shape}')
     if pixels.dtype.kind not in 'iu':
         raise _Unreadable(f'PixelData has values of type {pixels.dtype}')

@@ -16,8 +16,9 @@ from typing import List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
-from scipy import ndimage
 from scipy.interpolate import splev, splprep
+
+from projects.core.breast import breast_mask, chest_side, to_eight_bits
 
 LATERALITIES = ('L', 'R')
 VIEWS = ('CC', 'MLO')
@@ -133,47 +134,25 @@ def find_landmarks(image: np.ndarray, laterality: str, view: str
 
 # ----------------------------------------------------------------- the contour
 def _eight_bits(image: np.ndarray) -> np.ndarray:
-    """Grey values from 0 to 255; a few very bright ones do not count."""
-    low, high = float(image.min()), float(np.percentile(image, 99.9))
-    if not high > low:
-        raise LandmarkError('contour: expected a breast that is brighter '
-                            'than air, found one grey value')
-    grey = (image.astype(np.float32) - low) * (255 / (high - low))
-    return np.rint(grey).clip(0, 255).astype(np.uint8)
+    try:
+        return to_eight_bits(image)
+    except ValueError as error:
+        raise LandmarkError(f'contour: {error}') from None
 
 
 def _breast(grey: np.ndarray) -> np.ndarray:
-    """Where the breast is: the largest bright piece (0 or 1)."""
-    level, _ = cv2.threshold(grey, 0, 255,
-                             cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    # Air is one sharp peak; Otsu's threshold may lie between fat and gland.
-    below = grey[grey <= level]
-    if len(below) and below.std() > 0:
-        level, _ = cv2.threshold(below.reshape(1, -1), 0, 255,
-                                 cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    bright = (grey > level).astype(np.uint8)
-    side = max(round(max(grey.shape) / 200), 1)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE,
-                                       (2 * side + 1, 2 * side + 1))
-    bright = cv2.morphologyEx(bright, cv2.MORPH_OPEN, kernel)
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(bright)
-    if count < 2:
-        raise LandmarkError('contour: expected a breast, found nothing '
-                            'bright')
-    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    share = stats[largest, cv2.CC_STAT_AREA] / grey.size
+    """Where the breast is (0 or 1)."""
+    breast = breast_mask(grey)
+    share = breast.mean()
     if share < _LEAST_BREAST:
         raise LandmarkError(
             'contour: expected a breast that covers at least '
             f'{_LEAST_BREAST:.0%} of the image, found {share:.1%}')
-    breast = ndimage.binary_fill_holes(pieces == largest)
-    used = np.flatnonzero(breast.any(0))
-    ends = breast[:, [used[0], used[-1]]].sum(0)
-    if ends[1] > ends[0]:
+    if chest_side(breast) != 'left':
         raise LandmarkError(
             'contour: expected the chest wall at the left of a left breast, '
             'or at the right of a right one, found it at the other side')
-    return breast.astype(np.uint8)
+    return breast
 
 
 def _outline(breast: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
