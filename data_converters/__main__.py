@@ -524,6 +524,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument('--out-dir', type=Path, required=True)
     sub.add_argument('--num-parts', type=_count, required=True)
     sub.add_argument('--seed', type=int, default=0)
+    sub.add_argument('--first', type=int, default=0, metavar='N',
+                     help='number of the first: blades of a series that '
+                     'another set does not have')
     sub.set_defaults(run=run_blade)
 
     sub = commands.add_parser(
@@ -962,7 +965,8 @@ def _check_rig(args: argparse.Namespace, origin: float) -> None:
 
 def run_blade(args: argparse.Namespace) -> None:
     """Write turbine blades."""
-    for _ in tqdm(blade.write_blades(args.out_dir, args.num_parts, args.seed),
+    for _ in tqdm(blade.write_blades(args.out_dir, args.num_parts, args.seed,
+                                     args.first),
                   total=args.num_parts, desc='blade', unit='part',
                   dynamic_ncols=True):
         pass

@@ -217,9 +217,10 @@ def _expect_blades(out_dir: Path) -> None:
                 f'{size or "none"}: choose another --out-dir')
 
 
-def write_blades(out_dir: Path, num_parts: int, seed: int = 0):
+def write_blades(out_dir: Path, num_parts: int, seed: int = 0,
+                 first: int = 0):
     """Write blades as NIfTI (grey value = attenuation / ``MU_PER_VALUE``) and
-    ``boxes.csv`` (mm, world), last.
+    ``boxes.csv`` (mm, world), last. ``first`` is the first one's number.
 
     Yields:
         Path: Each volume when it is written.
@@ -232,7 +233,7 @@ def write_blades(out_dir: Path, num_parts: int, seed: int = 0):
     table = io.StringIO()
     rows = csv.writer(table, lineterminator='\n')
     rows.writerow(_COLUMNS)
-    for number in range(num_parts):
+    for number in range(first, first + num_parts):
         mu, defects = make_blade(seed, number)
         name = f'blade_{number:03d}'
         image = sitk.GetImageFromArray(
@@ -240,8 +241,8 @@ def write_blades(out_dir: Path, num_parts: int, seed: int = 0):
         image.SetSpacing([SPACING] * 3)
         # SimpleITK's frame is LPS; the index axes are to be RAS.
         image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
-        first = (np.array(SHAPE) - 1) / 2 * SPACING * [1, 1, -1]
-        image.SetOrigin(first.tolist())
+        corner = (np.array(SHAPE) - 1) / 2 * SPACING * [1, 1, -1]
+        image.SetOrigin(corner.tolist())
         path = out_dir / f'{name}.nii.gz'
         half = out_dir / f'.{path.name}'
         sitk.WriteImage(image, str(half))

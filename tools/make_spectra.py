@@ -38,6 +38,9 @@ BEAMS = {
     '225 kV, 1 mm Cu': dict(
         kvp=225, filters=[('Al', 2.5), ('Cu', 1.)],
         materials=['nickel'], bins=16, lengths=(0, 40)),
+    '300 kV, 2 mm Cu': dict(
+        kvp=300, filters=[('Al', 2.5), ('Cu', 2.)],
+        materials=['nickel'], bins=16, lengths=(0, 40)),
 }
 
 

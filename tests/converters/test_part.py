@@ -672,6 +672,15 @@ def test_blades_are_reproducible(blades, tmp_path):
                                                            ] == lines
     assert (blades / name).read_bytes() != (
         blades / 'blade_001.nii.gz').read_bytes()
+    # A series goes on in another folder, under names of its own.
+    main(['blade', '--out-dir', str(tmp_path / 'more'), '--num-parts', '1',
+          '--seed', '3', '--first', '1'])
+    name = 'blade_001.nii.gz'
+    assert (tmp_path / 'more' / name).read_bytes() == (
+        blades / name).read_bytes()
+    assert (tmp_path / 'more/boxes.csv').read_text().splitlines()[1:] == (
+        blades / 'boxes.csv').read_text().splitlines()[len(lines):]
+    name = 'blade_000.nii.gz'
     other, _ = blade.make_blade(4, 0)
     first = read_image(blades / name)
     first = sitk.GetArrayFromImage(first).T * blade.MU_PER_VALUE

@@ -17,6 +17,7 @@ from projects.core.acquisition import (
 )
 
 CHEST, CASTING = '120 kV, 2.5 mm Al, 0.2 mm Cu', '225 kV, 1 mm Cu'
+OTHER = '300 kV, 2 mm Cu'
 PIXEL = .78125  # mm at the isocentre, of 1024²
 
 
@@ -54,7 +55,7 @@ def test_same_seed_same_bytes():
 
 
 # ------------------------------------------------------------------- spectrum
-@pytest.mark.parametrize('name', [CHEST, CASTING])
+@pytest.mark.parametrize('name', [CHEST, CASTING, OTHER])
 def test_hardening_in_few_energies_is_that_of_the_whole_spectrum(name):
     """SpekPy's spectrum in steps of 0.5 keV, which ``spectra.json`` keeps."""
     path = Path(acquisition.__file__).with_name('spectra.json')
