@@ -45,6 +45,8 @@ class ConvertedDataset(Det3DDataset):
             file has no diameter, the box's mean edge is taken.
         filter_empty_gt (bool): Leave out samples without findings in
             training. Defaults to False.
+        patients (Sequence[str], optional): Names (``lidc_id_ref``) of those
+            patients or parts whose samples are taken; by default all.
         metainfo (dict, optional): ``classes`` to use, of the file's.
         **kwargs: As for ``Det3DDataset``.
 
@@ -62,9 +64,11 @@ class ConvertedDataset(Det3DDataset):
                  coco_file: Optional[str] = None,
                  min_diameter: float = 0.,
                  filter_empty_gt: bool = False,
+                 patients: Optional[Sequence[str]] = None,
                  metainfo: Optional[dict] = None,
                  **kwargs) -> None:
         self.scene_range = scene_range
+        self.patients = patients
         self.min_diameter = min_diameter
         self.source = osp.join(data_root, ann_file)
         self._check_there()
@@ -98,7 +102,7 @@ class ConvertedDataset(Det3DDataset):
         if not infos['data_list']:
             raise DataError(f'{self.source}: field "data_list": expected at '
                             'least one sample, found 0')
-        for sample in infos['data_list']:
+        for sample in self._chosen(infos['data_list']):
             self._check_sample(sample)
             kept, _, rows = self._counting(sample['instances'])
             counting += len(kept)
@@ -110,6 +114,19 @@ class ConvertedDataset(Det3DDataset):
         if outside:
             self._tell_outside(outside, counting)
         return samples
+
+    def _chosen(self, samples: List[dict]) -> List[dict]:
+        if self.patients is None:
+            return samples
+        left = set(self.patients) - {s.get('lidc_id_ref') for s in samples}
+        if left or not self.patients:
+            raise DataError(
+                f'{self.source}: field "lidc_id_ref": expected '
+                + (f'{min(left)}, which the dataset\'s patients name'
+                   if left else 'at least one of the dataset\'s patients')
+                + f', found {len(samples)} samples without')
+        return [s for s in samples
+                if s.get('lidc_id_ref') in self.patients]
 
     def _counting(self, instances: List[dict]
                   ) -> Tuple[List[int], np.ndarray, List[int]]:

@@ -17,7 +17,13 @@ from projects.core.evaluation.metric_2d import (
     figures_at_50,
 )
 from projects.core.evaluation.metric_3d import Indication3DMetric
-from projects.core.evaluation.ranking import Ranked, difference, evaluate
+from projects.core.evaluation.ranking import (
+    Ranked,
+    difference,
+    evaluate,
+    resampled,
+    with_interval,
+)
 from projects.core.files import DataError
 from projects.core.results import dump_results, table_of
 from tests.helpers.models import scans_of
@@ -809,6 +815,11 @@ def test_difference_of_two_tests_is_paired():
     assert 0 <= low <= gap <= high
     assert high - low < (better['mAP_3d_high'] - better['mAP_3d_low']
                          + worse['mAP_3d_high'] - worse['mAP_3d_low'])
+    draws = resampled([worse, better], 500)
+    assert draws.shape == (2, 501)
+    assert draws[:, 0] == pytest.approx([worse['mAP_3d'], better['mAP_3d']])
+    found, low, high = with_interval(draws[1])
+    assert low < found < high
     assert difference(worse, worse) == (0, 0, 0)
     assert difference(full(set(range(12))), full(())) == (1, 1, 1)
     shorter = dict(worse, scans=worse['scans'][1:])

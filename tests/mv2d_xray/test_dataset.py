@@ -114,6 +114,23 @@ def test_empty_scan_and_ignored_finding(sphere_root):
     assert len(third.ignored_instances) == 5
 
 
+def test_some_patients_alone(sphere_root):
+    """What is shown in other scans is theirs, too."""
+    every = build(sphere_root)
+    names = [every.get_data_info(i)['lidc_id_ref'] for i in range(4)]
+    some = build(sphere_root, patients=[names[3], names[1]])
+    assert [some.get_data_info(i)['lidc_id_ref'] for i in range(2)] == [
+        names[1], names[3]] and len(some) == 2
+    last = every[3]['data_samples'].gt_instances_3d
+    assert len(some.bank) == len(last) < len(every.bank)
+    # The second has no findings.
+    assert not len(build(sphere_root, patients=names[1:2]).bank)
+    with pytest.raises(DataError, match='expected somebody, which the'):
+        build(sphere_root, patients=[names[0], 'somebody'])
+    with pytest.raises(DataError, match='expected at least one of the'):
+        build(sphere_root, patients=[])
+
+
 def test_small_findings_are_ignored(sphere_root):
     some = build(sphere_root, min_diameter=20.)
     total = sum(

@@ -24,7 +24,8 @@ from projects.core.results import results_of
 
 __all__ = [
     'Ranked', 'bootstrap_weights', 'curves_of', 'difference', 'evaluate',
-    'mean_over_classes', 'threshold_at', 'without_findings'
+    'mean_over_classes', 'resampled', 'threshold_at', 'with_interval',
+    'without_findings'
 ]
 
 
@@ -228,9 +229,36 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
     Raises:
         DataError: They are not of the same scans.
     """
-    names = sorted({scan['class_name'] for scan in first['scans']})
+    return with_interval(np.subtract(
+        *resampled([first, second], bootstrap, seed)))
+
+
+def with_interval(values: np.ndarray) -> Tuple[float, float, float]:
+    """A figure of :func:`resampled` and the ends of its 95 % interval."""
+    low, high = np.percentile(values[1:], [2.5, 97.5])
+    return float(values[0]), float(low), float(high)
+
+
+def resampled(tests: Sequence[Dict], bootstrap: int = 1000,
+              seed: int = 0) -> np.ndarray:
+    """3D mAP of tests on the same scans, and of resamples of these, the same
+    for all tests.
+
+    Args:
+        tests (Sequence[dict]): ``full_results``, or what
+            :func:`~projects.core.results.load_results` gives.
+        bootstrap (int): Resamples of scans.
+        seed (int): Of the resampling.
+
+    Returns:
+        np.ndarray: (tests, 1 + bootstrap), the first as they are.
+
+    Raises:
+        DataError: They are not of the same scans.
+    """
+    names = sorted({scan['class_name'] for scan in tests[0]['scans']})
     values: List[np.ndarray] = []
-    for full in (first, second):
+    for full in tests:
         distances = full['distances_mm']
         per_class = [results_of(full, name) for name in names]
         tokens = [[scan.token for scan in scans] for scans in per_class]
@@ -247,9 +275,7 @@ def difference(first: Dict, second: Dict, bootstrap: int = 1000,
             _mean_ap([Ranked.of(scans, d, True) for d in distances], draws)
             for scans in per_class if any(len(s.truth) for s in scans)
         ] or [np.zeros(len(draws))], 0))
-    gap = values[0] - values[1]
-    low, high = np.percentile(gap[1:], [2.5, 97.5])
-    return float(gap[0]), float(low), float(high)
+    return np.stack(values)
 
 
 def bootstrap_weights(count: int, bootstrap: int, seed: int) -> np.ndarray:
