@@ -16,7 +16,8 @@ COMMANDS = dict(
     report='mv2d_xray_tools.report', export='mv2d_xray_tools.export',
     serve='mv2d_xray_tools.serve', diagnose='mv2d_xray_tools.diagnose',
     explain='mv2d_xray_tools.explain',
-    browse='mv2d_xray_tools.browse_dataset', deploy='mv2d_xray_tools.deploy')
+    browse='mv2d_xray_tools.browse_dataset', deploy='mv2d_xray_tools.deploy',
+    finetune='mv2d_xray_tools.finetune')
 
 setup(
     name='mv2d-xray',

@@ -20,7 +20,8 @@ CONFIG = 'mv2d-xray_small_volume_5000i_quick-v2'
 COMMANDS = {
     f'mv2d-xray-{name}'
     for name in ('convert', 'train', 'test', 'infer', 'report', 'export',
-                 'diagnose', 'explain', 'browse', 'serve', 'deploy')
+                 'diagnose', 'explain', 'browse', 'serve', 'deploy',
+                 'finetune')
 }
 # Every command's --help in one process, as torch is long to import.
 HELP = """
