@@ -234,7 +234,7 @@ def make_all(cfg: Config, args: argparse.Namespace, sets: Sets,
     start, first = time.monotonic(), 0
     for row, point in enumerate(left):
         what = RELEASED if point is None else (
-            '{} measured objects, seed {}'.format(*point))
+            'measured objects: {}, seed {}'.format(*point))
         told = ''
         if row > first:
             pace = (time.monotonic() - start) / (row - first)
