@@ -162,6 +162,12 @@ def write_object(folder: Path, token: str, found: Prediction, finder: Finder,
                        finder.classes, Path(finder.checkpoint).name, rig=rig)
 
 
+def tell(token: str, found: Prediction) -> None:
+    """Warn of what an object's views differ in."""
+    for told in found.told:
+        print(f'{token}: warning: {told}', file=sys.stderr, flush=True)
+
+
 def check_rest(args: argparse.Namespace) -> None:
     """Options that belong together.
 
@@ -210,6 +216,7 @@ def watch_folder(args: argparse.Namespace) -> None:
         print(f'{path.name}: {note}', flush=True)
         found = finder.predict(path.name, images, args.score_thr,
                                rig_to_check(args))
+        tell(path.name, found)
         write_boxes(str(out_dir / 'boxes.json'), found, finder.classes)
         write_found_report(
             out_dir / 'report.html', path.name, found, finder.classes,
@@ -280,6 +287,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                 refused[token] = str(error)
                 print(f'{token}: refused: {error}', file=sys.stderr)
                 continue
+        tell(token, found)
         if args.out:
             write_boxes(args.out, found, finder.classes)
         if args.show:

@@ -86,7 +86,7 @@ class ModelFinder:
             self._threshold, rig)
         told = other_views(Path(finder.checkpoint).name, finder.meta,
                            rig.to_dict())
-        return [told] if told else []
+        return ([told] if told else []) + found.told
 
 
 def load_rigs(paths: List[str]) -> dict:

@@ -8,6 +8,7 @@ custom_hooks = [
     dict(type='DrawBoxesHook'),
     dict(type='RangeCheckHook'),
     dict(type='PatientsSeenHook'),
+    dict(type='KnownViewsHook'),
 ]
 # Curves and pictures: tensorboard --logdir work_dirs
 visualizer = dict(

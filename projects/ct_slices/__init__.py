@@ -8,6 +8,7 @@ only ``custom_imports = dict(imports=['projects.ct_slices'])``.
 from projects.core.engine.hooks import (
     ClassCheckHook,
     DrawBoxesHook,
+    KnownViewsHook,
     PatientsSeenHook,
     PlainCheckpointHook,
     ProgressBarHook,
@@ -38,8 +39,8 @@ __all__ = [
     'BFloat16OptimWrapper', 'CTSliceDataset', 'CTSliceDetector',
     'ClassCheckHook', 'CropFinding', 'CropSlice', 'DrawBoxesHook',
     'EfficientNetV2S', 'Indication2DMetric', 'Indication3DMetric',
-    'LoadCTSlices', 'MalignancyClassifier', 'MalignancyDataset',
-    'MalignancyMetric', 'PackCTScan', 'PatientsSeenHook',
+    'KnownViewsHook', 'LoadCTSlices', 'MalignancyClassifier',
+    'MalignancyDataset', 'MalignancyMetric', 'PackCTScan', 'PatientsSeenHook',
     'PlainCheckpointHook', 'PositiveShareSampler', 'ProgressBarHook',
     'RangeCheckHook', 'SliceMerger', 'TurnSlice', 'slice_target'
 ]

@@ -7,6 +7,7 @@ only ``custom_imports = dict(imports=['projects.mv2d_xray'])``.
 from projects.core.engine.hooks import (
     ClassCheckHook,
     DrawBoxesHook,
+    KnownViewsHook,
     PlainCheckpointHook,
     ProgressBarHook,
     RangeCheckHook,
@@ -49,7 +50,8 @@ from projects.mv2d_xray.tta import XRayTTAModel
 
 __all__ = [
     'BFloat16OptimWrapper', 'ClassCheckHook', 'DrawBoxesHook',
-    'Indication2DMetric', 'Indication3DMetric', 'LoadXRayViews', 'MV2DXRay',
+    'Indication2DMetric', 'Indication3DMetric', 'KnownViewsHook',
+    'LoadXRayViews', 'MV2DXRay',
     'PackXRayInputs', 'PlainCheckpointHook', 'ProgressBarHook',
     'RangeCheckHook', 'ResizeXRay', 'XRayAcquisition', 'XRayBoxL1Cost',
     'XRayCenterNetHead', 'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder',

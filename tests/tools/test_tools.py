@@ -1,5 +1,6 @@
 """The commands, as a user types them."""
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -21,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
+from projects.core.acquisition import load_preset
 from projects.core.engine.checkpoints import (
     allow_checkpoint_types,
     check_checkpoint,
@@ -41,6 +43,7 @@ from projects.core.infos import build_coco, dump_infos, load_infos
 from projects.core.projections import Reading
 from projects.core.rig import Rig
 from tests.helpers.commands import (
+    BLADE,
     CONFIG,
     ROOT,
     SMALL,
@@ -85,6 +88,11 @@ def test_checkpoint_loads_as_data_only(trained):
     checkpoint = torch.load(trained / 'work' / 'iter_4.pth',
                             weights_only=True)
     assert checkpoint['meta']['iter'] == 4
+    known = checkpoint['meta']['known_views']
+    assert set(known) == {'line_integrals', 'noise', 'changing_noise',
+                          'exposure', 'samples'}
+    low, high = known['line_integrals']['99']
+    assert 0 < low <= high < 16
 
 
 def test_test_writes_figures_and_pictures(trained, tmp_path):
@@ -608,6 +616,34 @@ def test_infer_refuses_a_view_that_is_turned(blades, tmp_path):
     assert not (tmp_path / 'out' / 'turned.json').exists()
     assert tool(*given, '--trust-rig').returncode == 0
     assert (tmp_path / 'out' / 'turned.json').exists()
+
+
+@pytest.mark.parametrize('exposure,grey,sentence', [
+    (1., 1., ''), (.1, 1., 'times less exposure than 10000 µGy'),
+    (1., .25, 'with 99 % of the line integrals below')])
+def test_infer_tells_other_views_than_those_of_the_training(
+        blades, tmp_path, exposure, grey, sentence):
+    """The released model knows views of its own kind."""
+    preset = load_preset('casting-225kV')
+    folder = blades / 'set' / 'images' / 'blade_000'
+    names = sorted(p.name for p in folder.iterdir())
+    views = dataclasses.replace(
+        preset, kerma=exposure * preset.kerma).measure(np.stack([
+            cv2.imread(str(folder / name), -1) * np.float32(16 / 65535)
+            for name in names]), .5, np.random.default_rng(0))
+    (tmp_path / 'part').mkdir()
+    for name, view in zip(names, views * np.float32(grey)):
+        cv2.imwrite(str(tmp_path / 'part' / Path(name).with_suffix('.tif')),
+                    view)
+    done = tool(
+        'infer.py', *(ROOT / m for m in BLADE), '--images',
+        tmp_path / 'part', '--rig', blades / 'rig.json', '--scale', 1,
+        '--device', 'cpu', '--out', tmp_path / 'b.json')
+    assert done.returncode == 0, done.stderr[-2000:]
+    warning = [line for line in done.stderr.splitlines()
+               if line.startswith('part: warning: ')]
+    assert len(warning) == bool(sentence)
+    assert sentence in ''.join(warning)
 
 
 def test_a_model_of_more_classes_than_the_set(trained, tmp_path):

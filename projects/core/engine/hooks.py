@@ -26,9 +26,10 @@ from projects.core.engine.checkpoints import (
     seen_patients,
 )
 from projects.core.engine.command_line import UserError
+from projects.core.engine.known_views import know_views
 
 __all__ = [
-    'ClassCheckHook', 'DrawBoxesHook', 'PatientsSeenHook',
+    'ClassCheckHook', 'DrawBoxesHook', 'KnownViewsHook', 'PatientsSeenHook',
     'PlainCheckpointHook', 'ProgressBarHook', 'RangeCheckHook', 'StageHook'
 ]
 
@@ -214,6 +215,29 @@ class PatientsSeenHook(Hook):
         """Write them down."""
         checkpoint['meta'].update(patients_seen=sorted(self.seen),
                                   patients_seen_complete=self.complete)
+
+
+@HOOKS.register_module()
+class KnownViewsHook(Hook):
+    """Writes into checkpoints what the views to train on are like, see
+    :mod:`projects.core.engine.known_views`.
+
+    Sets of CT slices are left alone: they say what they are themselves.
+    """
+
+    def __init__(self) -> None:
+        self.known: Optional[dict] = None
+
+    def before_train(self, runner) -> None:
+        """Look at some views of the set to train on."""
+        dataset = runner.train_dataloader.dataset
+        if 'rig' in dataset.metainfo:
+            self.known = know_views(dataset)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Write it down."""
+        if self.known is not None:
+            checkpoint['meta']['known_views'] = self.known
 
 
 @HOOKS.register_module()

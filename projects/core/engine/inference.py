@@ -1,6 +1,6 @@
 """A trained model at work on single objects."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -15,6 +15,7 @@ from projects.core.boxes import gravity_boxes
 from projects.core.consistency import expect_as_rig
 from projects.core.engine.checkpoints import class_names, load_model
 from projects.core.engine.configs import load_config
+from projects.core.engine.known_views import other_greys
 from projects.core.report import write_object_report
 from projects.core.rig import Rig
 
@@ -33,6 +34,7 @@ class Prediction:
         names: V names of the images.
         shown: (V, H, W), the images as the model saw them.
         ct2img: (V, 4, 4), world (mm) to these images (px).
+        told: What the views differ in from those of the training.
     """
     boxes: np.ndarray
     scores: np.ndarray
@@ -40,6 +42,7 @@ class Prediction:
     names: List[str]
     shown: np.ndarray
     ct2img: np.ndarray
+    told: List[str] = field(default_factory=list)
 
 
 class Finder:
@@ -101,6 +104,8 @@ class Finder:
         if rig is not None:
             expect_as_rig(shown, np.asarray(packed['data_samples'].ct2img),
                           list(images), rig)
+        told = None if self.sliced else other_greys(
+            Path(self.checkpoint).name, self.meta, shown)
         with torch.no_grad():
             result = self._model.test_step(pseudo_collate([packed]))[0]
         found = result.pred_instances_3d
@@ -109,7 +114,7 @@ class Finder:
             gravity_boxes(found.bboxes_3d).cpu().numpy(),
             found.scores_3d.cpu().numpy(), found.labels_3d.cpu().numpy(),
             list(images), shown,
-            np.asarray(result.metainfo['ct2img']))
+            np.asarray(result.metainfo['ct2img']), [told] if told else [])
 
 
 def is_sliced(cfg: Config) -> bool:

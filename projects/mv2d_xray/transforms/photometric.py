@@ -156,6 +156,15 @@ class XRayAcquisition(BaseTransform):
                            **(ranges or {}))
         draw_acquisition(self.ranges, np.random.default_rng(0))
 
+    @property
+    def exposure(self) -> Tuple[float, ...]:
+        """Least and most air kerma at the detector (µGy); none of views that
+        are left alone."""
+        if not self.ranges['spectrum']:
+            return ()
+        kerma = np.ravel(self.ranges['kerma'])
+        return float(kerma.min()), float(kerma.max())
+
     def transform(self, results: dict) -> dict:
         """Change one sample."""
         if np.random.rand() >= self.prob:
