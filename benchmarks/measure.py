@@ -40,12 +40,24 @@ def median_seconds(work: Callable[[], object], repeats: int,
     return statistics.median(times)
 
 
-def peak_mb(device: str = 'cpu') -> float:
+def peak_mb(device: str = 'cpu', anew: bool = False) -> float:
     """Most memory that this process has had (MB): what tensors took on a GPU,
-    else all of its resident memory."""
+    else all of its resident memory.
+
+    Args:
+        device (str): Torch device.
+        anew (bool): From now on, from what it has now.
+    """
     if torch.device(device).type == 'cuda':
+        if anew:
+            torch.cuda.reset_peak_memory_stats()
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path('/proc/self/status')
+    if not status.is_file():  # not Linux: never anew
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if anew:
+        Path('/proc/self/clear_refs').write_text('5')
+    return int(status.read_text().split('VmHWM:')[1].split()[0]) / 1024
 
 
 def _answer(queue, threads: int, gpu_gb: Optional[float],

@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import copy
 import os
+import subprocess
+import tempfile
 import time
 from functools import partial
 from itertools import chain, repeat
@@ -43,6 +45,7 @@ from projects.core.boxes import lidar_boxes
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
 from projects.core.engine.precision import use_half_precision
+from projects.core.files import dump_json, load_json
 from projects.core.rig import Rig
 from projects.mv2d_xray.lifting.decoder import XRayDecoder
 from projects.mv2d_xray.queries import (
@@ -58,8 +61,6 @@ SCENE = [-200., -200., -200., 200., 200., 200.]
 # --------------------------------------------------------------------- render
 def phantom_volume():
     """A phantom CT as the converter gives it to a renderer."""
-    import tempfile
-
     from conversion import scan_of
 
     from data_converters import lidc, phantom
@@ -100,35 +101,74 @@ def render_one(renderer: str, hu, size: int, views: int, repeats: int,
     rig = Rig(rig.views[:views])
     work = (partial(diffdrrs_own, hu, rig, device) if not renderer else
             partial(render, hu, rig, renderer, device))
-    images = []
-    seconds = median_seconds(lambda: images.append(work()), repeats, device,
-                             warm_up=int(repeats > 1))
-    return dict(seconds=seconds / views, peak_mb=peak_mb(device),
+    images, cpu = [work()] if repeats > 1 else [], []
+
+    def timed():
+        begin = time.process_time()
+        images[:] = [work()]
+        cpu.append(time.process_time() - begin)
+
+    before = peak_mb(device, anew=True)
+    seconds = median_seconds(timed, repeats, device, warm_up=0)
+    return dict(seconds=seconds / views,
+                cpu_seconds=float(np.median(cpu)) / views,
+                peak_mb=peak_mb(device),
+                extra_mb=peak_mb(device) - before,
                 images=np.stack([np.asarray(i) for i in images[-1]]))
 
 
+def rtks_own(python: Path, hu, args) -> Dict:
+    """RTK's CPU Joseph in an environment that has it, of what ours is given
+    after preparation. Its time is that of the projection alone."""
+    from data_converters.drr import prepare
+    from data_converters.geometries import write_geometry
+    rig = Rig(Rig.circle(10, image_size=args.image_size).views[:args.views])
+    mu, view = prepare(hu, rig), rig.views[0]
+    pixel = 600. / view.cam2img[[0, 1], [0, 1]]
+    size = np.array([view.width, view.height])
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder, 'volume.npy'), mu.values)
+        write_geometry(rig, Path(folder, 'rig.xml'), 600.)
+        dump_json(dict(
+            origin=mu.voxel2ct[:3, 3].tolist(), spacing=mu.spacing.tolist(),
+            direction=(mu.voxel2ct[:3, :3] / mu.spacing).tolist(),
+            size=size.tolist(), pixel=pixel.tolist(),
+            corner=(-(size - 1) / 2 * pixel).tolist(),
+            threads=args.threads, repeats=args.repeats),
+            Path(folder, 'about.json'))
+        subprocess.run(  # noqa: S603  a person's own Python
+            [str(python), str(ROOT / 'benchmarks/rtk_render.py'), folder],
+            check=True)
+        return dict(load_json(Path(folder, 'took.json')),
+                    images=np.load(Path(folder, 'image.npy')))
+
+
 def render(args) -> None:
-    """Every renderer against DiffDRR's own call; pictures against Siddon."""
+    """Every renderer against the first, DiffDRR's own call if all are asked
+    for; pictures against Siddon."""
     from data_converters.drr import RENDERERS
     hu = phantom_volume()
     rows, siddon = [], None
-    for name in ('', *RENDERERS):
-        row = in_process(render_one, name, hu, args.image_size, args.views,
-                         args.repeats, args.device, threads=args.threads)
+    names = args.only or ['', *RENDERERS]
+    for name in names + ['rtk'] * bool(args.rtk):
+        row = rtks_own(args.rtk, hu, args) if name == 'rtk' else in_process(
+            render_one, name, hu, args.image_size, args.views, args.repeats,
+            args.device, threads=args.threads)
         images = row.pop('images')
         siddon = images if name == 'siddon' else siddon
         rows.append(dict(
-            renderer=name or 'DiffDRR\'s own call', **row,
+            renderer=dict({'': 'DiffDRR\'s own call'}, rtk='RTK').get(
+                name, name), **row,
             images_per_second=1 / row['seconds'],
             times_faster=(rows[0] if rows else row)['seconds'] /
             row['seconds'],
             difference_percent=100 * float(
                 np.abs(images - siddon).mean() / siddon.mean())
             if siddon is not None else None))
-    show(rows, ['renderer', 'seconds', 'images_per_second', 'times_faster',
-                'peak_mb', 'difference_percent'], args.out,
-         command='render', image_size=args.image_size, device=args.device,
-         threads=args.threads)
+    show(rows, ['renderer', 'seconds', 'cpu_seconds', 'images_per_second',
+                'times_faster', 'peak_mb', 'extra_mb', 'difference_percent'],
+         args.out, command='render', image_size=args.image_size,
+         device=args.device, threads=args.threads)
 
 
 # ----------------------------------------------------------------------- load
@@ -424,6 +464,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     shared.add_argument('--out', type=Path, help='JSON to write')
     of_render = commands.add_parser('render', parents=[shared])
     of_render.add_argument('--views', type=int, default=1)
+    of_render.add_argument('--only', nargs='+', help='renderers, in place of '
+                           'all and DiffDRR\'s own call')
+    of_render.add_argument('--rtk', type=Path, metavar='PYTHON',
+                           help='of an environment with itk-rtk: RTK\'s CPU '
+                           'Joseph, too')
     of_load = commands.add_parser('load', parents=[shared])
     of_load.add_argument('config')
     of_load.add_argument('--data-root')

@@ -32,6 +32,8 @@ _SOFT = 1.15
 _BONE_STEP = 2
 # Less than this is air (HU < -900): the box round the body leaves it out.
 _MU_AIR = .002
+# So many are converted at a time.
+_SLICES = 8
 
 __all__ = [
     'MU_WATER', 'RENDERERS', 'Volume', 'bone_share', 'hu_to_mu', 'render',
@@ -86,9 +88,14 @@ class Volume:
         tensor = torch.from_numpy(np.ascontiguousarray(self.values.T))
         tensor = F.pad(tensor, [v for n in padding for v in (0, int(n))])
         values = F.avg_pool3d(tensor[None], tuple(map(int, factors))[::-1])[0]
-        scale = np.diag([*factors, 1.]).astype(float)
-        scale[:3, 3] = (np.array(factors) - 1) / 2
-        return Volume(values.numpy().T, self.voxel2ct @ scale)
+        return Volume(values.numpy().T, self.voxel2ct @ _scale(factors))
+
+
+def _scale(factors) -> np.ndarray:
+    """Index of a block of ``factors`` voxels to that of its middle, (4, 4)."""
+    scale = np.diag([*factors, 1.]).astype(float)
+    scale[:3, 3] = (np.array(factors) - 1) / 2
+    return scale
 
 
 def hu_to_mu(hu: np.ndarray) -> np.ndarray:
@@ -106,24 +113,42 @@ def prepare(hu: Volume, rig: Rig) -> Volume:
     isocentre; averaging to at most that is the anti-aliasing that a point
     sample per pixel lacks, and makes small images cheap.
     """
-    return _fitted(Volume(hu_to_mu(hu.values), hu.voxel2ct), rig, _MU_AIR)
+    return _fitted(hu, hu_to_mu, rig, _MU_AIR)
 
 
-def _fitted(volume: Volume, rig: Rig, least: float) -> Volume:
-    """Averaged to the detector's resolution, and the box round voxels above
-    ``least`` with one more on each side."""
+def _fitted(hu: Volume, convert: Callable[[np.ndarray], np.ndarray], rig: Rig,
+            least: float) -> Volume:
+    """What ``convert`` makes of a volume, averaged to the detector's
+    resolution, and of it the box round voxels above ``least`` with one more on
+    each side. A few slices at a time: beside the result there is no second
+    volume."""
     finest = min(view.pixel_size for view in rig.views)
-    volume = volume.averaged(
-        np.maximum((finest / volume.spacing).astype(int), 1))
-    wanted = volume.values > least
-    low, high = [], []
-    for axis in range(3):
-        used = np.flatnonzero(wanted.any(tuple({0, 1, 2} - {axis})))
-        if len(used) == 0:
-            return volume.cropped([0] * 3, [1] * 3)
-        low.append(max(used[0] - 1, 0))
-        high.append(min(used[-1] + 2, volume.values.shape[axis]))
-    return volume.cropped(low, high)
+    factors = np.maximum((finest / hu.spacing).astype(int), 1)
+    values = np.empty(-(-np.array(hu.values.shape) // factors), np.float32)
+    used = [np.zeros(n, bool) for n in values.shape]
+    step = max(_SLICES // factors[2], 1)
+    for start in range(0, values.shape[2], step):
+        low, high = np.array([start, start + step]) * factors[2]
+        block = Volume(convert(hu.values[:, :, low:high]),
+                       hu.voxel2ct).averaged(factors).values
+        here = slice(start, start + step)
+        values[:, :, here] = block
+        wanted = block > least
+        seen = wanted.any(2)
+        used[0] |= seen.any(1)
+        used[1] |= seen.any(0)
+        used[2][here] = wanted.any((0, 1))
+    low, high = [0] * 3, [1] * 3
+    if used[0].any():
+        ends = [np.flatnonzero(u)[[0, -1]] for u in used]
+        low = [max(first - 1, 0) for first, _ in ends]
+        high = [min(last + 2, n) for (_, last), n in zip(ends, values.shape)]
+    box = Volume(values, hu.voxel2ct @ _scale(factors)).cropped(low, high)
+    # Moved to the front of the same memory, where nothing is needed any more.
+    packed = values.reshape(-1)[:box.values.size].reshape(box.values.shape)
+    for index, plane in enumerate(box.values):
+        packed[index] = plane
+    return Volume(packed, box.voxel2ct)
 
 
 def bone_share(hu: np.ndarray) -> np.ndarray:
@@ -368,7 +393,7 @@ def render_with_bone(hu: Volume, rig: Rig, renderer: str = 'joseph',
     images = render(hu, rig, renderer, device)
     if not rig.views:
         return images, None
-    bone = _fitted(Volume(bone_share(hu.values), hu.voxel2ct), rig, 0.)
+    bone = _fitted(hu, bone_share, rig, 0.)
     if not bone.values.any():
         return images, None
     coarse = [Rig([view]).resized(-(-view.width // _BONE_STEP),
@@ -387,6 +412,5 @@ def render_with_bone(hu: Volume, rig: Rig, renderer: str = 'joseph',
 def _render(volume: Volume, rig: Rig, renderer: str, device: str) -> list:
     if not volume.values.any():
         return [np.zeros((v.height, v.width), np.float32) for v in rig.views]
-    volume = Volume(np.ascontiguousarray(volume.values), volume.voxel2ct)
     return [RENDERERS[renderer](volume, Rig([view]), device)[0]
             for view in rig.views]

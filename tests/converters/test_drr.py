@@ -125,6 +125,51 @@ def test_renderers_agree(renderer, bound):
         assert np.abs(a - b).mean() < bound * b.mean()
 
 
+def test_a_volume_ends_with_its_last_voxels():
+    """Against exact lengths through a box that fills a volume from end to end
+    along z: slices of 5 mm count whole, not from middle to middle."""
+    hu = Volume.centred(np.full((44, 44, 9), AIR, np.float32),
+                        np.diag([2., 2., 5.]))
+    hu.values[2:42, 2:42] = 0.
+    rig = Rig.circle(2, image_size=128)
+    half = np.array([40., 40., 22.5])
+
+    def lengths(view, half):
+        source, along = geometry.rays(
+            drr._pixels(view, slice(0, view.height)), view.ct2img)
+        with np.errstate(divide='ignore'):
+            ends = np.sort([(-half - source) / along, (half - source) / along],
+                           axis=0)
+        return (ends[1].min(1) - ends[0].max(1)).clip(0).reshape(128, 128)
+
+    for view, image in zip(rig.views, render(hu, rig)):
+        exact = MU_WATER * lengths(view, half)
+        middles = MU_WATER * lengths(view, half - [0, 0, 2.5])
+        assert image.sum() == pytest.approx(exact.sum(), rel=4e-3)
+        assert middles.sum() < .9 * exact.sum()
+
+
+@pytest.mark.parametrize('size', [256, 1024])
+def test_slices_at_a_time_are_the_volume_at_once(size, monkeypatch):
+    """Blocks that end within the volume, averaged or not, and one block."""
+    volume = chest_like()
+    volume.voxel2ct[:3, :3] /= 3
+    rig = Rig.circle(1, image_size=size)
+    found = drr.prepare(volume, rig)
+    monkeypatch.setattr(drr, '_SLICES', 1000)
+    once = drr.prepare(volume, rig)
+    assert found.values.shape == once.values.shape
+    assert found.values.flags.c_contiguous
+    np.testing.assert_array_equal(found.values, once.values)
+    np.testing.assert_array_equal(found.voxel2ct, once.voxel2ct)
+    # The body fills an ellipsoid of nine tenths: voxels round it are left out.
+    factors = np.maximum(
+        (rig.views[0].pixel_size / volume.spacing).astype(int), 1)
+    whole = Volume(hu_to_mu(volume.values), volume.voxel2ct).averaged(factors)
+    assert all(a < b for a, b in zip(found.values.shape, whole.values.shape))
+    assert found.values.sum() == pytest.approx(whole.values.sum(), rel=.05)
+
+
 def turned_rig(kind):
     """Three views: about z as all rigs of the converters, about x, tilted
     and shifted, and one whose rays cross the volume mostly along z."""

@@ -4,6 +4,7 @@ import gvxr_blade
 import numpy as np
 import pytest
 import rtk_geometry
+import rtk_render
 import xcist
 
 
@@ -45,4 +46,7 @@ def test_the_oracle_of_rtk_needs_rtk(monkeypatch, tmp_path):
     monkeypatch.setattr('sys.argv', ['rtk_geometry.py', str(tmp_path)])
     with pytest.raises(SystemExit, match='environment with itk-rtk'):
         rtk_geometry.main()
+    monkeypatch.setattr('sys.argv', ['rtk_render.py', str(tmp_path)])
+    with pytest.raises(SystemExit, match='environment with itk-rtk'):
+        rtk_render.main()
     assert list(tmp_path.iterdir()) == []
