@@ -99,8 +99,7 @@ class Consistency:
             raise ValueError('ct2img: expected views of a source, found '
                              'slices')
         self.ct2img = ct2img
-        self.lines = [_LineDerivatives(image, matrix)
-                      for image, matrix in zip(images, ct2img)]
+        self.lines = _line_derivatives(images, ct2img)
         rows = np.arange(len(images))
         self.views = np.stack(np.triu_indices(len(rows), 1), -1)
         self.angles, self.towards = self._planes(planes)
@@ -190,16 +189,20 @@ class _LineDerivatives:
         weighted = image / np.linalg.norm(pixels @ self.back.T, axis=-1)
         edge = np.abs(image)
         edge[_FRAME:-_FRAME, _FRAME:-_FRAME] = 0
-        limit = _CUT * _FRAME * np.percentile(np.abs(image), 99.5)
-        sums = _line_integrals(
-            np.stack([weighted, edge], -1).astype(np.float32))
-        derivative = cv2.filter2D(
-            sums[..., 0], cv2.CV_32F, _derivative_of_gaussian(_SIGMA)[None],
-            borderType=cv2.BORDER_CONSTANT)
-        self.derivative = _wrapped(derivative, -1).astype(float)
-        self.cut = _wrapped(sums[..., 1] > limit, 1).astype(float)
+        self.limit = _CUT * _FRAME * np.percentile(np.abs(image), 99.5)
+        # What is integrated along lines, then given to `take`.
+        self.weighted, self.edge = weighted, edge
         # Of the pixels that were reduced.
         self.area = abs(np.linalg.det(self.back)) * self.scale.prod()
+
+    def take(self, sums: np.ndarray, edges: np.ndarray) -> None:
+        """Line integrals of both (directions, offsets)."""
+        del self.weighted, self.edge
+        derivative = cv2.filter2D(
+            sums, cv2.CV_32F, _derivative_of_gaussian(_SIGMA)[None],
+            borderType=cv2.BORDER_CONSTANT)
+        self.derivative = _wrapped(derivative, -1).astype(float)
+        self.cut = _wrapped(edges > self.limit, 1).astype(float)
 
     def _places(self, lines: np.ndarray) -> tuple:
         """Lines (*, 3) (px) as length of (a, b), sign, angle (rad) and
@@ -234,23 +237,43 @@ class _LineDerivatives:
         return value * known, known & ((cut == 0) | truncated)
 
 
-def _line_integrals(image: np.ndarray) -> np.ndarray:
-    """Sums of an image (H, W, channels) along lines, (directions, offsets,
-    channels): the line at row a, column t has its normal at a * pi /
+def _line_derivatives(images: Sequence[np.ndarray], ct2img: np.ndarray
+                      ) -> List[_LineDerivatives]:
+    """Of views: those of one size are integrated together."""
+    views = [_LineDerivatives(image, matrix)
+             for image, matrix in zip(images, ct2img)]
+    for shape in {view.shape for view in views}:
+        these = [view for view in views if view.shape == shape]
+        parts = zip(*(_line_integrals(np.stack([getattr(view, part)
+                                                for view in these], -1))
+                      for part in ('weighted', 'edge')))
+        for view, (sums, edges) in zip(these, parts):
+            view.take(sums, edges)
+    return views
+
+
+def _line_integrals(images: np.ndarray) -> np.ndarray:
+    """Sums of images (H, W, images) along lines, (images, directions,
+    offsets): the line at row a, column t has its normal at a * pi /
     directions from the u axis, and is t - (size - 1) / 2 px from the image's
     middle."""
-    height, width = image.shape[:2]
+    height, width, count = images.shape
     size = int(np.ceil(np.hypot(height, width))) + 2 * _FRAME
-    middle = (size - 1) / 2
-    sums = np.empty((_DIRECTIONS, size, image.shape[2]), np.float32)
+    rows, columns = np.nonzero(images.any(-1))
+    pixels = images[rows, columns].T.astype(float)
+    v, u = rows - (height - 1) / 2, columns - (width - 1) / 2
+    sums = np.empty((count, _DIRECTIONS, size), np.float32)
     for row in range(_DIRECTIONS):
         angle = row * np.pi / _DIRECTIONS
-        turn = np.array([[np.cos(angle), -np.sin(angle)],
-                         [np.sin(angle), np.cos(angle)]])
-        shift = (np.array([width, height]) - 1) / 2 - turn @ [middle, middle]
-        sums[row] = cv2.warpAffine(
-            image, np.column_stack([turn, shift]), (size, size),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP).sum(0)
+        offset = np.cos(angle) * u + np.sin(angle) * v + (size - 1) / 2
+        # Each pixel goes to the two lines that pass it on either side.
+        line = offset.astype(np.intp)
+        share = offset - line
+        for number, values in enumerate(pixels):
+            whole = np.bincount(line, values, size)
+            farther = np.bincount(line, share * values, size)
+            sums[number, row] = whole - farther
+            sums[number, row, 1:] += farther[:-1]
     return sums
 
 
