@@ -32,6 +32,7 @@ from . import (
     measured,
     part,
     phantom,
+    refinement,
     rigs,
     slices,
 )
@@ -402,10 +403,11 @@ def _add_mammograms(commands) -> None:
 
 def _add_rig(commands) -> None:
     sub = commands.add_parser(
-        'rig', help='make, fit or check rig.json',
+        'rig', help='make, fit, refine or check rig.json',
         description='The geometry of the views: on a circle, or from a table '
         'of a real scanner (columns: docs/geometry.md), or verified with, or '
-        'fitted to, the beads of a calibration phantom.')
+        'fitted to, the beads of a calibration phantom, or refined by what '
+        'the views themselves say.')
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument('--circle', type=_count, metavar='N',
                       help='N views on a circle about z')
@@ -425,7 +427,12 @@ def _add_rig(commands) -> None:
                       help='the same table: the views that see the beads '
                       'there, beginning with --rig or, given --image-size, '
                       'with nothing')
-    sub.add_argument('--out', type=Path, help='rig.json to write')
+    what.add_argument('--refine', type=Path, metavar='SET',
+                      help='a converted set, whose views are compared with '
+                      'one another: --out is the same set with poses in '
+                      'which they agree, and a rig of each object')
+    sub.add_argument('--out', type=Path, help='rig.json to write; folder of '
+                     'the refined set')
     sub.add_argument('--rig', type=Path, help='rig.json to check, or to '
                      'begin with')
     sub.add_argument('--max-residual', type=float, metavar='PX',
@@ -455,9 +462,16 @@ def _add_rig(commands) -> None:
                      help='the table of beads found; default: beside --out, '
                      'its name with .beads.csv')
     fit.add_argument('--report', type=Path, metavar='JSON',
-                     help='residuals, covariances and outliers')
+                     help='residuals, covariances and outliers; of --refine '
+                     'what was changed, and whether it helped')
     fit.add_argument('--picture', type=Path, metavar='PNG',
-                     help='beads and residuals of each view')
+                     help='beads and residuals of each view; of --refine '
+                     'errors before and after')
+    fit.add_argument('--pose-mm', type=float, default=1., metavar='MM',
+                     help='error that --refine expects of a pose, standard '
+                     'deviation; default %(default)g')
+    fit.add_argument('--pose-deg', type=float, default=.5, metavar='DEG',
+                     help='the same, of its direction; default %(default)g')
     circle = sub.add_argument_group('circle')
     circle.add_argument('--radius', type=float, default=300.,
                         help='source to isocentre (mm); default %(default)g')
@@ -843,7 +857,9 @@ def run_rig(args: argparse.Namespace) -> None:
     needed, name = ((args.rig, '--rig') if args.check or args.to
                     else (args.out, '--out'))
     if needed is None:
-        raise ConversionError(f'{name}: expected rig.json, found none')
+        raise ConversionError(
+            f'{name}: expected {"a new folder" if args.refine else "rig.json"}'
+            ', found none')
     if args.check:
         _check_rig(args, origin)
         return
@@ -851,6 +867,9 @@ def run_rig(args: argparse.Namespace) -> None:
         rig = Rig.load(args.rig)
         told = geometries.write_geometry(rig, args.to, args.sdd)
         print(f'{args.to}: {len(rig)} views; {told}')
+        return
+    if args.refine:
+        _refine(args)
         return
     rig = (_circle(args) if args.circle else _other_rig(args) if args.source
            else _fit_rig(args, origin) if args.fit
@@ -905,10 +924,7 @@ def _fit_rig(args: argparse.Namespace, origin: float) -> Rig:
     if nominal is None and args.intrinsics == 'keep':
         raise ConversionError('--intrinsics keep: expected --rig that has '
                               'them, found none')
-    for path in (args.report, args.picture, args.beads_out):
-        if path is not None and not path.parent.is_dir():
-            raise ConversionError(f'{path}: expected its folder to be there, '
-                                  'found none')
+    _expect_folders(args.report, args.picture, args.beads_out)
     table, images = args.fit, None
     if args.beads_in_images:
         table, images = _beads_in_images(args, nominal)
@@ -927,6 +943,38 @@ def _fit_rig(args: argparse.Namespace, origin: float) -> Rig:
                    [r.offsets for r in fit.residuals], fit.inliers,
                    args.picture, images)
     return fit.rig
+
+
+def _expect_folders(*paths: Optional[Path]) -> None:
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise ConversionError(f'{path}: expected its folder to be there, '
+                                  'found none')
+
+
+def _refine(args: argparse.Namespace) -> None:
+    for option, value in (('--pose-mm', args.pose_mm),
+                          ('--pose-deg', args.pose_deg)):
+        if not 0 < value < math.inf:
+            raise ConversionError(f'{option}: expected a positive number, '
+                                  f'found {value:g}')
+    _expect_folders(args.report, args.picture)
+    found = refinement.refine_set(args.refine, args.out, args.pose_mm,
+                                  args.pose_deg)
+    print(refinement.table_of_refinements(found))
+    if args.report:
+        dump_json({token: of.to_dict() for token, of in found.items()},
+                  args.report)
+    if args.picture:
+        # It takes a second to load, which no other rig needs.
+        from projects.core.drawing import draw_refinement
+        draw_refinement(
+            [[(v.name, *told) for v, *told in zip(
+                of.nominal, of.before, of.after, of.pixels())]
+             for of in found.values()],
+            [of.helped for of in found.values()], args.picture)
+    print(f'{args.out}: the set with refined poses; rigs/ has the rig of each '
+          'object')
 
 
 def _beads_in_images(args: argparse.Namespace, nominal: Optional[Rig]

@@ -17,6 +17,7 @@ from projects.core.rig import Rig
 
 from .convert import SPLITS, record_path
 from .mammograms import coco_path
+from .refinement import REFINED, rig_of
 
 # A 2D box is that of a mask, which fills at least this much of its projected
 # 3D box's width and height; a sphere seen from the side has .7.
@@ -33,13 +34,14 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
         str: One sentence per fault: place, field, expected, found.
     """
     out_dir = Path(out_dir)
-    rig, raw = None, False
+    rig, raw, refined = None, False, False
     try:
         options = load_json(out_dir / 'options.json')
         if options.get('mammograms') is not None:
             yield from _check_mammograms(out_dir)
             return
         raw = bool(options.get('raw'))
+        refined = REFINED in options.get('inputs', {})
         if options.get('slices') is None:
             rig = Rig.from_dict(options['rig'])
             if Rig.load(out_dir / 'rig.json').to_dict() != rig.to_dict():
@@ -61,7 +63,13 @@ def check_set(out_dir: Union[str, Path]) -> Iterator[str]:
         yield f'{left}: expected no half-written file, found one'
     for token, sample in samples.items():
         where = f'{out_dir}: scan {token}'
-        yield from _check_images(out_dir, sample, rig, where)
+        own = rig
+        if refined:
+            try:
+                own = Rig.load(rig_of(out_dir, token))
+            except ValueError as error:
+                yield f'{where}: {error}'
+        yield from _check_images(out_dir, sample, own, where)
         if 'raw' in sample:
             yield from _check_raw(out_dir, sample, where)
         elif raw:

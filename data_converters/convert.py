@@ -65,7 +65,7 @@ from .slices import Slicing, choose_images, slices_of
 # One linear window for every image of every set: 16 bits hold line integrals
 # up to this; 400 mm of soft tissue are 8, a large chest with spine below 14.
 INTEGRAL_MAX = 16.
-_LEVELS = 65535
+LEVELS = 65535
 SPLITS = ('train', 'val', 'test')
 MEASURED = 'measured'  # in place of a renderer
 _TEMPORARY = r'\.[a-z0-9_]{8}\.tmp'  # ends what atomic_write has not finished
@@ -176,15 +176,8 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
             if rect is None:
                 continue
             seen += 1
-            centre = geometry.project(box[None, :3], shot.ct2img)
-            in_camera = shot.ct2cam[:3, :3] @ box[:3] + shot.ct2cam[:3, 3]
-            size = np.abs(shot.ct2cam[:3, :3]) @ box[3:6]
-            cam_instances[shot.name].append(
-                dict(
-                    bbox=rect.tolist(), bbox_label=finding.label,
-                    bbox_cam3d=[*in_camera.tolist(), *size.tolist(), 0.],
-                    center_2d=centre[0][0].tolist(),
-                    depth=float(centre[1][0]), instance_idx=number))
+            cam_instances[shot.name].append(seen_box(
+                rect, finding.label, box, shot.cam2img, shot.ct2cam, number))
         ignore = (finding.record.get('num_readers', np.inf)
                   < options.min_readers
                   or finding.record['diameter'] < options.min_diameter)
@@ -221,6 +214,28 @@ def convert_scan(scan: Scan, options: Options, out_dir: Path,
     return sample
 
 
+def seen_box(rect: np.ndarray, label: int, box: np.ndarray,
+             cam2img: np.ndarray, ct2cam: np.ndarray, number: int) -> dict:
+    """What a sample's ``cam_instances`` say of a finding in a view.
+
+    Args:
+        rect: (4,), its rectangle in the image (px).
+        label: Of its class.
+        box: (7,) (mm).
+        cam2img, ct2cam: (4, 4), of the view.
+        number: Of its instance.
+    """
+    centre, depth = geometry.project(
+        box[None, :3], geometry.compose_ct2img(cam2img, ct2cam))
+    in_camera = ct2cam[:3, :3] @ box[:3] + ct2cam[:3, 3]
+    size = np.abs(ct2cam[:3, :3]) @ box[3:6]
+    return dict(
+        bbox=np.asarray(rect).tolist(), bbox_label=label,
+        bbox_cam3d=[*in_camera.tolist(), *size.tolist(), 0.],
+        center_2d=centre[0].tolist(), depth=float(depth[0]),
+        instance_idx=number)
+
+
 def _images_of(scan: Scan, options: Options, device: str
                ) -> Tuple[List[Shot], List[Tuple[List[int], Counts]],
                           Optional[np.ndarray]]:
@@ -247,7 +262,7 @@ def _views_of(scan: Scan, rig: Rig, options: Options, device: str
     corners = [scan.corners(finding) for finding in scan.findings]
     shots = []
     for view, image in zip(rig.views, images):
-        levels = np.rint(image / INTEGRAL_MAX * _LEVELS).clip(0, _LEVELS)
+        levels = np.rint(image / INTEGRAL_MAX * LEVELS).clip(0, LEVELS)
         shots.append(Shot(
             view.name, scan.key + view.name.replace('CAM_', 'cam'),
             levels.astype(np.uint16), view.cam2img, view.ct2cam,
@@ -796,7 +811,7 @@ def _meta_of(options: Options) -> dict:
             averaging='blocks of whole voxels, at most a pixel of the finest '
             'view at the isocentre'),
         intensity=dict(unit='line integral of attenuation',
-                       scale=INTEGRAL_MAX / _LEVELS, offset=0.))
+                       scale=INTEGRAL_MAX / LEVELS, offset=0.))
     if options.acquisition != 'ideal':
         meta['acquisition'] = dict(name=options.acquisition,
                                    **asdict(load_preset(options.acquisition)))

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     'STYLES', 'STYLE_2D', 'draw_beads', 'draw_image', 'draw_images',
-    'draw_rect', 'draw_scans', 'draw_view', 'draw_views', 'line_of',
-    'middle_channel', 'save', 'shown_views', 'subplots'
+    'draw_rect', 'draw_refinement', 'draw_scans', 'draw_view', 'draw_views',
+    'line_of', 'middle_channel', 'save', 'shown_views', 'subplots'
 ]
 
 # Colour and line style both tell the kinds apart.
@@ -301,4 +301,46 @@ def draw_beads(views: Sequence[View], seen: Sequence[np.ndarray],
         axis.set_title(f'{view.name}: rms {rms:.2f} px', fontsize=8)
     figure.suptitle(f'Beads; residuals {factor:g} times as long; red: left '
                     'out, from where they should be', fontsize=10)
+    save(figure, out_file)
+
+
+def draw_refinement(objects: Sequence[Sequence[tuple]],
+                    helped: Sequence[bool], out_file: Path,
+                    errors: str = 'epipolar error') -> None:
+    """Draw how well the views of objects agree, before and after their poses
+    were refined, and how far these were moved.
+
+    Args:
+        objects: Of each object its views: name, error before and after, and
+            how far the image was moved (px).
+        helped: Of each object, whether its poses were changed.
+        out_file: PNG.
+        errors: What the errors are.
+    """
+    names = list(dict.fromkeys(view[0] for views in objects
+                               for view in views))
+    figure, grid = subplots(1, 2, 11., 3.8)
+    panels = (((1, 'before', -.15, 'C3'), (2, 'after', .15, 'C0')),
+              ((3, 'moved', 0., 'C0'), ))
+    for axis, kinds in zip(grid[0], panels):
+        for column, label, aside, color in kinds:
+            for views, changed in zip(objects, helped):
+                axis.plot([names.index(view[0]) + aside for view in views],
+                          [view[column] for view in views], 'o',
+                          color=color, markersize=4, alpha=.7,
+                          fillstyle='full' if changed else 'none')
+            middle = [np.median([view[column] for views in objects
+                                 for view in views if view[0] == name])
+                      for name in names]
+            axis.plot(np.arange(len(names)) + aside, middle, '_',
+                      color=color, markersize=14, label=f'{label}: median')
+        axis.set_xticks(range(len(names)), names, rotation=45, ha='right',
+                        fontsize=8)
+        axis.set_ylim(bottom=0)
+        axis.grid(axis='y', alpha=.3)
+        axis.legend(fontsize=8)
+    grid[0, 0].set_ylabel(errors)
+    grid[0, 1].set_ylabel('image moved by (px)')
+    figure.suptitle(f'{sum(helped)} of {len(objects)} objects refined (full '
+                    'dots); a dot is a view of an object', fontsize=10)
     save(figure, out_file)
