@@ -2,10 +2,10 @@
 
 A model, not a measurement. A breast is half an ellipsoid, higher above than
 below, with skin, a nipple, the pectoral muscle as a wedge behind its upper
-outer part, and in it fat and gland whose border follows power-law noise. Its
-projection has a power spectrum that falls with the third power of frequency,
-as mammograms' does on the average (Burgess, Jacobson and Judy, Medical
-Physics 28(4), 2001). Attenuations are those of fat, gland and carcinoma at
+outer part, and in it fat and gland whose border follows power-law noise. The
+power spectrum of the image falls with about the third power of frequency, as
+mammograms' does on the average (Burgess, Jacobson and Judy, Medical Physics
+28(4), 2001). Attenuations are those of fat, gland and carcinoma at
 20 keV (Johns and Yaffe, Physics in Medicine and Biology 32(6), 1987), one
 energy, no scatter.
 
@@ -44,7 +44,9 @@ from . import mammograms
 from .convert import expect_own_folder
 from .drr import RENDERERS, Volume
 
-SPECTRUM = 3.  # exponent of the power spectrum
+# Exponent of the noise's power spectrum, so that the images' is about 3: what
+# lies one behind the other, and the border of the gland, smooth them.
+SPECTRUM = 2.
 # Of the tissues at 20 keV (1/mm); calcium hydroxyapatite with its pores.
 MU_FAT, MU_GLAND, MU_CARCINOMA, MU_CALCIUM = .0456, .0802, .0844, 1.2
 DETECTOR = 220., 165.  # height and width (mm)
@@ -352,7 +354,7 @@ def make_patient(seed: int, number: int, pixel: float) -> Dict[str, Breast]:
                   above=rng.uniform(1.25, 1.5) * width, width=width,
                   rise=rng.uniform(.4, .65), start=rng.uniform(-18, 4),
                   bulge=rng.uniform(0, .003), mu=rng.uniform(.84, 1.))
-    spacing = max(pixel, 1.)
+    spacing = max(pixel, .8)
     shape = tuple(fft.next_fast_len(math.ceil(mm / spacing), True)
                   for mm in (75, 150, 200))
     flat = spacing / _LARGEST

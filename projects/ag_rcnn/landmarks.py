@@ -25,16 +25,20 @@ VIEWS = ('CC', 'MLO')
 
 # Equation 4: sum of squares (px²) that the smoothed contour may be off, with
 # a point for each pixel. The slides do not say on how large an image: with
-# 1,024 px to a side they would be 40 px a point, more than a nipple's height;
-# so it is taken for the scans as delivered, of about 5,000.
+# 1,024 px to a side they would be 40 px a point, on the scans as delivered, of
+# 5,000, an eighth of that. Either is more than lets a nipple stand out on
+# synthetic breasts; the least that evens out the rest is taken.
 _SMOOTHING = dict(CC=100., MLO=1e7)
-_SMOOTHED_SIDE = 5000.
+SMOOTHED_SIDE = 20000.
 _ROUNDING = 1 / 6  # of a point's place to whole pixels, in both axes (px²)
 _POINTS = 400  # of the smoothed skin line
 _LEAST_BREAST = .02  # of the image
 _LATERAL, _LOWER = .75, .5  # equation 6: where the nipple is, in MLO
 _ENDS = .04  # of the skin line, where the border bends it
-_ROI = (.4, .6)  # equation 10: share of width and height
+# Equation 10: shares of width and height; and where there is no line in this
+# corner, a larger one.
+_ROIS = (.4, .6), (.75, .75)
+_BLUR = 1 / 64  # of the corner's side, deviation: texture makes no lines
 _CLAHE_LIMIT, _CLAHE_TILES = 3., (8, 8)  # equation 11
 _HOUGH_VOTES = 20  # equation 13
 # Of the pectoral line, steeper than so against the rows, and what equation
@@ -45,8 +49,8 @@ _WEIGHT_ANGLE, _WEIGHT_POSITION = .5, .5
 _LINES = 3  # parallel lines: at 1/3, at 2/3 and the pectoral line itself
 
 __all__ = [
-    'LATERALITIES', 'VIEWS', 'LandmarkError', 'Landmarks', 'draw_landmarks',
-    'find_landmarks', 'node_grid'
+    'LATERALITIES', 'SMOOTHED_SIDE', 'VIEWS', 'LandmarkError', 'Landmarks',
+    'draw_landmarks', 'find_landmarks', 'node_grid'
 ]
 
 
@@ -84,8 +88,8 @@ class Landmarks:
             laterality='R' if self.laterality == 'L' else 'L')
 
 
-def find_landmarks(image: np.ndarray, laterality: str, view: str
-                   ) -> Landmarks:
+def find_landmarks(image: np.ndarray, laterality: str, view: str,
+                   smoothed_side: float = SMOOTHED_SIDE) -> Landmarks:
     """Landmarks of a mammogram (document 004).
 
     - Contour: Otsu's threshold, largest piece, its skin smoothed by a B-spline
@@ -99,6 +103,8 @@ def find_landmarks(image: np.ndarray, laterality: str, view: str
         image: (H, W) grey values of any range, tissue brighter than air.
         laterality: 'L', nipple to the right, or 'R', to the left.
         view: 'CC' or 'MLO'.
+        smoothed_side: Side of the images that equation 4 is meant for (px):
+            the larger, the less is smoothed.
 
     Raises:
         LandmarkError: One cannot be found; says which.
@@ -113,11 +119,13 @@ def find_landmarks(image: np.ndarray, laterality: str, view: str
             raise ValueError(f'{name}: expected one of {", ".join(known)}, '
                              f'found "{value}"')
     if laterality == 'R':
-        return find_landmarks(image[:, ::-1], 'L', view).mirrored()
+        return find_landmarks(image[:, ::-1], 'L', view,
+                              smoothed_side).mirrored()
     grey = _eight_bits(image)
     breast = _breast(grey)
     outline, skin = _outline(breast)
-    smooth, curvature = _smoothed(skin, max(image.shape), view)
+    smooth, curvature = _smoothed(skin, max(image.shape) / smoothed_side,
+                                  view)
     height, width = image.shape
     smooth = smooth.clip(0, [width, height])
     contour = np.concatenate([smooth, outline])
@@ -184,11 +192,11 @@ def _outline(breast: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     return rest + .5, skin + .5
 
 
-def _smoothed(skin: np.ndarray, side: int, view: str
+def _smoothed(skin: np.ndarray, scale: float, view: str
               ) -> Tuple[np.ndarray, np.ndarray]:
-    """Points of the smoothed skin line and its curvature (1/px) there."""
+    """Points of the smoothed skin line and its curvature (1/px) there, above
+    0 where it bends as a breast does."""
     step = max(len(skin) // _POINTS, 1)
-    scale = side / _SMOOTHED_SIDE
     points = skin[::step]
     # A sum of squares over a point for each pixel goes as the side cubed;
     # below what the rounding to pixels is there is nothing to follow.
@@ -200,14 +208,19 @@ def _smoothed(skin: np.ndarray, side: int, view: str
     x2, y2 = splev(at, curve, der=2)
     curvature = (x1 * y2 - y1 * x2) / np.maximum(
         (x1**2 + y1**2)**1.5, 1e-9)
-    return np.stack(splev(at, curve), 1), curvature
+    return np.stack(splev(at, curve), 1), curvature * np.sign(
+        np.median(curvature))
 
 
 # ------------------------------------------------------------------ the nipple
 def _nipple_by_curvature(skin: np.ndarray, curvature: np.ndarray,
                          low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Where the skin line bends most, in the lower lateral quadrant of the
-    breast, which reaches from ``low`` to ``high``."""
+    breast, which reaches from ``low`` to ``high``.
+
+    Equation 8 takes the curvature's absolute value; the dents beside a nipple
+    bend as much as its tip, so here they do not count.
+    """
     limit = low + (high - low) * [_LATERAL, _LOWER]
     margin = round(_ENDS * len(skin))
     wanted = (skin >= limit).all(1)
@@ -215,7 +228,7 @@ def _nipple_by_curvature(skin: np.ndarray, curvature: np.ndarray,
     if not wanted.any():
         raise LandmarkError('nipple: expected skin in the lower lateral '
                             'quadrant, found none')
-    return skin[np.where(wanted, np.abs(curvature), -1).argmax()]
+    return skin[np.where(wanted, curvature, -np.inf).argmax()]
 
 
 # ----------------------------------------------------------- the pectoral line
@@ -224,16 +237,18 @@ def _pectoral_line(grey: np.ndarray, breast: np.ndarray, low: np.ndarray,
     """Border of the pectoral muscle, (2, 2): where it meets the top of the
     breast and the chest wall."""
     x0, y0 = np.floor(low).astype(int)
-    width, height = np.ceil((high - low) * _ROI).astype(int)
-    roi = np.ascontiguousarray(grey[y0:y0 + height, x0:x0 + width])
-    inside = breast[y0:y0 + height, x0:x0 + width]
     best: Optional[np.ndarray] = None
     best_score = 0.
-    for line in _lines(roi, inside):
-        score = _line_score(line, width)
-        if score > best_score:
-            best, best_score = line, score
-    if best is None:
+    for roi in _ROIS:
+        width, height = np.ceil((high - low) * roi).astype(int)
+        corner = (slice(y0, y0 + height), slice(x0, x0 + width))
+        for line in _lines(grey[corner], breast[corner]):
+            score = _line_score(line, width)
+            if score > best_score:
+                best, best_score = line, score
+        if best is not None:
+            break
+    else:
         raise LandmarkError('pectoral line: expected one that falls towards '
                             'the chest wall, found none')
     (xa, ya), (xb, yb) = best + [x0, y0]
@@ -246,7 +261,8 @@ def _pectoral_line(grey: np.ndarray, breast: np.ndarray, low: np.ndarray,
 def _lines(roi: np.ndarray, inside: np.ndarray) -> List[np.ndarray]:
     """Straight edges of the bright part of the ROI, (2, 2) each (px)."""
     side = max(roi.shape)
-    clear = cv2.createCLAHE(_CLAHE_LIMIT, _CLAHE_TILES).apply(roi)
+    smooth = cv2.GaussianBlur(roi, (0, 0), max(_BLUR * side, .5))
+    clear = cv2.createCLAHE(_CLAHE_LIMIT, _CLAHE_TILES).apply(smooth)
     _, bright = cv2.threshold(clear, 0, 255,
                               cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     # The neighbourhood is not stated: half the ROI, so that the muscle's
@@ -256,7 +272,7 @@ def _lines(roi: np.ndarray, inside: np.ndarray) -> List[np.ndarray]:
         side // 2 * 2 + 1, 0)
     both = cv2.bitwise_and(bright, adaptive)
     both[inside == 0] = 0
-    reach = max(side // 32, 1)
+    reach = max(side // 24, 1)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE,
                                        (2 * reach + 1, 2 * reach + 1))
     both = cv2.morphologyEx(both, cv2.MORPH_CLOSE, kernel)

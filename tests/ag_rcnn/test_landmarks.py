@@ -9,22 +9,14 @@ from projects.ag_rcnn.landmarks import (
     find_landmarks,
     node_grid,
 )
+from tests.helpers.mammograms import (
+    DRAWN_LINE as LINE,
+    DRAWN_NIPPLE as NIPPLE,
+    DRAWN_SIZE,
+    drawn_breast,
+)
 
-HEIGHT, WIDTH = 512, 384
-NIPPLE = (268, 300)
-LINE = ((150, 0), (0, 300))  # from the top to the chest wall
-
-
-def drawn(view, seed=0):
-    """A left breast: half an ellipse with a nipple; a muscle in MLO."""
-    y, x = np.mgrid[:HEIGHT, :WIDTH] + .5
-    image = np.zeros((HEIGHT, WIDTH))
-    image[(x / 250)**2 + ((y - 280) / 240)**2 < 1] = 25000
-    image[np.hypot(x - 252, y - NIPPLE[1]) < 16] = 25000
-    if view == 'MLO':
-        image[x < 150 - .5 * y] = 50000
-    image += np.random.default_rng(seed).normal(0, 600, image.shape)
-    return image.clip(0, 65535).astype(np.uint16)
+WIDTH, HEIGHT = DRAWN_SIZE
 
 
 def distance_to_line(points, line=LINE):
@@ -35,8 +27,8 @@ def distance_to_line(points, line=LINE):
 
 @pytest.mark.parametrize('view', ['CC', 'MLO'])
 def test_known_landmarks_are_found(view):
-    found = find_landmarks(drawn(view), 'L', view)
-    assert np.linalg.norm(found.nipple - NIPPLE) < (4 if view == 'CC' else 20)
+    found = find_landmarks(drawn_breast(view), 'L', view)
+    assert np.linalg.norm(found.nipple - NIPPLE) < (4 if view == 'CC' else 8)
     if view == 'MLO':
         assert distance_to_line(found.pectoral).max() < 5
     else:
@@ -47,7 +39,7 @@ def test_known_landmarks_are_found(view):
 
 @pytest.mark.parametrize('view', ['CC', 'MLO'])
 def test_a_right_breast_is_a_mirrored_left_one(view):
-    image = drawn(view)
+    image = drawn_breast(view)
     left = find_landmarks(image, 'L', view)
     right = find_landmarks(image[:, ::-1], 'R', view)
     for name in ('contour', 'nipple', 'pectoral'):
@@ -57,9 +49,15 @@ def test_a_right_breast_is_a_mirrored_left_one(view):
                        node_grid(left, 22))
 
 
+def test_much_smoothing_loses_the_nipple():
+    """As 004's number does, taken for images of this size."""
+    found = find_landmarks(drawn_breast('MLO'), 'L', 'MLO', smoothed_side=512)
+    assert np.linalg.norm(found.nipple - NIPPLE) > 12
+
+
 @pytest.mark.parametrize('nodes', [(13, 17), (22, 26), (100, 105), 50])
 def test_nodes_lie_in_the_breast_and_in_like_places(nodes):
-    both = {view: find_landmarks(drawn(view), 'L', view)
+    both = {view: find_landmarks(drawn_breast(view), 'L', view)
             for view in ('CC', 'MLO')}
     grids = {view: node_grid(found, nodes) for view, found in both.items()}
     counts = (nodes, nodes) if isinstance(nodes, int) else nodes
@@ -78,7 +76,7 @@ def test_nodes_lie_in_the_breast_and_in_like_places(nodes):
         assert (np.diff(grid[line, 1]) > 0).all()
         assert np.allclose(distance_to_line(
             grid[1 + 2 * ((common - 1) // 3) + 1:common], pectoral), 0,
-            atol=1e-6) or view == 'CC' or common == 50
+            atol=.2) or view == 'CC' or common == 50
     inside = grids['MLO'][common:]
     assert (inside[:, 0] < 150 - .5 * inside[:, 1]).all()
 
@@ -86,8 +84,8 @@ def test_nodes_lie_in_the_breast_and_in_like_places(nodes):
 @pytest.mark.parametrize('image, view, part', [
     (np.zeros((64, 64)), 'CC', 'contour: .*one grey value'),
     (np.pad(np.ones((4, 4)), (0, 60)), 'CC', 'contour: .*at least 2%'),
-    (drawn('CC')[:, ::-1], 'CC', 'contour: .*other side'),
-    (np.where(drawn('CC') > 12000, 30000, 0), 'MLO', 'pectoral line'),
+    (drawn_breast('CC')[:, ::-1], 'CC', 'contour: .*other side'),
+    (np.where(drawn_breast('CC') > 12000, 30000, 0), 'MLO', 'pectoral line'),
 ])
 def test_what_cannot_be_found_is_told(image, view, part):
     with pytest.raises(LandmarkError, match=part):
@@ -96,19 +94,19 @@ def test_what_cannot_be_found_is_told(image, view, part):
 
 def test_other_arguments_are_refused():
     with pytest.raises(ValueError, match='laterality: expected one of L, R'):
-        find_landmarks(drawn('CC'), 'LEFT', 'CC')
+        find_landmarks(drawn_breast('CC'), 'LEFT', 'CC')
     with pytest.raises(ValueError, match='view: expected one of CC, MLO'):
-        find_landmarks(drawn('CC'), 'L', 'ML')
+        find_landmarks(drawn_breast('CC'), 'L', 'ML')
     with pytest.raises(ValueError, match='image: expected'):
         find_landmarks(np.zeros((4, 4, 3)), 'L', 'CC')
-    found = find_landmarks(drawn('CC'), 'L', 'CC')
+    found = find_landmarks(drawn_breast('CC'), 'L', 'CC')
     for nodes in ((5, 9), (22, 20)):
         with pytest.raises(ValueError, match='num_nodes: expected'):
             node_grid(found, nodes)
 
 
 def test_the_picture_shows_them():
-    image = drawn('MLO')
+    image = drawn_breast('MLO')
     found = find_landmarks(image, 'L', 'MLO')
     picture = draw_landmarks(image, found, node_grid(found, (22, 26)))
     assert picture.shape == (HEIGHT, WIDTH, 3)

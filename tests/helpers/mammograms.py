@@ -132,3 +132,22 @@ class Delivery:
                 table.writeheader()
                 table.writerows(rows)
         return self.root
+
+
+# A larger one for landmarks, as a left breast.
+DRAWN_SIZE = 384, 512  # width and height
+DRAWN_NIPPLE = 268, 300
+DRAWN_LINE = ((150, 0), (0, 300))  # from the top to the chest wall
+
+
+def drawn_breast(view, seed=0):
+    """A left breast: half an ellipse with a nipple; a muscle in MLO."""
+    width, height = DRAWN_SIZE
+    y, x = np.mgrid[:height, :width] + .5
+    image = np.zeros((height, width))
+    image[(x / 250)**2 + ((y - 280) / 240)**2 < 1] = 25000
+    image[np.hypot(x - 252, y - DRAWN_NIPPLE[1]) < 16] = 25000
+    if view == 'MLO':
+        image[x < 150 - .5 * y] = 50000
+    image += np.random.default_rng(seed).normal(0, 600, image.shape)
+    return image.clip(0, 65535).astype(np.uint16)

@@ -1,0 +1,56 @@
+"""How far off landmarks are, as the benchmark says it."""
+
+import cv2
+import landmarks
+import numpy as np
+import pytest
+
+from projects.core.files import dump_json, load_json
+from tests.helpers.mammograms import (
+    DRAWN_LINE,
+    DRAWN_NIPPLE,
+    drawn_breast,
+)
+
+
+def test_landmarks_of_a_set(tmp_path, capsys):
+    (tmp_path / 'images').mkdir()
+    images = []
+    for number, (view, truth) in enumerate([
+            ('CC', dict(nipple=DRAWN_NIPPLE, pectoral=None)),
+            ('MLO', dict(nipple=DRAWN_NIPPLE, pectoral=DRAWN_LINE)),
+            ('MLO', None)]):
+        name = f'images/{number}.png'
+        cv2.imwrite(str(tmp_path / name), drawn_breast(view)
+                    if truth else drawn_breast(view) * 0)
+        images.append(dict(
+            file_name=name, view=view, laterality='L', pixel_mm=.5,
+            **(dict(truth=truth) if truth else {})))
+    dump_json(dict(images=images),
+              tmp_path / 'annotations' / 'instances_test.json')
+    landmarks.main(['--data-root', str(tmp_path),
+                    '--out-dir', str(tmp_path / 'out')])
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]]
+            for line in printed.splitlines() if line.startswith('|')]
+    assert [row[:3] for row in rows[1:]] == [
+        ['nipple, CC', '1', '1'], ['nipple, MLO', '2', '1'],
+        ['pectoral line, MLO', '2', '1']]
+    assert all(float(row[3]) < 4 and row[5] == '100.0%' for row in rows[1:])
+    assert '2: contour: expected a breast' in printed
+    told = load_json(tmp_path / 'out/landmarks.json')
+    assert told[0]['nipple'] < 2 and told[1]['pectoral'] < 2
+    assert (tmp_path / 'out/1.png').exists()
+
+
+def test_a_line_is_as_far_as_its_points():
+    true = np.array([[10., 0.], [0., 20.]])
+    assert landmarks.line_error(true, true) == pytest.approx(0)
+    moved = true + [3., 0.]
+    assert landmarks.line_error(moved, true) == pytest.approx(
+        3 * 20 / np.hypot(10, 20))
+
+
+def test_a_set_without_images(tmp_path):
+    with pytest.raises(SystemExit, match='expected annotations'):
+        landmarks.main(['--data-root', str(tmp_path)])
