@@ -54,7 +54,7 @@ TEST_FRACTION = .25
 _SOURCE = 650.  # to the detector (mm)
 _GAP = 10.  # between the breast and the detector (mm)
 _QUANTA = 5e5  # behind the breast (1/mm²)
-_FOG, _FILM = .04, 1.6  # of film: level of air, exponent of its curve
+FOG, FILM = .04, 1.6  # of film: level of air, exponent of its curve
 _SKIN = 1.5  # mm
 _TILT = dict(CC=0., MLO=math.radians(45))
 _RADII, _ANGLES, _COLUMN = 100, 91, 160  # of the tables of a compression
@@ -592,7 +592,7 @@ def _film(integrals: np.ndarray, pitch: float, rng: np.random.Generator
     quanta = _QUANTA * pitch**2 * np.exp(np.median(tissue) - integrals)
     noisy = integrals + rng.normal(size=integrals.shape) / np.sqrt(quanta)
     white = 1.08 * float(np.percentile(tissue, 99.8))
-    levels = _FOG + (.97 - _FOG) * (noisy / white).clip(0)**_FILM
+    levels = FOG + (.97 - FOG) * (noisy / white).clip(0)**FILM
     return np.rint(levels.clip(0, 1) * 65535).astype(np.uint16)
 
 

@@ -154,7 +154,7 @@ def test_findings_are_where_the_truth_in_3d_says(tree, converted):
 
 def test_landmarks_are_where_the_truth_says(converted):
     sets, out = converted
-    air = .04 * 65535  # fog of the film
+    air = breast.FOG * 65535
     for coco in sets.values():
         for image in coco['images']:
             pixels = cv2.imread(str(out / image['file_name']),

@@ -1,10 +1,12 @@
-"""How far off landmarks are, as the benchmark says it."""
+"""What the benchmarks of mammograms say."""
 
+import breast_spectrum
 import cv2
 import landmarks
 import numpy as np
 import pytest
 
+from data_converters.breast import power_law_noise
 from projects.core.files import dump_json, load_json
 from tests.helpers.mammograms import (
     DRAWN_LINE,
@@ -54,3 +56,17 @@ def test_a_line_is_as_far_as_its_points():
 def test_a_set_without_images(tmp_path):
     with pytest.raises(SystemExit, match='expected annotations'):
         landmarks.main(['--data-root', str(tmp_path)])
+
+
+def test_exponent_of_a_known_spectrum():
+    noise = power_law_noise((96, 96), 3., np.random.default_rng(0))
+    assert breast_spectrum.exponent(noise, .7) == pytest.approx(3, abs=.25)
+
+
+def test_the_square_lies_in_the_breast():
+    left = drawn_breast('CC')
+    taken = breast_spectrum.square(left, 'L', .5)
+    assert taken.shape == (120, 120) and taken.min() > .3
+    assert (breast_spectrum.square(left[:, ::-1], 'R', .5) == taken).all()
+    with pytest.raises(SystemExit, match='expected CC images'):
+        breast_spectrum.main(['--data-root', 'no/such/folder'])
