@@ -1,6 +1,7 @@
 # make demo   environment, embedded data, training, 3D test, pictures
 # make blade  the same for a part: turbine blades with two kinds of defects
 # make ct     the same with the chests' CT slices in place of X-ray views
+# make breast  mammograms: Mask R-CNN, then AG-RCNN with the partner views
 # make test   environment, then the whole test suite
 # make lint   style, docstrings, types, spelling
 # make docs   the documents as a site, in build/site
@@ -10,7 +11,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
-.PHONY: demo blade ct test env lint docs clean
+.PHONY: demo blade ct breast test env lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +32,9 @@ blade: env
 ct: env
 	@$(BIN)/python tools/demo.py ct --jobs $(JOBS)
 
+breast: env
+	@$(BIN)/python tools/demo.py breast --jobs $(JOBS)
+
 test: env
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 \
 	--dist worksteal --durations=15
@@ -46,4 +50,4 @@ docs: env
 
 clean:
 	rm -rf work_dirs/demo-v2 data/demo-v2 work_dirs/blade data/blade data/blade_ct \
-	work_dirs/ct data/ct
+	work_dirs/ct data/ct work_dirs/breast data/breast data/breast_dicom

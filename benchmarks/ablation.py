@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py [VARIANT ...] [--iters 1000 | --minutes 30]
     python benchmarks/ablation.py --family slices
+    python benchmarks/ablation.py --family breast --split test
 
 Each variant is a config with some options changed, trained by
 ``tools/train.py`` and tested by ``tools/test.py`` on the validation split. As
@@ -22,7 +23,9 @@ from typing import List, Optional
 from terminaltables import GithubFlavoredMarkdownTable
 
 from projects.core.evaluation.matching import SHOWN_IOUS
+from projects.core.evaluation.metric_images import RATES, recall_difference
 from projects.core.evaluation.ranking import difference
+from projects.core.files import load_json
 from projects.core.results import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,6 +105,18 @@ SLICES = 'configs/ct_slices/{}_{}_neighbours_30e_mid-v2-slices.py'
 SMALL = ('configs/ct_slices/'
          'faster-rcnn_small_neighbours_6000i_quick-v2-slices.py')
 _LARGE = 'train_dataloader.dataset.min_diameter=15.'  # mm
+MASKS = 'configs/ag_rcnn/mask-rcnn_small_1500i_breast.py'
+GRAPH = 'configs/ag_rcnn/ag-rcnn_small_500i_breast.py'
+
+
+def _nodes(in_cc: int, in_mlo: int) -> List[str]:
+    """So many nodes, wherever they are named."""
+    count = f'[{in_cc},{in_mlo}]'
+    return [f'model.graph.relation.num_nodes={count}', *(
+        f'{split}_dataloader.dataset.pipeline.0.transforms.1.num_nodes={count}'
+        for split in ('train', 'val', 'test'))]
+
+
 # By family; the first variant of each is what the others are compared with.
 FAMILIES = {
     'views': VARIANTS,
@@ -111,6 +126,23 @@ FAMILIES = {
         'Faster R-CNN, small': (SMALL, []),
         'large findings alone': (SMALL, [_LARGE]),
         'large findings first, then all': (SMALL, []),
+    },
+    # Document 004: both begin with the same Mask R-CNN, the most important
+    # first.
+    'breast': {
+        'Mask R-CNN, first half': (MASKS, []),
+        'Mask R-CNN': (MASKS, []),
+        'both graphs': (GRAPH, []),
+        'BGN': (GRAPH, ['model.graph.inception=None']),
+        'IGN': (GRAPH, ['model.graph.relation=None']),
+        'oracle': (GRAPH, ['model.graph.oracle=True']),
+        'original gate': (GRAPH, ['model.graph.gate=original']),
+        'k = 1': (GRAPH, ['model.graph.k=1', 'model.graph.relation.k=1']),
+        'k = 5': (GRAPH, ['model.graph.k=5', 'model.graph.relation.k=5']),
+        '13 and 17 nodes': (GRAPH, _nodes(13, 17)),
+        '100 and 105 nodes': (GRAPH, _nodes(100, 105)),
+        'DETR': ('configs/ag_rcnn/detr_small_1500i_breast.py', []),
+        'YOLOX': ('configs/ag_rcnn/yolox_small_1500i_breast.py', []),
     },
     # Its six models, which need a GPU.
     'slices-full': {
@@ -122,7 +154,10 @@ FAMILIES = {
                             ('efficientnet-v2-s', 'EfficientNetV2-S'))},
 }
 # What a variant starts from; both together take as long as any other.
-STARTS = {'large findings first, then all': 'large findings alone'}
+STARTS = {'large findings first, then all': 'large findings alone', **{
+    name: 'Mask R-CNN, first half'
+    for name, (config, _) in FAMILIES['breast'].items()
+    if config in (MASKS, GRAPH) and name != 'Mask R-CNN, first half'}}
 
 
 def slug(name: str) -> str:
@@ -199,6 +234,8 @@ def table(out_dir: Path, split: str, against: str,
           family: str = 'views') -> str:
     """Markdown of all variants of a family with results on a split, and what
     they have more than one of them."""
+    if family == 'breast':
+        return table_of_images(out_dir, split, against)
     results = {
         name: load_results(results_of(out_dir / slug(name), split))
         for name in FAMILIES[family]
@@ -230,6 +267,29 @@ def table(out_dir: Path, split: str, against: str,
     return GithubFlavoredMarkdownTable([header, *rows]).table
 
 
+def table_of_images(out_dir: Path, split: str, against: str) -> str:
+    """As :func:`table`, of boxes in single images: document 004's tables."""
+    results = {
+        name: load_json(results_of(out_dir / slug(name), split))
+        for name in FAMILIES['breast']
+        if results_of(out_dir / slug(name), split).exists()
+    }
+    rows = []
+    for name, r in results.items():
+        more = '-'
+        if against in results and name != against:
+            more = '{:+.3f} [{:+.3f}, {:+.3f}]'.format(
+                *recall_difference(r, results[against]))
+        cells = [f'{r[f"R@{rate:g}"]:.3f}' for rate in RATES]
+        cells[0] += f' [{r["R@0.5_low"]:.3f}, {r["R@0.5_high"]:.3f}]'
+        rows.append([name, *cells, more, f'{r["R@0.5_centre"]:.3f}',
+                     f'{seconds_per_iteration(out_dir / slug(name)):.2f}'])
+    header = ['variant', *(f'R@{rate:g}' for rate in RATES),
+              f'R@0.5 more than {against}', 'R@0.5, centre inside',
+              's / iteration']
+    return GithubFlavoredMarkdownTable([header, *rows]).table
+
+
 def main(argv: Optional[List[str]] = None) -> None:
     """Run what was asked for, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -237,8 +297,8 @@ def main(argv: Optional[List[str]] = None) -> None:
                         help='default: all of the family; '
                         + '; '.join(VARIANTS))
     parser.add_argument('--family', default='views', choices=FAMILIES,
-                        help='X-ray views, or CT slices, small or as large as '
-                        'the document\'s (default: %(default)s)')
+                        help='X-ray views, breasts, or CT slices, small or '
+                        'as large as the document\'s (default: %(default)s)')
     length = parser.add_mutually_exclusive_group()
     length.add_argument('--iters', type=int, default=1000)
     length.add_argument('--minutes', type=float)
@@ -246,7 +306,8 @@ def main(argv: Optional[List[str]] = None) -> None:
                         help='what is tested on: test is for final tables')
     parser.add_argument('--against', metavar='VARIANT',
                         help='what the others are compared with, scan by '
-                        'scan (default: volume; of slices the first)')
+                        'scan (default: volume or Mask R-CNN; of slices the '
+                        'first)')
     parser.add_argument('--data-root', default='')
     parser.add_argument('--amp', action='store_true',
                         help='half precision, as of tools/train.py')
@@ -254,8 +315,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parser.parse_args(argv)
     known = FAMILIES[args.family]
     names = args.variants or list(known)
-    against = args.against or ('volume' if known is VARIANTS
-                               else next(iter(known)))
+    against = args.against or dict(views='volume', breast='Mask R-CNN').get(
+        args.family, next(iter(known)))
     for name in (*names, against):
         if name not in known:
             parser.error(f'variant: expected one of {", ".join(known)}; '

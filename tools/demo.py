@@ -1,5 +1,5 @@
-"""make demo, make blade, make ct: embedded data, training of a small config,
-3D test, pictures.
+"""make demo, make blade, make ct, make breast: embedded data, training of a
+small config, test, pictures.
 
 Each step is an ordinary command, shown before it runs; what is done is not
 done again.
@@ -62,14 +62,28 @@ def make_slices(data: str, jobs: int) -> None:
         '--out-dir', data, '--jobs', str(jobs))
 
 
+def make_breasts(data: str, jobs: int) -> None:
+    """Synthetic breasts, by way of the DICOM files that real ones come in."""
+    dicom = f'{data}_dicom'
+    if not (ROOT / dicom / 'truth.json').exists():
+        run('1 of 3: synthetic breasts (120 patients, two views of each '
+            'breast), as DICOM', '-m', 'data_converters', 'breast',
+            '--out-dir', dicom, '--num-patients', '120', '--image-size',
+            '256', '--seed', '0', '--jobs', str(jobs))
+    run('1 of 3: their images and findings', '-m', 'data_converters',
+        'mammograms', '--dicom-root', dicom, '--out-dir', data,
+        '--image-size', '256', '--jobs', str(jobs))
+
+
 @dataclass
 class Demo:
-    """What is found, in what."""
+    """What is found, in what; some detectors start from another, ``first``."""
     config: str
     make: Callable[[str, int], None]
     how: str  # training begins
     held_out: str
     options: List[str] = field(default_factory=list)
+    first: str = ''
 
 
 DEMOS = {
@@ -83,7 +97,34 @@ DEMOS = {
         'configs/ct_slices/'
         'faster-rcnn_small_neighbours_1500i_demo-v2-slices.py',
         make_slices, 'from scratch', 'phantoms', ['--amp']),
+    'breast': Demo(
+        'configs/ag_rcnn/ag-rcnn_small_500i_breast.py', make_breasts,
+        'from Mask R-CNN', 'patients', ['--amp'],
+        'configs/ag_rcnn/mask-rcnn_small_1500i_breast.py'),
 }
+
+
+def train(how: str, config: str, work: Path, data: str,
+          options: List[str]) -> None:
+    """Leave a trained detector as ``final.pth`` in its folder."""
+    last = ROOT / work / 'final.pth'
+    if last.exists():
+        print(f'\n== 2 of 3: training, {how}, is done, see {last}')
+        return
+    run(f'2 of 3: training, {how}', 'tools/train.py', config, '--work-dir',
+        str(work), '--data-root', data, '--resume', *options)
+    newest = (ROOT / work / 'last_checkpoint').read_text().strip()
+    os.replace(newest, last)
+
+
+def shown(results: Path) -> str:
+    """A test's table."""
+    from projects.core.evaluation.metric_images import table_of_images
+    from projects.core.files import load_json
+    from projects.core.results import load_results, table_of
+    content = load_json(results)
+    return (table_of_images(content) if 'images' in content
+            else table_of(load_results(results)))
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -91,8 +132,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('name', nargs='?', choices=list(DEMOS),
                         default='demo-v2',
-                        help='chests, turbine blades, or the CT slices of '
-                        'chests (default: %(default)s)')
+                        help='chests, turbine blades, the CT slices of '
+                        'chests, or breasts (default: %(default)s)')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(),
                         help='processes that make the data')
     parser.add_argument('--data-root', help='default: data/NAME')
@@ -103,15 +144,14 @@ def main(argv: Optional[List[str]] = None) -> None:
     work = Path(args.work_dir or f'work_dirs/{args.name}')
     start = time.monotonic()
     demo.make(data, args.jobs)
+    start_from: List[str] = []
+    if demo.first:
+        train('the first detector, from scratch', demo.first, work / 'first',
+              data, demo.options)
+        start_from = ['--cfg-options',
+                      f'load_from={work / "first" / "final.pth"}']
     last = ROOT / work / 'final.pth'
-    if not last.exists():
-        run(f'2 of 3: training, {demo.how}', 'tools/train.py', demo.config,
-            '--work-dir', str(work), '--data-root', data, '--resume',
-            *demo.options)
-        newest = (ROOT / work / 'last_checkpoint').read_text().strip()
-        os.replace(newest, last)
-    else:
-        print(f'\n== 2 of 3: training is done, see {last}')
+    train(demo.how, demo.config, work, data, [*demo.options, *start_from])
     results, pictures = work / 'results.json', work / 'pictures'
     done = ROOT / results
     if not done.exists() or done.stat().st_mtime < last.stat().st_mtime:
@@ -121,8 +161,7 @@ def main(argv: Optional[List[str]] = None) -> None:
             '--show-dir', str(pictures), *demo.options)
     else:
         print(f'\n== 3 of 3: the test is done, see {results}')
-        from projects.core.results import load_results, table_of
-        print(table_of(load_results(done)))
+        print(shown(done))
     spent = int(time.monotonic() - start)
     print(f'\nThe demo took {spent // 60} min {spent % 60} s.\n'
           f'Figures:  {results}\nPictures: {pictures}/ (green: true, dashed '

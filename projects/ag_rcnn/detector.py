@@ -36,7 +36,9 @@ class CrossViewDetector(BaseModel):
     a graph between them (document 004: Mask R-CNN and AG-RCNN).
 
     Where the backbone takes one channel, weights of a first convolution for
-    colours become their grey mean, .299 R + .587 G + .114 B. Under autocast
+    colours become their grey mean, .299 R + .587 G + .114 B. Where it takes
+    three, each is the image: there are backbones of mmdet that take no other
+    number. Under autocast
     backbone and neck run in half precision, the rest in float32.
 
     Args:
@@ -57,9 +59,11 @@ class CrossViewDetector(BaseModel):
         # loss() and predict() of mmdet start from our features.
         self.detector_2d.extract_feat = _as_is
         self.graph = graph and MODELS.build(graph)
-        first = next(m for m in self.detector_2d.backbone.modules()
+        backbone = self.detector_2d.backbone
+        first = next(m for m in backbone.modules()
                      if isinstance(m, nn.Conv2d))
-        if first.in_channels == 1:
+        self.colours = 1 if first.in_channels == 1 else 3
+        if self.colours == 1:
             first._register_load_state_dict_pre_hook(_to_grey)
 
     def forward(self, inputs: Tensor,
@@ -77,6 +81,7 @@ class CrossViewDetector(BaseModel):
         contiguous: mmcv's operators read any layout as if it were
         (open-mmlab/mmcv#2203)."""
         # Convolutions are faster in this one.
+        inputs = inputs.expand(-1, self.colours, -1, -1)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         features = tuple(
             feature.float().contiguous() for feature

@@ -8,7 +8,9 @@ from projects.core.evaluation.metric_images import (
     RATES,
     ImageFROCMetric,
     match_images,
+    recall_difference,
 )
+from projects.core.files import DataError
 
 
 def boxes(*rows):
@@ -100,3 +102,17 @@ def test_classes_are_ranked_apart():
     assert figures['R@0.5'] == 1. and full['num_gt'] == 2
     samples[0]['pred_instances']['labels'] = torch.tensor([1, 0])
     assert metric_of(samples, ('mass', 'calcification'))[0]['R@4'] == 0.
+
+
+def test_difference_of_two_tests_is_paired():
+    first, second = (
+        metric_of([dict(sample([box], [.9], [A], patient=str(n)),
+                        img_path=str(n))
+                   for n, box in enumerate([A] * hits + [C] * (8 - hits))])[1]
+        for hits in (6, 4))
+    gap, low, high = recall_difference(first, second, 1.)
+    assert gap == pytest.approx(.25) and low <= gap <= high and low >= 0.
+    assert recall_difference(first, first) == (0., 0., 0.)
+    second['images'].pop()
+    with pytest.raises(DataError, match='the same images, found 8 and 7'):
+        recall_difference(first, second)

@@ -62,6 +62,63 @@ def test_variant_of_slices_builds(name):
     MODELS.build(cfg.model)
 
 
+@pytest.mark.parametrize('name', ablation.FAMILIES['breast'])
+def test_variant_of_breasts_builds(name):
+    config, options = ablation.variant(name)
+    command = [str(ROOT / config)]
+    command += ['--cfg-options', *options] if options else []
+    cfg = config_of(argument_parser('').parse_args(command))
+    assert cfg.train_dataloader.dataset.type == 'MammogramDataset'
+    graph = MODELS.build(cfg.model).graph
+    assert (graph is not None) == (config == ablation.GRAPH)
+    if graph is None:
+        return
+    nodes = [step.num_nodes for part in ('train', 'val', 'test') for step in
+             cfg[f'{part}_dataloader'].dataset.pipeline[0].transforms
+             if step.type == 'FindNodes']
+    assert len(nodes) == 3 and nodes[0] == nodes[1] == nodes[2]
+    if graph.relation is not None:
+        assert list(graph.relation.counts.shape) == nodes[0]
+        assert graph.relation.k == graph.k
+    told = (len(graph.inception), graph.relation is not None, graph.k,
+            graph.gate, graph.oracle, nodes[0])
+    expected = {
+        'BGN': (0, True), 'IGN': (3, False), 'k = 1': (3, True, 1),
+        'k = 5': (3, True, 5), 'original gate': (3, True, 3, (1., 0.)),
+        'oracle': (3, True, 3, (2., .2), True)}.get(name, (3, True))
+    usual = (3, True, 3, (2., .2), False)
+    assert told[:5] == (*expected, *usual[len(expected):])
+
+
+def test_breasts_share_their_first_half(monkeypatch, tmp_path, capsys):
+    calls, full = [], dict(
+        by_class=dict(mass=dict(num_gt=0)),
+        images=[dict(img_path='a', patient='p', predictions=[],
+                     ground_truth=[])],
+        **{f'R@{rate}{suffix}': .5 for rate in ('0.5', 1, 2, 3, 4)
+           for suffix in ('', '_low', '_high', '_centre')})
+
+    def called(*command):
+        calls.append(command)
+        folder = Path(command[command.index('--work-dir') + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'last_checkpoint').write_text(f'{folder.name}.pth')
+        if 'test.py' in command[0]:
+            dump_json(full, command[command.index('--out') + 1])
+    monkeypatch.setattr(ablation, 'run', called)
+    monkeypatch.setattr(ablation, 'seconds_per_iteration', lambda path: 1.)
+    ablation.main(['Mask R-CNN, first half', 'Mask R-CNN', 'BGN', 'DETR',
+                   '--family', 'breast', '--iters', '1000', '--out-dir',
+                   str(tmp_path)])
+    trained = [set(c) for c in calls if 'train.py' in c[0]]
+    assert ['train_cfg.max_iters=500' in c for c in trained] == [
+        True, True, True, False]
+    assert ['load_from=Mask-R-CNN_first-half.pth' in c for c in trained] == [
+        False, True, True, False]
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    assert rows[1].count('0.500') == 8 and '+0.000' in rows[2]
+
+
 def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
     """Two stages together take as long as one; epochs keep their length."""
     calls = []

@@ -8,6 +8,8 @@ import torch
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet3d.registry import METRICS
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
+from terminaltables import AsciiTable
 
 from projects.core.evaluation.matching import ScanResult
 from projects.core.evaluation.ranking import (
@@ -15,8 +17,10 @@ from projects.core.evaluation.ranking import (
     bootstrap_weights,
     interval,
 )
+from projects.core.files import DataError
 
-__all__ = ['RATES', 'ImageFROCMetric', 'match_images']
+__all__ = ['RATES', 'ImageFROCMetric', 'match_images', 'recall_difference',
+           'table_of_images']
 
 RATES = (.5, 1., 2., 3., 4.)  # false positives an image
 _TOLD = ('img_id', 'img_path', 'patient', 'laterality', 'view', 'ori_shape')
@@ -134,6 +138,7 @@ class ImageFROCMetric(BaseMetric):
             figures, iou_thr=self.iou_thr, num_images=len(images),
             num_gt=sum(p['num_gt'] for p in parts.values()),
             by_class=parts, images=self._images(images, classes))
+        print_log('\n' + table_of_images(self.full_results), logger='current')
         return {key: value for key, value in figures.items()
                 if not key.endswith(('_low', '_high'))}
 
@@ -203,6 +208,81 @@ class ImageFROCMetric(BaseMetric):
                         result['boxes'], result['scores'], result['labels'],
                         found, counts)]))
         return told
+
+
+def recall_difference(first: dict, second: dict, rate: float = .5,
+                      bootstrap: int = 1000, seed: int = 0
+                      ) -> Tuple[float, float, float]:
+    """Recall at so many false positives an image of one test less another's
+    on the same images, on the same resamples of patients; of classes with
+    findings the mean.
+
+    Args:
+        first, second (dict): ``full_results``, or the JSON of them.
+        rate (float): False positives an image.
+        bootstrap, seed (int): Resamples for the 95 % interval.
+
+    Returns:
+        tuple: The difference, lower and upper end of its interval.
+
+    Raises:
+        DataError: They are not of the same images.
+    """
+    names = [[image['img_path'] for image in full['images']]
+             for full in (first, second)]
+    if names[0] != names[1] or not names[0]:
+        raise DataError('results: expected two tests of the same images, '
+                        f'found {len(names[0])} and {len(names[1])}, or '
+                        'others')
+    patients: Dict[str, int] = {}
+    order = [patients.setdefault(image['patient'], len(patients))
+             for image in first['images']]
+    draws = bootstrap_weights(len(patients), bootstrap, seed)[:, order]
+    draws = np.concatenate([np.ones((1, len(order))), draws])
+    classes = [name for name, part in first['by_class'].items()
+               if part['num_gt']]
+    gap = np.mean([
+        _ranked(first['images'], name).sensitivity(draws, [rate])[:, 0]
+        - _ranked(second['images'], name).sensitivity(draws, [rate])[:, 0]
+        for name in classes] or [np.zeros(len(draws))], 0)
+    low, high = np.percentile(gap[1:], [2.5, 97.5])
+    return float(gap[0]), float(low), float(high)
+
+
+def table_of_images(full: dict) -> str:
+    """What the screen shows after a test, from ``full_results`` or the JSON
+    of them."""
+    rules = {f'IoU {full["iou_thr"]:g}': '', 'centre inside': '_centre'}
+    rows = []
+    for name, suffix in rules.items():
+        cells = [name]
+        for rate in RATES:
+            key = f'R@{rate:g}{suffix}'
+            text = f'{full[key]:.3f}'
+            if f'{key}_low' in full:
+                text += ' [{:.3f}, {:.3f}]'.format(full[f'{key}_low'],
+                                                   full[f'{key}_high'])
+            cells.append(text)
+        rows.append(cells)
+    return AsciiTable(
+        [['a hit is', *(f'R@{rate:g}' for rate in RATES)], *rows],
+        f'{full["num_images"]} images, {full["num_gt"]} findings, recall at '
+        'so many false positives an image').table
+
+
+def _ranked(images: Sequence[dict], class_name: str) -> Ranked:
+    """Of what a test tells of its images."""
+    scans, matches = [], []
+    for image in images:
+        found, truth = ([item for item in image[key]
+                         if item['class_name'] == class_name]
+                        for key in ('predictions', 'ground_truth'))
+        scans.append(_as_scan(
+            np.zeros((len(found), 4)), np.array([p['score'] for p in found]),
+            np.zeros((len(truth), 4)), np.zeros((0, 4))))
+        matches.append((np.array([p['match'] for p in found], int),
+                        np.array([p['counts'] for p in found], bool)))
+    return Ranked.of_matches(scans, matches)
 
 
 def _array(boxes) -> np.ndarray:
