@@ -25,6 +25,7 @@ from projects.core.engine.configs import match_distance_of
 from projects.core.evaluation.matching import match
 from projects.core.evaluation.metric_2d import Indication2DMetric, views_of
 from projects.core.evaluation.metric_3d import Indication3DMetric, scans_of
+from projects.core.evaluation.metric_images import match_images
 from projects.core.evaluation.ranking import threshold_at
 from projects.core.explain import (
     FRACTIONS,
@@ -96,6 +97,41 @@ def hits_2d(result: dict, classes: int) -> Iterator[Dict]:
                              truth['gt_bboxes_instance'][here])
 
 
+def hits_of_images(results: list, classes: int) -> Iterator[Dict]:
+    """As :func:`hits_2d`, of the images of an exam: boxes are in the pixels
+    that the network sees, a finding is its row in its image."""
+    for view, sample in enumerate(results):
+        found, truth = sample.pred_instances.cpu(), sample.gt_instances.cpu()
+        order = found.scores.argsort(descending=True)
+        boxes = found.bboxes[order].numpy() * np.tile(
+            sample.scale_factor, 2)
+        for label in range(classes):
+            mine = (found.labels[order] == label).numpy()
+            there = np.flatnonzero((truth.labels == label).numpy())
+            hits, counts = match_images(
+                boxes[mine], truth.bboxes.numpy()[there],
+                sample.ignored_instances.bboxes.cpu().numpy(), None)
+            scores = found.scores[order].numpy()[mine]
+            for box, score, hit in zip(boxes[mine][counts], scores[counts],
+                                       hits[counts]):
+                low, high = box[:2], box[2:]
+                x, y = (low + high) / 2
+                yield dict(
+                    box=np.array([x, y, 0, *(high - low), 0, 0]),
+                    score=float(score), label=label, view=view,
+                    finding=int(there[hit]) if hit >= 0 else None,
+                    diameter=None)
+
+
+def masks_of_images(sample: dict, hit: dict) -> np.ndarray:
+    """Masks (V, H, W) of an exam's images: of the finding, in its image."""
+    masks = np.zeros((len(sample['inputs']), *sample['inputs'].shape[2:]),
+                     bool)
+    truth = sample['data_samples'].images[hit['view']].gt_instances
+    masks[hit['view']] = truth.masks.masks[hit['finding']]
+    return masks
+
+
 def _hits(scan, matched, label, view, rows) -> Iterator[Dict]:
     for box, score, hit, counts in zip(scan.boxes, scan.scores, *matched):
         if counts:
@@ -105,9 +141,10 @@ def _hits(scan, matched, label, view, rows) -> Iterator[Dict]:
                        if hit >= 0 else None)
 
 
-def explain(model, sample: dict, hit: dict, finding: dict,
+def explain(model, sample: dict, hit: dict, finding: Optional[dict],
             methods: List[str], rng: torch.Generator) -> tuple:
-    """Maps of one box and what the judges say of each.
+    """Maps of one box and what the judges say of each; of images without
+    cameras the finding is in the sample.
 
     Returns:
         tuple: the target, masks (V, H, W) and maps by method, and the figures
@@ -120,9 +157,12 @@ def explain(model, sample: dict, hit: dict, finding: dict,
         scores=torch.tensor([hit['score']]),
         labels=torch.tensor([hit['label']]))
     target = target_of(model, sample, detection, hit['view'])
-    ct2img = np.asarray(sample['data_samples'].metainfo['ct2img'])
-    masks = silhouettes(finding, ct2img[target.rows],
-                        tuple(target.views.shape[2:]))
+    if finding is None:
+        masks = masks_of_images(sample, hit)
+    else:
+        ct2img = np.asarray(sample['data_samples'].metainfo['ct2img'])
+        masks = silhouettes(finding, ct2img[target.rows],
+                            tuple(target.views.shape[2:]))
     maps, figures = {}, {}
     for name in methods:
         maps[name] = METHODS[name](target, rng)
@@ -143,8 +183,10 @@ def draw(hit: dict, meta: dict, target, masks, maps, figures,
         boxes = dict(prediction=hit['box'][None])
     else:
         x, y, _, dx, dy = hit['box'][:5]
-        boxes = dict(boxes_2d=np.array(
-            [[[x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2]]]))
+        box = np.array([[x - dx / 2, y - dy / 2, x + dx / 2, y + dy / 2]])
+        boxes = dict(boxes_2d=[
+            box if count == 1 or row == hit['view'] else box[:0]
+            for row in which])
     draw_scans([
         dict(title=f'{name}, gain {figures[name]["gain"]:.1f}',
              names=[meta['view_names'][row] for row in which],
@@ -199,14 +241,23 @@ def main(argv: Optional[List[str]] = None) -> None:
                         'found none')
     hits_of = hits_2d if args.stage == '2d' else partial(
         hits_3d, distance=match_distance_of(cfg))
+    exams = hasattr(data[0]['data_samples'], 'images')
+    if exams and args.stage != '2d':
+        raise UserError(f'{args.config}: --stage: expected 2d, as of boxes in '
+                        f'single images, found {args.stage}')
     hits, wrong, places = [], [], 0
     for number, sample in enumerate(tqdm(data, desc='detect', unit='scan',
                                          dynamic_ncols=True)):
         with torch.no_grad():
-            result, = model.test_step(pseudo_collate([sample]))
-        result = result.cpu().to_dict()
-        places += 1 if args.stage == '3d' else len(result['view_names'])
-        for hit in hits_of(result, len(data.metainfo['classes'])):
+            result = model.test_step(pseudo_collate([sample]))
+        if exams:
+            places += len(result)
+            found = hits_of_images(result, len(data.metainfo['classes']))
+        else:
+            result = result[0].cpu().to_dict()
+            places += 1 if args.stage == '3d' else len(result['view_names'])
+            found = hits_of(result, len(data.metainfo['classes']))
+        for hit in found:
             if hit['finding'] is None:
                 wrong.append(hit['score'])
             else:
@@ -232,11 +283,16 @@ def main(argv: Optional[List[str]] = None) -> None:
     for hit in tqdm(chosen, desc='explain', unit='box', dynamic_ncols=True):
         sample = data[hit['scan']]
         record = data.get_data_info(hit['scan'])
-        finding = data.findings(record['instances'])[hit['finding']]
+        finding = None if exams else data.findings(
+            record['instances'])[hit['finding']]
         explained = explain(model, sample, hit, finding, args.method, rng)
         name = f'{record["token"]}_{len(told["findings"]):03d}.png'
-        draw(hit, sample['data_samples'].metainfo, *explained,
-             args.out_dir / name)
+        meta = sample['data_samples'].metainfo
+        if exams:
+            images = sample['data_samples'].images
+            meta = dict(ct2img=np.zeros((len(images), 4, 4)), view_names=[
+                f'{image.laterality} {image.view}' for image in images])
+        draw(hit, meta, *explained, args.out_dir / name)
         told['findings'].append(
             dict(hit, box=hit['box'].tolist(), token=record['token'],
                  picture=name, methods=explained[-1]))

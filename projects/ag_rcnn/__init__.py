@@ -6,6 +6,7 @@ only ``custom_imports = dict(imports=['projects.ag_rcnn'])``.
 
 from projects.ag_rcnn.dataset import MammogramDataset, ViewPairDataset
 from projects.ag_rcnn.detector import CrossViewDetector, ExamPreprocessor
+from projects.ag_rcnn.explain import exam_target
 from projects.ag_rcnn.graph import CrossViewGraph
 from projects.ag_rcnn.relations import (
     CoOccurrence,
@@ -40,5 +41,5 @@ __all__ = [
     'GridNodes', 'ImageFROCMetric', 'LoadMammogram', 'MammogramDataset',
     'MammogramTones', 'PackExam', 'PatientsSeenHook', 'PlainCheckpointHook',
     'ProgressBarHook', 'ResizeMammogram', 'StageHook', 'ViewPairDataset',
-    'WarpMammogram'
+    'WarpMammogram', 'exam_target'
 ]

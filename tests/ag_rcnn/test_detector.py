@@ -106,6 +106,46 @@ def test_another_split_is_tested(trained, root):
     assert told['source']['patients_seen_in_training'] == 4
 
 
+def test_the_report_shows_exams(trained, tested):
+    """All images, each box in its own."""
+    page = trained / 'results.html'
+    done = tool('report.py', trained / 'results.json')
+    assert done.returncode == 0 and '4 scans' in done.stdout, done.stderr
+    content = page.read_text()
+    data = json.loads(content.split('id="data">')[1].split('</script>')[0])
+    assert [len(scan['views']) for scan in data['scans']] == [4] * 4
+    assert all(scan['flat'] for scan in data['scans'])
+    for scan in data['scans']:
+        for kind, count in (('truth', len(scan['truth'])),
+                            ('found', len(scan['found']))):
+            shown = [[box is not None for box in view['rects'][kind]]
+                     for view in scan['views']]
+            assert np.sum(shown, 0).tolist() == [1] * count
+        assert all(f['match'] < len(scan['truth']) for f in scan['found'])
+    assert f'{tested["R@0.5"]:.3f}' in content
+    (trained / 'bad.json').write_text(json.dumps(dict(tested, iou_thr=None)))
+    done = tool('report.py', trained / 'bad.json')
+    assert '"iou_thr": expected it as' in error_of(done)
+
+
+def test_boxes_are_explained_in_all_images_of_their_exam(trained, root):
+    out = trained / 'explained'
+    done = tool('explain.py', NAME, trained / 'iter_40.pth', '--data-root',
+                root, '--out-dir', out, '--stage', '2d', '--scans', '1',
+                '--method', 'eigen-cam', 'random', '--false-positives', '9',
+                options=SMALL)
+    assert done.returncode == 0, done.stderr
+    told = load_json(out / 'explain.json')
+    assert told['findings']
+    for finding in told['findings']:
+        energy = finding['methods']['eigen-cam']['energy']
+        assert len(energy) == 1  # of the image that shows it
+        assert (out / finding['picture']).is_file()
+    done = tool('explain.py', NAME, trained / 'iter_40.pth', '--data-root',
+                root, '--out-dir', out, options=SMALL)
+    assert 'expected 2d' in error_of(done)
+
+
 # -------------------------------------------------------------------- weights
 def test_colours_become_grey():
     """A grey image gives what a colour image of the same grey levels gives,

@@ -1,7 +1,8 @@
 """Recall at so many false positives an image, of 2D boxes."""
 
 from itertools import islice
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from projects.core.evaluation.ranking import (
 )
 from projects.core.files import DataError
 
-__all__ = ['RATES', 'ImageFROCMetric', 'match_images', 'recall_difference',
-           'table_of_images']
+__all__ = ['RATES', 'ImageFROCMetric', 'expect_images', 'match_images',
+           'recall_difference', 'table_of_images']
 
 RATES = (.5, 1., 2., 3., 4.)  # false positives an image
 _TOLD = ('img_id', 'img_path', 'patient', 'laterality', 'view', 'ori_shape')
@@ -247,6 +248,39 @@ def recall_difference(first: dict, second: dict, rate: float = .5,
         for name in classes] or [np.zeros(len(draws))], 0)
     low, high = np.percentile(gap[1:], [2.5, 97.5])
     return float(gap[0]), float(low), float(high)
+
+
+def expect_images(full: dict, path: Union[str, Path]) -> None:
+    """Look at the JSON of ``full_results``.
+
+    Raises:
+        DataError: A field is missing or of another kind.
+    """
+    def expect(item, where: str, **fields) -> None:
+        for key, kind in fields.items():
+            value = item.get(key) if isinstance(item, dict) else None
+            if not isinstance(value, kind):
+                raise DataError(f'{path}: field "{where}{key}": expected it '
+                                'as tools/test.py --out writes it, found '
+                                f'{value!r:.40}')
+
+    number = (int, float)
+    expect(full, '', images=list, by_class=dict, iou_thr=number,
+           **{f'R@{rate:g}{suffix}': number for rate in RATES
+              for suffix in ('', '_centre')})
+    for name, part in full['by_class'].items():
+        expect(part, f'by_class.{name}.', froc=dict, num_gt=int)
+        expect(part['froc'], f'by_class.{name}.froc.', recall=list,
+               false_positives_per_image=list, threshold=list)
+    for row, image in enumerate(full['images']):
+        where = f'images[{row}].'
+        expect(image, where, img_path=str, patient=str, laterality=str,
+               view=str, ignored=list, ground_truth=list, predictions=list)
+        for kind, fields in (('ground_truth', {}), ('predictions', dict(
+                score=number, match=int, counts=bool))):
+            for i, item in enumerate(image[kind]):
+                expect(item, f'{where}{kind}[{i}].', bbox=list,
+                       class_name=str, **fields)
 
 
 def table_of_images(full: dict) -> str:

@@ -116,7 +116,7 @@ def scan_of(scan: dict, images: List[dict],
             name=view['name'], width=view['width'], height=view['height'],
             source=None if slices else geometry.camera_centres(
                 matrix)[0].round(1).tolist(),
-            image=_jpeg(view['image']()), rects=rects))
+            image=jpeg_of(view['image']()), rects=rects))
     return dict(
         token=scan['token'], class_name=scan['class_name'], views=views,
         kind='CT slices' if slices else 'X-ray views',
@@ -134,7 +134,7 @@ def scan_of(scan: dict, images: List[dict],
                for row, p in enumerate(predictions)])
 
 
-def _jpeg(image: np.ndarray) -> str:
+def jpeg_of(image: np.ndarray) -> str:
     """A view as a data URI, its grey values stretched."""
     scale = min(MAX_SIDE / max(image.shape[:2]), 1.)
     image = cv2.resize(middle_channel(image).astype(np.float32), None,

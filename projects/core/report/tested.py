@@ -12,10 +12,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from projects.core.evaluation.matching import SHOWN_IOUS
+from projects.core.evaluation.metric_images import RATES, expect_images
 from projects.core.evaluation.ranking import curves_of
-from projects.core.files import DataError
+from projects.core.files import DataError, load_json
 from projects.core.infos import load_tested
-from projects.core.report.page import scan_of, write_page
+from projects.core.report.page import jpeg_of, scan_of, write_page
 from projects.core.results import load_results, notes_of, results_of
 
 __all__ = ['write_report']
@@ -42,6 +43,9 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
     Raises:
         DataError: The results or infos are missing or do not fit together.
     """
+    content = load_json(results)
+    if isinstance(content, dict) and 'images' in content:
+        return _write_images(content, results, out_file, work_dir)
     full = load_results(results)
     source = full['source']
     ann_file = ann_file or source.get('ann_file')
@@ -57,28 +61,119 @@ def write_report(results: Union[str, Path], out_file: Union[str, Path],
         scans.append(scan_of(
             dict(scan, predictions=looked_at),
             *_views(samples[scan['token']], Path(ann_file).parent)))
+    figures = dict(_curves(full), **_sizes(scans))
+    _write(out_file, results, source, work_dir, scans, figures,
+           _threshold(full), _table(full), 'scans')
+    return len({scan['token'] for scan in full['scans']})
+
+
+def _write(out_file, results, source: dict, work_dir: Optional[str],
+           scans: List[dict], figures: Dict[str, go.Figure],
+           threshold: float, table: str, kind: str) -> None:
+    """The page of a test, with the curves of its training."""
     if work_dir is None and source.get('checkpoint'):
         work_dir = str(Path(source['checkpoint']).parent)
-    figures = dict(_curves(full), **_sizes(scans),
-                   **_training(work_dir))
+    figures = dict(figures, **_training(work_dir))
     data = dict(
         scans=scans, worst=_ranked(scans), figures={
             name: json.loads(figure.to_json())
             for name, figure in figures.items()
         },
-        threshold=_threshold(full), tested=True)
-    count = len({scan['token'] for scan in full['scans']})
+        threshold=threshold, tested=True)
+    count = len({scan['token'] for scan in scans})
     write_page(out_file, data, dict(
-        TITLE=html.escape(f'{count} scans, '
+        TITLE=html.escape(f'{count} {kind}, '
                           f'{os.path.basename(str(results))}'),
         SOURCE=html.escape(', '.join(
             f'{k}: {"not known" if v is None else v}'
             for k, v in source.items())),
-        TESTED='', TABLE=_table(full), FIGURES=''.join(
+        TESTED='', TABLE=table, FIGURES=''.join(
             f'<figure><div class="plot" id="figure-{name}" role="img" '
             f'aria-label="{html.escape(figure.layout.title.text)}">'
             '</div></figure>' for name, figure in figures.items())))
-    return count
+
+
+# --------------------------------------------------------------------- images
+def _write_images(full: dict, results, out_file, work_dir: Optional[str]
+                  ) -> int:
+    """The page of a test of boxes in single images: an exam is shown as a
+    scan is, an image as a view, without a scene."""
+    expect_images(full, results)
+    exams: Dict[str, List[dict]] = {}
+    for image in full['images']:
+        exams.setdefault(image['patient'], []).append(image)
+    scans = [_exam(token, images) for token, images in exams.items()]
+    curves, thresholds = [], []
+    for name, part in full['by_class'].items():
+        froc = part['froc']
+        rates = froc['false_positives_per_image']
+        curves.append(go.Scatter(x=rates, y=froc['recall'], name=name,
+                                 mode='lines', line=dict(shape='hv')))
+        thresholds += [score for rate, score in zip(rates, froc['threshold'])
+                       if rate <= 1]
+    curves.append(go.Scatter(
+        x=list(RATES), y=[full[f'R@{rate:g}'] for rate in RATES],
+        name='R@FPI', mode='markers', marker=dict(symbol='diamond', size=9)))
+    figure = _figure('FROC', 'false positives per image', 'recall', curves)
+    figure.update_xaxes(range=[0, 5])
+    figure.update_yaxes(range=[0, 1.02])
+    _write(out_file, results, full.get('source', {}), work_dir, scans,
+           dict(froc=figure), min(thresholds, default=.3),
+           _images_table(full), 'exams')
+    return len(scans)
+
+
+def _exam(token: str, images: List[dict]) -> dict:
+    """What the page shows of one exam: a box is in one of its views."""
+    views: List[dict] = []
+    truth: List[dict] = []
+    found: List[dict] = []
+    rects: Dict[str, list] = dict(truth=[], ignored=[], found=[])
+    for number, image in enumerate(images):
+        first = len(truth)
+        truth += [dict(diameter=None) for _ in image['ground_truth']]
+        kept = [p for row, p in enumerate(image['predictions'])
+                if row < MAX_PREDICTIONS or p['match'] >= 0]
+        found += [dict(
+            score=round(p['score'], 4), counts=p['counts'], error=None,
+            match=p['match'] + first if p['match'] >= 0 else -1,
+            class_name=p['class_name']) for p in kept]
+        for kind, boxes in (
+                ('truth', [t['bbox'] for t in image['ground_truth']]),
+                ('ignored', image['ignored']),
+                ('found', [p['bbox'] for p in kept])):
+            rects[kind] += [(number, np.round(box, 1).tolist())
+                            for box in boxes]
+        pixels = _read(Path(image['img_path']))
+        views.append(dict(
+            name=f'{image["laterality"]} {image["view"]}', source=None,
+            width=pixels.shape[1], height=pixels.shape[0],
+            image=jpeg_of(pixels)))
+    for number, view in enumerate(views):
+        view['rects'] = {
+            kind: [box if at == number else None for at, box in boxes]
+            for kind, boxes in rects.items()}
+    return dict(
+        token=token, class_name='', views=views, kind='images', half=None,
+        corners={kind: [None] * len(boxes) for kind, boxes in rects.items()},
+        flat=True, truth=truth, found=found)
+
+
+def _images_table(full: dict) -> str:
+    """Rows of the metrics table."""
+    def cell(key: str) -> str:
+        text = f'{full[key]:.3f}'
+        if f'{key}_low' in full:
+            text += (f'<br><small>{full[f"{key}_low"]:.3f} to '
+                     f'{full[f"{key}_high"]:.3f}</small>')
+        return f'<td>{text}</td>'
+
+    head = ''.join(f'<th scope="col">R@{rate:g}</th>' for rate in RATES)
+    rules = {f'IoU of {full["iou_thr"]:g}': '', 'centre inside': '_centre'}
+    return f'<tr><td>a hit is</td>{head}</tr>' + ''.join(
+        f'<tr><th scope="row">{name}</th>'
+        + ''.join(cell(f'R@{rate:g}{suffix}') for rate in RATES) + '</tr>'
+        for name, suffix in rules.items())
 
 
 # ---------------------------------------------------------------------- scans
