@@ -117,6 +117,13 @@ def _nodes(in_cc: int, in_mlo: int) -> List[str]:
         for split in ('train', 'val', 'test'))]
 
 
+def resized(name: str, size: int) -> List[str]:
+    """A variant of the breasts with images of so many pixels an edge."""
+    step = 2 if variant(name)[0] == GRAPH else 1  # landmarks come before
+    return [f'{split}_dataloader.dataset.pipeline.0.transforms.{step}.size='
+            f'{size}' for split in ('train', 'val', 'test')]
+
+
 # By family; the first variant of each is what the others are compared with.
 FAMILIES = {
     'views': VARIANTS,
@@ -177,10 +184,12 @@ def variant(name: str) -> tuple:
                 if name in family)
 
 
-def train(name: str, iters: int, folder: Path, options: List[str]) -> None:
+def train(name: str, iters: int, folder: Path, options: List[str],
+          size: Optional[int] = None) -> None:
     """Train a variant, or go on with it. Schedules of epochs validate, others
     are tested at their end all the same. Options are those of both tools."""
     config, changes = variant(name)
+    changes = [*changes, *(resized(name, size) if size else [])]
     if not config.split('_')[-2].endswith('e'):  # epochs
         half = name in (*STARTS, *STARTS.values())
         changes = [*changes, f'train_cfg.max_iters={iters // (1 + half)}',
@@ -197,9 +206,11 @@ def train(name: str, iters: int, folder: Path, options: List[str]) -> None:
         'default_hooks.logger.interval=5')
 
 
-def test(name: str, folder: Path, options: List[str], split: str) -> None:
+def test(name: str, folder: Path, options: List[str], split: str,
+         size: Optional[int] = None) -> None:
     """Leave the split's results in a variant's folder."""
     config, changes = variant(name)
+    changes = [*changes, *(resized(name, size) if size else [])]
     checkpoint = (folder / 'last_checkpoint').read_text().strip()
     run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
         *options, '--split', split,
@@ -311,6 +322,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     parser.add_argument('--data-root', default='')
     parser.add_argument('--amp', action='store_true',
                         help='half precision, as of tools/train.py')
+    parser.add_argument('--image-size', type=int, help='pixels an edge of '
+                        'breasts, in place of the configs\'')
     parser.add_argument('--out-dir', default='work_dirs/ablation', type=Path)
     args = parser.parse_args(argv)
     known = FAMILIES[args.family]
@@ -321,6 +334,9 @@ def main(argv: Optional[List[str]] = None) -> None:
         if name not in known:
             parser.error(f'variant: expected one of {", ".join(known)}; '
                          f'found {name}')
+    if args.image_size and args.family != 'breast':
+        parser.error('--image-size: expected --family breast, found '
+                     f'{args.family}')
     out_dir = ROOT / args.out_dir
     options = ['--amp'] * args.amp + (
         ['--data-root', args.data_root] if args.data_root else [])
@@ -338,8 +354,8 @@ def main(argv: Optional[List[str]] = None) -> None:
             # What was tested once has been trained, for as long as was asked
             # for then.
             if not any(folder.glob('results_*.json')):
-                train(name, iters[name], folder, options)
-            test(name, folder, options, args.split)
+                train(name, iters[name], folder, options, args.image_size)
+            test(name, folder, options, args.split, args.image_size)
     print(table(out_dir, args.split, against, args.family))
 
 

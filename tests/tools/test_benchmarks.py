@@ -108,8 +108,16 @@ def test_breasts_share_their_first_half(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(ablation, 'run', called)
     monkeypatch.setattr(ablation, 'seconds_per_iteration', lambda path: 1.)
     ablation.main(['Mask R-CNN, first half', 'Mask R-CNN', 'BGN', 'DETR',
-                   '--family', 'breast', '--iters', '1000', '--out-dir',
-                   str(tmp_path)])
+                   '--family', 'breast', '--iters', '1000', '--image-size',
+                   '64', '--out-dir', str(tmp_path)])
+    for command in calls:
+        options = [w for w in command if w.endswith('size=64')]
+        cfg = config_of(argument_parser('').parse_args(
+            [str(ROOT / command[1]), '--cfg-options', *options]))
+        assert len(options) == 3 and all(
+            step.size == 64 for part in ('train', 'val', 'test') for step in
+            cfg[f'{part}_dataloader'].dataset.pipeline[0].transforms
+            if step.type == 'ResizeMammogram')
     trained = [set(c) for c in calls if 'train.py' in c[0]]
     assert ['train_cfg.max_iters=500' in c for c in trained] == [
         True, True, True, False]
