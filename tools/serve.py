@@ -6,14 +6,13 @@ import socket
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from projects.core.engine.checkpoints import other_views
 from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
-from projects.core.engine.inference import (
-    Finder,
+from projects.core.engine.inference import Finder, is_sliced
+from projects.core.inference import (
     images_of,
-    is_sliced,
+    other_views,
     write_found_report,
 )
 from projects.core.results import dump_boxes

@@ -39,6 +39,7 @@ from projects.core.engine.hooks import (
 )
 from projects.core.engine.precision import use_half_precision
 from projects.core.files import dump_json
+from projects.core.inference import read_views
 from projects.core.infos import build_coco, dump_infos, load_infos
 from projects.core.projections import Reading
 from projects.core.rig import Rig
@@ -55,7 +56,6 @@ from tests.helpers.commands import (
 )
 from tests.helpers.models import FEATURES
 from tests.helpers.spheres import make_sphere_set
-from tools.infer import read_views
 
 
 def test_training_shows_its_progress(trained):

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 
 from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import config_errors, config_of, select_split
-from projects.core.rig import Rig
+from projects.core.inference import other_views
 
 # What a slice looks like.
 _OF_SLICES = ('channels', 'slab_mm', 'window', 'spacing', 'mask_lungs',
@@ -24,8 +24,7 @@ _OF_SLICES = ('channels', 'slab_mm', 'window', 'spacing', 'mask_lungs',
 __all__ = [
     'allow_checkpoint_types', 'check_checkpoint', 'check_classes',
     'class_counts', 'class_names', 'inner_model', 'load_checkpoint',
-    'load_for_split', 'load_model', 'other_views', 'patients_of',
-    'seen_patients',
+    'load_for_split', 'load_model', 'patients_of', 'seen_patients',
     'warn_of_other_slices', 'warn_of_other_views', 'warn_of_seen_patients'
 ]
 
@@ -173,48 +172,12 @@ def class_names(path: str, meta: dict,
 
 
 # --------------------------------------------------------------------- views
-def _pixel_size(rig: dict, source: str) -> float:
-    """Of the views of a ``rig.json``, in the middle (mm)."""
-    try:
-        views = Rig.from_dict(rig, source).views
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return float(np.median([view.pixel_size for view in views]))
-
-
 def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
     """Log a warning where a model meets views that it cannot know, see
-    :func:`other_views`."""
+    :func:`~projects.core.inference.other_views`."""
     told = other_views(path, meta, rig)
     if told:
         print_log(told, logger='current', level=logging.WARNING)
-
-
-def other_views(path: str, meta: dict, rig: Optional[dict]) -> Optional[str]:
-    """A warning where a model meets views that it cannot know, else None.
-
-    A network goes by what a finding looks like in pixels: one for 512 px on a
-    detector finds little on 256 px, without an error. A quarter more or less
-    at the isocentre is taken for the same.
-
-    Args:
-        path (str): Checkpoint, for the message.
-        meta (dict): What it says of itself; that of a training holds the rig.
-        rig (dict, optional): Content of ``rig.json`` of the views to come.
-
-    Raises:
-        UserError: One of the two is no rig.
-    """
-    trained = meta.get('dataset_meta', {}).get('rig')
-    if not trained or not rig:
-        return None
-    expected = _pixel_size(trained, f'{path}: field "dataset_meta.rig"')
-    found = _pixel_size(rig, 'rig of the views')
-    if .8 * expected <= found <= 1.25 * expected:
-        return None
-    return (f'{path}: expected views as it was trained on, with pixels of '
-            f'{expected:.2f} mm at the isocentre, found {found:.2f} mm: its '
-            'figures do not hold for these')
 
 
 def warn_of_other_slices(path: str, meta: dict,

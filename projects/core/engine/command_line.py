@@ -7,9 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Optional
 
-from mmengine.config import DictAction
-from tqdm import tqdm
-
 from projects.core.files import DataError
 
 __all__ = ['UserError', 'argument_parser', 'check_outputs', 'one_sentence']
@@ -37,7 +34,8 @@ def one_sentence(main):
                 text = f'{error.filename}: {error.strerror}'
         except KeyboardInterrupt:
             text = 'interrupted'
-        for bar in list(tqdm._instances):
+        bars = sys.modules.get('tqdm')
+        for bar in list(bars.tqdm._instances) if bars else ():
             bar.close()  # or it would be drawn again below the sentence
         sys.exit(f'{Path(sys.argv[0]).name}: error: {text}')
 
@@ -85,15 +83,20 @@ def check_outputs(args: argparse.Namespace, *options: str) -> None:
                             f'found {folder}: {error.strerror}') from None
 
 
-class _Options(DictAction):
+def _options() -> type:
     """mmengine's ``--cfg-options`` that say what is wrong with them."""
+    from mmengine.config import DictAction  # not for all commands
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        for value in values:
-            if '=' not in value:
-                parser.error(f'{option_string}: expected KEY=VALUE, found '
-                             f'"{value}"')
-        super().__call__(parser, namespace, values, option_string)
+    class Options(DictAction):
+
+        def __call__(self, parser, namespace, values, option_string=None):
+            for value in values:
+                if '=' not in value:
+                    parser.error(f'{option_string}: expected KEY=VALUE, found '
+                                 f'"{value}"')
+            super().__call__(parser, namespace, values, option_string)
+
+    return Options
 
 
 def argument_parser(description: str, split: Optional[str] = None,
@@ -119,7 +122,7 @@ def argument_parser(description: str, split: Optional[str] = None,
     parser.add_argument(
         '--data-root', help='any converted set, instead of the config\'s')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=_options(), metavar='KEY=VALUE',
         help='override parts of the config, as a.b=1')
     if amp:
         parser.add_argument(

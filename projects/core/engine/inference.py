@@ -1,8 +1,7 @@
 """A trained model at work on single objects."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
@@ -16,33 +15,9 @@ from projects.core.consistency import expect_as_rig
 from projects.core.engine.checkpoints import class_names, load_model
 from projects.core.engine.configs import load_config
 from projects.core.engine.known_views import other_greys
-from projects.core.report import write_object_report
-from projects.core.rig import Rig
+from projects.core.inference import Prediction
 
-__all__ = [
-    'Finder', 'Prediction', 'images_of', 'is_sliced', 'write_found_report'
-]
-
-
-@dataclass
-class Prediction:
-    """What a model found in one object.
-
-    Attributes:
-        boxes: (N, 7), gravity centre (mm), best first.
-        scores, labels: (N,).
-        names: V names of the images.
-        shown: (V, H, W), the images as the model saw them.
-        ct2img: (V, 4, 4), world (mm) to these images (px).
-        told: What the views differ in from those of the training.
-    """
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    names: List[str]
-    shown: np.ndarray
-    ct2img: np.ndarray
-    told: List[str] = field(default_factory=list)
+__all__ = ['Finder', 'is_sliced']
 
 
 class Finder:
@@ -86,8 +61,8 @@ class Finder:
 
         Args:
             token: Its name.
-            images: Its views or slices by name, see :func:`read_views` and
-                :func:`read_scan`.
+            images: Its views or slices by name, see
+                :func:`~projects.core.inference.images_of`.
             score_thr: Boxes below are left out.
             rig: Whose views the images should be, for the error; None if
                 nobody is to look whether they are turned against it.
@@ -120,33 +95,3 @@ class Finder:
 def is_sliced(cfg: Config) -> bool:
     """Whether a config's model takes the slices of a CT."""
     return any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
-
-
-def images_of(rig: Rig, paths: Sequence[Union[str, Path]],
-              integrals: Optional[Sequence[np.ndarray]] = None
-              ) -> Dict[str, dict]:
-    """Images by the names of a rig's views, as :meth:`Finder.predict` takes
-    them; one path for each view, and perhaps its line integrals (H, W), which
-    are not read again."""
-    images = {
-        view.name: dict(
-            img_path=str(path), height=view.height, width=view.width,
-            cam2img=view.cam2img, lidar2cam=view.ct2cam,
-            lidar2img=view.ct2img)
-        for view, path in zip(rig.views, paths)
-    }
-    for image, values in zip(images.values(), integrals or ()):
-        image['integrals'] = values
-    return images
-
-
-def write_found_report(path: Union[str, Path], token: str, found: Prediction,
-                       classes: Sequence[str], source: str = '',
-                       threshold: float = .3, rig: Optional[Rig] = None
-                       ) -> None:
-    """Write the report page of one object, see
-    :func:`~projects.core.report.write_object_report`."""
-    write_object_report(
-        path, token, found.shown, found.ct2img, found.names, found.boxes,
-        found.scores.tolist(), [classes[label] for label in found.labels],
-        source, threshold, None if rig is None else rig.seen_half)
