@@ -4,6 +4,7 @@
 # make breast  mammograms: Mask R-CNN, then AG-RCNN with the partner views
 # make test   environment, then the whole test suite
 # make lint   style, docstrings, types, spelling
+# make runtime  the wheel that runs deployed models, in build/runtime
 # make docs   the documents as a site, in build/site
 PYTHON ?= python3.11
 DEVICE ?= auto
@@ -11,7 +12,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
 
-.PHONY: demo blade ct breast test env lint docs clean
+.PHONY: demo blade ct breast test env lint runtime docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -43,6 +44,13 @@ lint: env
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m codespell_lib
+
+runtime: env
+	@rm -rf runtime/build build/runtime
+	@$(BIN)/python -m pip wheel -q --no-deps --no-index \
+	--no-build-isolation -w build/runtime ./runtime
+	@cp runtime/requirements.txt build/runtime/
+	@ls build/runtime/*
 
 docs: env
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -17,7 +17,7 @@ COMMANDS = dict(
     serve='mv2d_xray_tools.serve', diagnose='mv2d_xray_tools.diagnose',
     explain='mv2d_xray_tools.explain',
     browse='mv2d_xray_tools.browse_dataset', deploy='mv2d_xray_tools.deploy',
-    finetune='mv2d_xray_tools.finetune')
+    finetune='mv2d_xray_tools.finetune', run='mv2d_xray_tools.run')
 
 setup(
     name='mv2d-xray',

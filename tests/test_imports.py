@@ -78,6 +78,48 @@ def test_a_broken_rule_is_found(tmp_path, file, line):
     assert len(faults(tmp_path)) == 1
 
 
+def packed():
+    """Modules that the runtime's wheel holds, as its build says."""
+    for node in ast.parse((ROOT / 'runtime/setup.py').read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == 'MODULES':
+            return {f'{package}.{name}' for package, names in
+                    ast.literal_eval(node.value).items() for name in names}
+    raise AssertionError('no MODULES')
+
+
+WITHOUT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] not in NEEDED:
+            raise ModuleNotFoundError(name, name=name)
+
+NEEDED = {*sys.stdlib_module_names, 'numpy', 'cv2', 'onnxruntime', 'tifffile',
+          'projects', 'tools', '__mp_main__'}
+sys.meta_path.insert(0, Blocked())
+import importlib
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import onnxruntime, tifffile
+print('LOADED', *(n for n in sys.modules if n.startswith('projects.')))
+"""
+
+
+def test_the_runtime_needs_few_packages_and_has_all_its_modules(tmp_path):
+    """In a new process, where nothing else can be imported."""
+    modules = {name.replace('mv2d_xray_runtime', 'tools')
+               for name in packed()}
+    run = subprocess.run(
+        [sys.executable, '-c', WITHOUT, *sorted(modules)], cwd=tmp_path,
+        text=True, capture_output=True, check=False,
+        env={'PYTHONPATH': str(ROOT), 'PATH': '/usr/bin:/bin'})
+    assert run.returncode == 0, run.stderr
+    loaded = run.stdout.split('LOADED ')[1].split()
+    assert {name for name in loaded
+            if not (ROOT / name.replace('.', '/')).is_dir()} <= modules
+
+
 @pytest.mark.parametrize('code', [
     'import data_converters.rigs',
     'from data_converters.__main__ import main; '

@@ -1,6 +1,6 @@
 """A deployed model: an ONNX file and what must be known to use it.
 
-Needs onnxruntime and NumPy alone. ``model.json`` beside ``model.onnx`` says
+Needs no torch. ``model.json`` beside ``model.onnx`` says
 
 - ``classes``; ``rig`` of the training, as ``rig.json``, or null; ``pixel_mm``,
   its pixels at the isocentre (mm), or null;
@@ -12,14 +12,16 @@ Needs onnxruntime and NumPy alone. ``model.json`` beside ``model.onnx`` says
 """
 
 from pathlib import Path
-from typing import Tuple, Union
+from typing import Dict, Optional, Tuple, Union
 
 import numpy as np
 
+from projects.core.consistency import expect_as_rig
 from projects.core.files import DataError, load_json
 from projects.core.fusion import fuse_arrays
+from projects.core.inference import Prediction
 
-__all__ = ['CONTENT_FILE', 'GRAPH_FILE', 'DeployedModel']
+__all__ = ['CONTENT_FILE', 'GRAPH_FILE', 'DeployedFinder', 'DeployedModel']
 
 GRAPH_FILE, CONTENT_FILE = 'model.onnx', 'model.json'
 
@@ -27,8 +29,12 @@ GRAPH_FILE, CONTENT_FILE = 'model.onnx', 'model.json'
 class DeployedModel:
     """What ``tools/deploy.py`` wrote, ready to predict.
 
-    Args:
+    Attributes:
+        content: That of ``model.json``.
         folder: Of both files.
+
+    Args:
+        folder: See above.
         threads (int): Of the computation; 0 takes all cores.
 
     Raises:
@@ -37,13 +43,14 @@ class DeployedModel:
 
     def __init__(self, folder: Union[str, Path], threads: int = 0) -> None:
         import onnxruntime  # an extra that only a deployed model needs
-        path = Path(folder) / CONTENT_FILE
+        self.folder = Path(folder)
+        path = self.folder / CONTENT_FILE
         self.content = load_json(path)
-        for key in ('classes', 'intensity', 'thresholds'):
+        for key in ('classes', 'intensity', 'thresholds', 'checkpoint'):
             if not isinstance(self.content, dict) or key not in self.content:
                 raise DataError(f'{path}: field "{key}": expected what '
                                 'tools/deploy.py writes, found none')
-        graph = Path(folder) / GRAPH_FILE
+        graph = self.folder / GRAPH_FILE
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
@@ -85,3 +92,55 @@ class DeployedModel:
             boxes[row], scores[row, label], label, np.zeros_like(row), [0],
             thresholds['iou'], thresholds['absent'])
         return np.pad(fused, ((0, 0), (0, 1))), score, label
+
+
+class DeployedFinder:
+    """A deployed model as :mod:`projects.core.inference` asks for one.
+
+    Attributes:
+        checkpoint: The model's folder.
+        classes, meta: See :class:`~projects.core.inference.Finder`.
+
+    Args:
+        folder, threads: See :class:`DeployedModel`.
+    """
+
+    def __init__(self, folder: Union[str, Path], threads: int = 0) -> None:
+        self._model = DeployedModel(folder, threads)
+        content = self._model.content
+        self.checkpoint = content['checkpoint'].get('file', str(folder))
+        self.classes = list(content['classes'])
+        self.meta = dict(dataset_meta=dict(rig=content.get('rig')))
+
+    def predict(self, token: str, images: Dict[str, dict],
+                score_thr: float = 0., rig: Optional[str] = None
+                ) -> Prediction:
+        """Boxes of one object.
+
+        Args:
+            token: Its name.
+            images: Its views by name, with their line integrals, see
+                :func:`~projects.core.inference.images_of`.
+            score_thr: Boxes below are left out.
+            rig: Whose views the images should be, for the error; None if
+                nobody is to look whether they are turned against it.
+
+        Raises:
+            DataError: There is one view alone, views differ in size, or see
+                :func:`~projects.core.consistency.expect_as_rig`.
+        """
+        integrals = [image['integrals'] for image in images.values()]
+        shapes = {values.shape for values in integrals}
+        if len(integrals) < 2 or len(shapes) > 1:
+            raise DataError(
+                f'{token}: views: expected two or more of one size, found '
+                + (f'{len(integrals)}' if len(integrals) < 2 else
+                   f'sizes {sorted(shapes)}'))
+        shown = np.stack(integrals)
+        ct2img = np.stack([image['lidar2img'] for image in images.values()])
+        if rig is not None:
+            expect_as_rig(shown, ct2img, list(images), rig)
+        boxes, scores, labels = self._model.predict(shown, ct2img)
+        kept = scores >= score_thr
+        return Prediction(boxes[kept], scores[kept], labels[kept],
+                          list(images), shown, ct2img)

@@ -2,7 +2,14 @@
 
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +20,7 @@ from projects.core.deployed import DeployedModel
 from projects.core.engine.checkpoints import load_model
 from projects.core.engine.configs import load_config
 from projects.core.files import DataError
+from projects.core.projections import LEVEL
 from projects.core.rig import Rig
 from tests.helpers.commands import ROOT, error_of, tool
 
@@ -82,6 +90,90 @@ def test_same_boxes_for_any_rig(both):
         np.testing.assert_array_equal(found[2], labels)
         total += len(boxes)
     assert total > 10
+
+
+@pytest.fixture(scope='module')
+def runtime(tmp_path_factory):
+    """The command of the runtime's wheel in an environment that has, of all
+    packages, the few that the wheel names."""
+    root = tmp_path_factory.mktemp('runtime')
+    source = root / 'source'  # a build leaves files beside what it builds
+    shutil.copytree(ROOT / 'runtime', source / 'runtime',
+                    ignore=shutil.ignore_patterns('build', '*.egg-info'))
+    for name in ('projects', 'tools'):
+        (source / name).symlink_to(ROOT / name)
+
+    def call(*command):
+        done = subprocess.run([str(c) for c in command], cwd=root, text=True,
+                              capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    call(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-index',
+         '--no-build-isolation', '-w', root, source / 'runtime')
+    venv.create(root / 'venv', with_pip=False)
+    wheel, = root.glob('*.whl')
+    call(sys.executable, '-m', 'pip', '--python', root / 'venv', 'install',
+         '--no-deps', '--no-index', wheel)
+    packages = next((root / 'venv').glob('lib/python*/site-packages'))
+    here = Path(sysconfig.get_paths()['purelib'])
+    for name in ('numpy', 'numpy.libs', 'onnxruntime', 'cv2', 'tifffile',
+                 'opencv_python_headless.libs'):
+        if (here / name).exists():
+            (packages / name).symlink_to(here / name)
+    return root / 'venv' / 'bin' / 'mv2d-xray-run'
+
+
+@pytest.mark.slow
+def test_the_installed_runtime_gives_the_same_boxes(both, runtime, tmp_path):
+    deployed, model, _, scale = both
+    for seed, options in enumerate(RIGS[::3]):
+        rig = Rig.circle(**{'detector_width': 800. * scale, **options})
+        levels = (views_of(rig, scale, seed) / LEVEL).clip(0).round()
+        place = tmp_path / f'object {seed}'
+        place.mkdir()
+        rig.save(tmp_path / 'rig.json')
+        for view, image in zip(rig.views, levels):
+            cv2.imwrite(str(place / f'{view.name}.png'),
+                        image.astype(np.uint16))
+        done = subprocess.run(
+            [runtime, deployed.folder, '--images', place, '--rig', 'rig.json',
+             '--out-dir', 'found', '--score-thr', '0', '--trust-rig'],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={'PATH': '/usr/bin:/bin'})  # no path to this checkout
+        assert done.returncode == 0, done.stderr
+        found = json.loads(
+            (tmp_path / f'found/{place.name}.json').read_text())['boxes']
+        boxes, scores, labels = expected(
+            model, np.float32(levels * np.float32(LEVEL)),
+            np.stack([view.ct2img for view in rig.views]))
+        assert len(found) == len(boxes) > 0
+        np.testing.assert_allclose([b['bbox_3d'] for b in found], boxes,
+                                   atol=.01)
+        np.testing.assert_allclose([b['score'] for b in found], scores,
+                                   atol=1e-4)
+        assert [b['label'] for b in found] == labels.tolist()
+        page = (tmp_path / f'found/{place.name}.html').read_text()
+        assert 'plotly.js' in page and rig.views[0].name in page
+        assert (tmp_path / f'found/object_{seed}.mrk.json').is_file()
+        assert (tmp_path / 'found/boxes.csv').read_text().count('\n') > 1
+
+
+@pytest.mark.slow
+def test_what_the_runtime_says_of_wrong_input(both, runtime, tmp_path):
+    Rig.circle(2, image_size=64).save(tmp_path / 'rig.json')
+    (tmp_path / 'a').mkdir()
+    for view in range(2):
+        (tmp_path / f'a/CAM_{view:02d}.dcm').write_bytes(
+            bytes(128) + b'DICM')
+    for options, sentence in (
+            (['--images', 'a'], '--rig: expected rig.json'),
+            (['--images', 'a', '--rig', 'rig.json'],
+             'expected the package pydicom, which reads DICOM')):
+        done = subprocess.run(
+            [runtime, both[0].folder, '--out', 'boxes.json', *options],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={'PATH': '/usr/bin:/bin'})
+        assert sentence in error_of(done)
 
 
 def test_what_is_known_of_a_model(both):

@@ -21,7 +21,7 @@ COMMANDS = {
     f'mv2d-xray-{name}'
     for name in ('convert', 'train', 'test', 'infer', 'report', 'export',
                  'diagnose', 'explain', 'browse', 'serve', 'deploy',
-                 'finetune')
+                 'finetune', 'run')
 }
 # Every command's --help in one process, as torch is long to import.
 HELP = """

@@ -23,6 +23,7 @@ __all__ = ['scan_of', 'write_object_report', 'write_page']
 
 MAX_SIDE, QUALITY = 320, 75  # of a view's JPEG (px)
 _TEMPLATE = Path(__file__).with_name('report.html')
+_PLOTLYJS = _TEMPLATE.with_name('plotly.min.js')
 
 
 def write_object_report(out_file: Union[str, Path], token: str,
@@ -72,15 +73,23 @@ def write_object_report(out_file: Union[str, Path], token: str,
 def write_page(out_file: Union[str, Path], data: dict,
                texts: Dict[str, str]) -> None:
     """The template with data and HTML in its places, whole or not at all."""
-    from plotly.offline import get_plotlyjs
     texts = dict(
-        texts, PLOTLY=get_plotlyjs(),
+        texts, PLOTLY=_plotlyjs(),
         # No text of a file may end the script that holds it.
         DATA=json.dumps(data).replace('<', '\\u003c'))
     page = re.sub(r'\{\{([A-Z]+)\}\}', lambda place: texts[place[1]],
                   _TEMPLATE.read_text(encoding='utf-8'))
     with atomic_write(out_file, 'w') as stream:
         stream.write(page)
+
+
+def _plotlyjs() -> str:
+    """Plotly for the browser: the file beside the template, which the
+    runtime's wheel has, or that of the Python package."""
+    if _PLOTLYJS.is_file():
+        return _PLOTLYJS.read_text(encoding='utf-8')
+    from plotly.offline import get_plotlyjs
+    return get_plotlyjs()
 
 
 # ---------------------------------------------------------------------- scans
