@@ -350,8 +350,8 @@ def draw(curve: List[Dict[str, Any]], path: Path) -> None:
         axis.annotate(f'{part["mAP_3d"][0]:.2f}', (x, part['mAP_3d'][0]),
                       (-6, 6), textcoords='offset points', ha='right')
     axis.set_xticks(places, names)
-    axis.set(xlabel='measured objects in the training', ylabel='3D mAP',
-             ylim=(0, 1), xlim=(-.6, len(curve) - .5))
+    axis.set(xlabel='measured objects in the training (0: simulated alone)',
+             ylabel='3D mAP', ylim=(0, 1), xlim=(-.6, len(curve) - .5))
     axis.grid(axis='y', alpha=.3)
     with atomic_write(path) as stream:
         figure.savefig(stream, dpi=100, format='png')
