@@ -1,6 +1,9 @@
 # Synthetic breasts, both views of both, made by
-#   python -m data_converters breast --out-dir data/breast
-# or any set of its format. A sample is an exam.
+#   python -m data_converters breast --out-dir data/breast_dicom \
+#       --num-patients 120 --image-size 256
+#   python -m data_converters mammograms --dicom-root data/breast_dicom \
+#       --out-dir data/breast --image-size 256
+# or any set of this format. A sample is an exam.
 data_root = 'data/breast/'
 size = 256  # px
 num_nodes = [22, 26]  # of the graph, in CC and in MLO
