@@ -10,8 +10,7 @@ _base_ = [
 custom_imports = dict(imports=['projects.ag_rcnn'], _delete_=True)
 load_from = 'work_dirs/mask-rcnn_r50_55e_cbis-ddsm/epoch_55.pth'
 custom_hooks = [
-    *[hook for hook in _base_.custom_hooks
-      if hook['type'] != 'RangeCheckHook'], dict(type='FitRelationHook'),
+    *_base_.custom_hooks, dict(type='FitRelationHook'),
     dict(type='EarlyStoppingHook', monitor='R@0.5', rule='greater',
          patience=2)]
 train_cfg = dict(max_epochs=12)

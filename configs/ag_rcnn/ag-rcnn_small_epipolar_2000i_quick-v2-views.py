@@ -9,8 +9,9 @@ _base_ = [
 # stage.
 custom_imports = dict(imports=['projects.ag_rcnn'], _delete_=True)
 train_cfg = dict(max_iters=2000)
+# What it says of views is of all of a scan at once.
 custom_hooks = [hook for hook in _base_.custom_hooks
-                if hook['type'] != 'RangeCheckHook']
+                if hook['type'] != 'KnownViewsHook']
 model = dict(
     # Line integrals up to 16.
     data_preprocessor=dict(mean=[.2], std=[.1], pad_mask=False),

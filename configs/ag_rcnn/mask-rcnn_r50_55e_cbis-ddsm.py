@@ -9,8 +9,7 @@ _base_ = [
 custom_imports = dict(imports=['projects.ag_rcnn'], _delete_=True)
 train_cfg = dict(max_epochs=55)
 custom_hooks = [
-    *[hook for hook in _base_.custom_hooks
-      if hook['type'] != 'RangeCheckHook'],
+    *_base_.custom_hooks,
     dict(type='StageHook', stages=[
         dict(length=10, lr=.002, parts=['neck', 'rpn_head', 'roi_head']),
         dict(length=40, lr=.0005, parts=[

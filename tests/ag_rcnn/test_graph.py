@@ -20,6 +20,7 @@ from projects.core import geometry
 from projects.core.engine.configs import load_config
 from projects.core.rig import Rig
 from tests.helpers.breasts import EDGE, make_breast_set
+from tests.helpers.commands import tool
 from tests.helpers.spheres import make_sphere_set
 
 ROOT = Path(__file__).parents[2]
@@ -353,3 +354,14 @@ def test_x_ray_views_of_a_rig(tmp_path):
     with torch.no_grad():
         found = net.eval().test_step(pseudo_collate([data[0]]))
     assert len(found) == 4 and 'masks' not in found[0].pred_instances
+
+
+def test_a_training_on_x_ray_views(tmp_path):
+    """With all hooks of the config."""
+    for split in ('train', 'val'):
+        make_sphere_set(tmp_path / 'set', 2, 4, 64, split=split)
+    done = tool('train.py', EPIPOLAR, '--data-root', tmp_path / 'set',
+                '--work-dir', tmp_path, options=[
+                    'train_cfg.max_iters=1', 'train_cfg.val_begin=9'])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / 'iter_1.pth').is_file()
