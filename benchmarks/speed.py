@@ -51,6 +51,7 @@ from projects.mv2d_xray.lifting.decoder import XRayDecoder
 from projects.mv2d_xray.queries import (
     box_correlation as matching,
     grid as grid_head,
+    volume,
 )
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 
@@ -247,11 +248,18 @@ def plain_pool(sampled, seen, epsilon):
     return mean, (variance + epsilon).sqrt()
 
 
+def plain_convs(convs, x):
+    """1x1 convolutions as such."""
+    return torch.cat([conv(x) for conv in convs], 1)
+
+
 @contextlib.contextmanager
 def without_savings(model):
     """The same model with textbook code in place of ours."""
     with patch.object(model, 'memory_format', torch.contiguous_format), \
             patch.object(grid_head._PoolViews, 'apply', plain_pool), \
+            patch.object(grid_head, '_compiled', lambda *_: False), \
+            patch.object(volume, 'pointwise', plain_convs), \
             sdpa_kernel(SDPBackend.MATH):
         yield
 

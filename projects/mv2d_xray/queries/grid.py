@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from projects.core import geometry
 from projects.core.boxes import cells_in_boxes, draw_gaussians
+from projects.mv2d_xray.queries.pooling import pool_views
 
 __all__ = ['XRayGridHead']
 
@@ -60,6 +61,34 @@ def _pool_views(sampled: Tensor, seen: Tensor,
     mean = masked.sum(0) / count
     variance = masked.square().sum(0) / count - mean.square()
     return mean, (variance.clamp(min=0) + epsilon).sqrt()
+
+
+def _compiled(features: Tensor, place: Tensor) -> bool:
+    """Whether the views are pooled as they are sampled: on a CPU in float32,
+    where cameras need no gradient."""
+    return (features.device.type == 'cpu' and not place.requires_grad
+            and features.dtype == place.dtype == torch.float32
+            and not torch.compiler.is_exporting())
+
+
+def pointwise(convs: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What 1x1 convolutions of one input make of it, side by side.
+
+    On a CPU as one product of matrices: a convolution by one thread goes
+    through copies of another layout, many times as slow.
+
+    Args:
+        convs: ``nn.Conv2d`` or ``nn.Conv3d``.
+        x: (N, C, ...).
+
+    Returns:
+        Tensor: (N, sum of C', ...).
+    """
+    if x.device.type != 'cpu' or torch.compiler.is_exporting():
+        return torch.cat([conv(x) for conv in convs], 1)
+    weight = torch.cat([conv.weight.flatten(1) for conv in convs])
+    bias = torch.cat([conv.bias for conv in convs])
+    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 class XRayGridHead(BaseModule):
@@ -152,6 +181,14 @@ class XRayGridHead(BaseModule):
             for shape in (img_shape, span or img_shape))
         place = uv / covered * 2 - 1
         seen = ((uv >= 0) & (uv <= size)).all(-1) & (depth > 0)
+        if _compiled(features, place):
+            pooled = pool_views(features, place, seen, 1e-4)
+            if not self.with_deviation:
+                channels = features.shape[1]
+                pooled = torch.cat(
+                    [pooled[:, :channels], pooled[:, 2 * channels:]], 1)
+            return pooled.reshape(1, *grid.shape[:3], -1).permute(
+                0, 4, 1, 2, 3)
         seen = seen.to(features.dtype)
         sampled = F.grid_sample(
             features.contiguous(), place[:, None].to(features.dtype),

@@ -11,7 +11,7 @@ from mmengine.model import bias_init_with_prob
 from torch import Tensor
 
 from projects.core.boxes import cells_in_boxes, draw_gaussians
-from projects.mv2d_xray.queries.grid import XRayGridHead
+from projects.mv2d_xray.queries.grid import XRayGridHead, pointwise
 
 __all__ = ['XRayVolumeHead']
 
@@ -162,16 +162,17 @@ class XRayVolumeHead(XRayGridHead):
             and hidden features (C', X, Y, Z), in float32.
         """
         precision, features = features.dtype, features.float()
-        sampled = self.reduce(features)
-        if self.heatmap_2d is not None:
-            sampled = torch.cat([sampled, self.heatmap_2d(features)], 1)
+        sampled = pointwise(
+            [c for c in (self.reduce, self.heatmap_2d) if c is not None],
+            features)
         volume = self.norm(
             self.lift(sampled, ct2img, img_shape, span)).contiguous(
                 memory_format=torch.channels_last_3d)
         with torch.autocast(volume.device.type, precision,
                             enabled=precision != torch.float32):
             volume = self._net(volume).float()
-        return self.heatmap(volume)[0], self.box(volume)[0], volume[0]
+        found = pointwise([self.heatmap, self.box], volume)[0]
+        return found[:self.num_classes], found[self.num_classes:], volume[0]
 
     def _net(self, volume: Tensor) -> Tensor:
         """The 3D net, (1, C, X, Y, Z) to (1, C', X, Y, Z)."""
