@@ -46,7 +46,7 @@ def test_pooling_is_sampling_then_mean_and_deviation(views, channels,
     expected.backward(grad.double())
     assert found.shape == (400, 2 * channels + 1)
     assert (found[5, :channels] == 0).all() and found[5, -1] == 0
-    torch.testing.assert_close(found, expected.float(), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
     close = (found - expected.float()).abs().mean()
     assert close < 1e-5
     # Where all agree the root is steep; a single view is such a case.

@@ -57,10 +57,9 @@ def _pool_views(sampled: Tensor, seen: Tensor,
                 epsilon: float) -> Tuple[Tensor, Tensor]:
     """As :class:`_PoolViews`, for a graph of any number of views."""
     count = seen.sum(0).clamp(min=1)
-    masked = sampled * seen
-    mean = masked.sum(0) / count
-    variance = masked.square().sum(0) / count - mean.square()
-    return mean, (variance.clamp(min=0) + epsilon).sqrt()
+    mean = (sampled * seen).sum(0) / count
+    variance = ((sampled - mean) * seen).square().sum(0) / count
+    return mean, (variance + epsilon).sqrt()
 
 
 def _compiled(features: Tensor, place: Tensor) -> bool:

@@ -118,9 +118,12 @@ def _forward(maps, place, seen, epsilon, first, last, out):
     channels = out.shape[1] // 2
     total = np.empty(lanes, np.float32)
     square = np.empty(lanes, np.float32)
+    start = np.empty(lanes, np.float32)
+    value = np.empty(lanes, np.float32)
     for n in range(first, last):
         total[:] = 0
         square[:] = 0
+        start[:] = 0
         count = 0
         for v in range(views):
             if not seen[v, n]:
@@ -130,15 +133,22 @@ def _forward(maps, place, seen, epsilon, first, last, out):
             k, m, up, down = _taps(place[v, n, 1], height)
             a, b, c, d = up * left, up * right, down * left, down * right
             for s in range(lanes):
-                value = (a * maps[v, i, k, s] + b * maps[v, j, k, s]
-                         + c * maps[v, i, m, s] + d * maps[v, j, m, s])
-                total[s] += value
-                square[s] += value * value
+                value[s] = (a * maps[v, i, k, s] + b * maps[v, j, k, s]
+                            + c * maps[v, i, m, s] + d * maps[v, j, m, s])
+            # Relative to the first: squares of the values themselves would
+            # leave no digits for a small variance.
+            if count == 1:
+                start[:] = value
+                continue
+            for s in range(lanes):
+                off = value[s] - start[s]
+                total[s] += off
+                square[s] += off * off
         share = np.float32(1) / np.float32(max(count, 1))
         for s in range(channels):
-            mean = total[s] * share
-            variance = max(square[s] * share - mean * mean, np.float32(0))
-            out[n, s] = mean
+            off = total[s] * share
+            variance = max(square[s] * share - off * off, np.float32(0))
+            out[n, s] = start[s] + off
             out[n, channels + s] = np.sqrt(variance + np.float32(epsilon))
         out[n, 2 * channels] = np.float32(count) / np.float32(views)
 
