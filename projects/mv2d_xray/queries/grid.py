@@ -186,8 +186,8 @@ class XRayGridHead(BaseModule):
                 channels = features.shape[1]
                 pooled = torch.cat(
                     [pooled[:, :channels], pooled[:, 2 * channels:]], 1)
-            return pooled.reshape(1, *grid.shape[:3], -1).permute(
-                0, 4, 1, 2, 3)
+            # Torch's batch norm of channels last loses digits (7e-3 here).
+            return pooled.T.contiguous().reshape(1, -1, *grid.shape[:3])
         seen = seen.to(features.dtype)
         sampled = F.grid_sample(
             features.contiguous(), place[:, None].to(features.dtype),
