@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional, Sequence
 
@@ -15,6 +16,7 @@ from projects.core.inference import (
     other_views,
     write_found_report,
 )
+from projects.core.projections import Reading, read_projections
 from projects.core.results import dump_boxes
 from projects.core.rig import Rig
 
@@ -67,17 +69,22 @@ class ModelFinder:
         if is_sliced(load_config(args.config)):
             raise UserError(f'{args.config}: expected a model of X-ray '
                             'views, found one of CT slices')
-        self._finder = Finder(args.config, args.checkpoint, args.device,
-                              args.scale, args.offset)
+        self._finder = Finder(args.config, args.checkpoint, args.device)
+        self._levels = dict(scale=args.scale, offset=args.offset)
         self.name = f'{Path(args.config).stem}, {Path(args.checkpoint).name}'
         self._threshold = args.score_thr
 
     def __call__(self, paths: Sequence[Path], rig: Rig, out_dir: Path,
-                 name: str) -> List[str]:
+                 name: str, reading: Reading) -> List[str]:
         """Write boxes and report of one object."""
         finder = self._finder
-        found = finder.predict(name, images_of(rig, paths), LOWEST,
-                               'geometry')
+        if not (reading.flat or reading.open_field) and (
+                reading.scale is None and reading.offset is None):
+            reading = replace(reading, **self._levels)
+        views = read_projections(paths, rig.views, reading)
+        found = finder.predict(
+            name, images_of(rig, [paths[0]] * len(rig), views.views), LOWEST,
+            'geometry')
         dump_boxes(out_dir / f'{name}.json', found.boxes, found.scores,
                    found.labels, finder.classes)
         write_found_report(
@@ -85,7 +92,7 @@ class ModelFinder:
             self._threshold, rig)
         told = other_views(Path(finder.checkpoint).name, finder.meta,
                            rig.to_dict())
-        return ([told] if told else []) + found.told
+        return [f'{views.note}.', *([told] if told else []), *found.told]
 
 
 def load_rigs(paths: List[str]) -> dict:

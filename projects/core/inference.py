@@ -29,6 +29,7 @@ from projects.core.export import export
 from projects.core.files import DataError
 from projects.core.projections import (
     LEVEL,
+    NotWhole,
     Reading,
     add_reading_arguments,
     find_objects,
@@ -208,9 +209,9 @@ def add_object_arguments(parser: argparse.ArgumentParser, what: Any) -> None:
         'all, or a .txt that lists the images; or a folder of such folders; '
         'or one image for each view, in the order of the rig')
     what.add_argument(
-        '--watch', type=Path, help='folder whose sub-folders are objects, '
-        'each with images named as the views: those that are there and all '
-        'that appear, until Ctrl-C')
+        '--watch', type=Path, help='folder whose sub-folders and files are '
+        'objects, as of --images: those that are there and all that appear, '
+        'until Ctrl-C')
     parser.add_argument('--rig', help='rig.json of --images or --watch')
     parser.add_argument('--out', help='boxes of one object as JSON')
     parser.add_argument(
@@ -222,8 +223,8 @@ def add_object_arguments(parser: argparse.ArgumentParser, what: Any) -> None:
         'one look to the next (default: %(default)s)')
     parser.add_argument(
         '--patience', type=float, default=60., help='of --watch: seconds '
-        'after which an object that is not complete has failed (default: '
-        '%(default)s)')
+        'after which an object that is not complete, or cannot be read, has '
+        'failed until it changes (default: %(default)s)')
     parser.add_argument(
         '--trust-rig', action='store_true', help='do not look whether views '
         'are turned, mirrored or swapped against the rig')
@@ -342,21 +343,27 @@ def watch_folder(args: argparse.Namespace,
         UserError: See :func:`~projects.core.engine.watching.watch`.
     """
     # Not on every system.
-    from projects.core.engine.watching import incomplete, watch
+    from projects.core.engine.watching import watch
     rig, reading = read_rig(args), reading_of(args, LEVEL)
     finder = load(rig)
 
+    whole: dict = {}
+
     def ready(path: Path) -> Optional[str]:
-        for view in rig.views:
-            image = path / f'{view.name}.png'
-            if incomplete(image):
-                return (f'{image}: image: expected one for each of the '
-                        f'{len(rig)} views of the rig, found '
-                        + ('a part of one' if image.exists() else 'none'))
+        # A file that is being copied cannot be read.
+        try:
+            whole[path] = read_views([path], rig, reading)
+        except (NotWhole, OSError) as error:
+            return str(error)
+        except DataError as error:  # it will not get better
+            whole[path] = error
         return None
 
     def find(path: Path, out_dir: Path) -> dict:
-        images, note = read_views([path], rig, reading)
+        read = whole.pop(path)
+        if isinstance(read, DataError):
+            raise read
+        images, note = read
         print(f'{path.name}: {note}', flush=True)
         found = finder.predict(path.name, images, args.score_thr,
                                _rig_to_check(args))
@@ -366,7 +373,8 @@ def watch_folder(args: argparse.Namespace,
             out_dir / 'report.html', path.name, found, finder.classes,
             Path(finder.checkpoint).name, args.score_thr, rig)
         return dict(boxes=len(found.boxes), highest_score=round(
-            float(found.scores.max()), 4) if len(found.boxes) else None)
+            float(found.scores.max()), 4) if len(found.boxes) else None,
+            warning=' '.join(found.told))
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)

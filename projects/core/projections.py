@@ -15,6 +15,7 @@ A detector's counts become line integrals as -ln((image - dark) /
 """
 
 import argparse
+import logging
 import re
 import warnings
 from contextlib import contextmanager
@@ -53,14 +54,22 @@ _SUFFIXES = ('.tif', '.tiff', '.png', '.dcm', '.dicom', '.ima', '.h5',
 _MODALITIES = ('DX', 'CR', 'XA', 'RF', 'MG', 'RG', 'IO', 'PX')
 _DEFLATED = '1.2.840.10008.1.2.1.99'  # DICOM that may swell when it is read
 _LARGEST = 1 << 30  # bytes that one read of a file may take
+_PNG = b'\x89PNG\r\n\x1a\n'
+_SPREAD = .02  # of the open beam that an object takes: less scatters nothing
 _TOP = 16.  # no line integral is larger
 _LEAST = .5  # counts: what is less is no signal
+# What it says of damaged files is told in one sentence.
+logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 
 __all__ = [
-    'DTYPES', 'FLIPS', 'LEVEL', 'Projections', 'Reading',
+    'DTYPES', 'FLIPS', 'LEVEL', 'NotWhole', 'Projections', 'Reading',
     'add_reading_arguments', 'fill_dead', 'find_objects', 'images_of',
     'object_name', 'read_projections', 'reading_of', 'sources_of'
 ]
+
+
+class NotWhole(DataError):
+    """An image is missing, or cannot be read: it may be on its way."""
 
 
 @dataclass
@@ -90,6 +99,9 @@ class Reading:
         scatter: Share of the open beam that reaches pixels deep behind the
             object from elsewhere; it is subtracted.
         scatter_width: How far scatter spreads (px), a deviation.
+        beam_stop: x0, y0, x1, y1 (px of the files): inside of the shadow of
+            something that no beam goes through. Only scatter arrives there,
+            which says its share; the place is filled from around.
         max_saturated: Largest share of an image's pixels that may be at the
             detector's last level.
 
@@ -110,6 +122,7 @@ class Reading:
     flip: Sequence[str] = ()
     scatter: float = 0.
     scatter_width: float = 20.
+    beam_stop: Optional[Sequence[int]] = None
     max_saturated: float = .01
 
     def __post_init__(self) -> None:
@@ -131,11 +144,18 @@ class Reading:
         if self.scale == 0:
             raise DataError('--scale: expected a number other than 0, found '
                             '0')
-        if self.open_field is not None:
-            x0, y0, x1, y1 = self.open_field
-            if not (0 <= x0 < x1 and 0 <= y0 < y1):
-                raise DataError('--open-field: expected x0 < x1 and y0 < y1, '
-                                f'none negative, found {x0} {y0} {x1} {y1}')
+        for name in ('open_field', 'beam_stop'):
+            if getattr(self, name) is not None:
+                x0, y0, x1, y1 = getattr(self, name)
+                if not (0 <= x0 < x1 and 0 <= y0 < y1):
+                    raise DataError(
+                        f'--{name.replace("_", "-")}: expected x0 < x1 and '
+                        f'y0 < y1, none negative, found {x0} {y0} {x1} {y1}')
+        if self.beam_stop and (self.scatter or not counts):
+            raise DataError(
+                '--beam-stop: expected with --flat or --open-field, and '
+                'without --scatter, which it measures, found '
+                + ('--scatter' if self.scatter else 'neither'))
         if (self.shape is None) != (self.dtype is None):
             raise DataError('--shape, --dtype: expected both or none, found '
                             'one')
@@ -239,6 +259,10 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--scatter-width', type=float, default=20.,
                        metavar='PX', help='how far it spreads; default '
                        '%(default)g')
+    group.add_argument('--beam-stop', nargs=4, type=int,
+                       metavar=('X0', 'Y0', 'X1', 'Y1'), help='in place of '
+                       '--scatter: region (px) in the shadow of a beam stop, '
+                       'which says the share')
     group.add_argument('--max-saturated', type=float, default=.01,
                        metavar='SHARE', help='of pixels at the last level; '
                        'images with more are refused; default %(default)g')
@@ -265,7 +289,7 @@ def images_of(folder: Path) -> List[Path]:
     found = [
         p for p in folder.iterdir()
         if p.is_file() and not p.name.startswith('.')
-        and (p.suffix.lower() in _SUFFIXES or _magic(p) == 'DICOM')
+        and (p.suffix.lower() in _SUFFIXES or kind_of(p) == 'DICOM')
     ]
     return sorted(found, key=_natural)
 
@@ -410,7 +434,7 @@ def _frames(given: Sequence[Path], views: Sequence[View], reading: Reading
             for name in names:
                 count = len(by_name.get(name, ()))
                 if count != 1:
-                    raise DataError(
+                    raise NotWhole(
                         f'{folder / name}: image: expected one for each of '
                         f'the {len(views)} views of the rig, found '
                         f'{count or "none"}')
@@ -429,7 +453,7 @@ def _frames(given: Sequence[Path], views: Sequence[View], reading: Reading
     total = sum(file.count for file in files)
     if reading.frames:
         if max(reading.frames) >= total:
-            raise DataError(
+            raise NotWhole(
                 f'{_plain(given[0])}: --frames: expected numbers below the '
                 f'{total} images, found {max(reading.frames)}')
         chosen: Iterable[int] = reading.frames
@@ -442,7 +466,7 @@ def _frames(given: Sequence[Path], views: Sequence[View], reading: Reading
         places.append((files[row], int(number - starts[row])))
     if len(places) != len(views):
         found = len(places) if reading.frames else total
-        raise DataError(
+        raise NotWhole(
             f'{_plain(given[0]) if given else "--images"}: images: expected '
             f'{len(views)}, one for each view of the rig, found {found}')
     return places, notes
@@ -669,9 +693,13 @@ def _corrected(stack: np.ndarray, images: dict, dtype: np.dtype,
         raise DataError(
             f'{where}: image: expected more than its dark image, found '
             f'{starved:.0%} of the pixels without signal')
-    if reading.scatter:
-        signal = _without_scatter(signal, beam, reading)
-        way += f', scatter of {reading.scatter:g} of the beam taken off'
+    share = reading.scatter
+    if reading.beam_stop:
+        signal, share = _behind_stop(signal, beam, reading, where)
+        way += ', its share by the beam stop'
+    if share or reading.beam_stop:
+        signal = _without_scatter(signal, beam, share, reading.scatter_width)
+        way += f', scatter of {share:.3g} of the beam taken off'
     integrals = -np.log(np.maximum(signal, least) / beam)
     middle = float(np.median(integrals))
     high = float(np.percentile(integrals, 99.9))
@@ -693,15 +721,64 @@ def _images(count: int) -> str:
     return f'{count} image{"s" * (count > 1)}'
 
 
+def _inside(region: Sequence[int], shape: Tuple[int, ...], option: str,
+            where: str) -> Tuple[slice, slice]:
+    """Rows and columns of a region (px) of images (H, W)."""
+    x0, y0, x1, y1 = region
+    height, width = shape
+    if x1 > width or y1 > height:
+        raise DataError(f'{where}: --{option}: expected within {width} x '
+                        f'{height} px, found {x0} {y0} {x1} {y1}')
+    return slice(y0, y1), slice(x0, x1)
+
+
 def _open_field(signal: np.ndarray, region: Sequence[int], where: str
                 ) -> np.ndarray:
     """Median of a region of each image, (V, 1, 1)."""
-    x0, y0, x1, y1 = region
-    height, width = signal.shape[1:]
-    if x1 > width or y1 > height:
-        raise DataError(f'{where}: --open-field: expected within {width} x '
-                        f'{height} px, found {x0} {y0} {x1} {y1}')
-    return np.median(signal[:, y0:y1, x0:x1], axis=(1, 2), keepdims=True)
+    rows, columns = _inside(region, signal.shape[1:], 'open-field', where)
+    return np.median(signal[:, rows, columns], axis=(1, 2), keepdims=True)
+
+
+def _behind_stop(signal: np.ndarray, beam: np.ndarray, reading: Reading,
+                 where: str) -> Tuple[np.ndarray, float]:
+    """Signal with a beam stop's shadow filled from around, and the share of
+    scatter that was measured in it.
+
+    Raises:
+        DataError: The beam goes through it, or the object around makes too
+            little scatter to be measured.
+    """
+    from scipy import ndimage
+    rows, columns = _inside(reading.beam_stop or (), signal.shape[1:],
+                            'beam-stop', where)
+    behind = np.median((signal / beam)[:, rows, columns], axis=(1, 2))
+    around = np.zeros(signal.shape[1:], np.uint8)
+    # The shadow's edges are between the stop's and what is beside it.
+    edge = max(rows.stop - rows.start, columns.stop - columns.start) // 2 + 2
+    around[max(rows.start - edge, 0):rows.stop + edge,
+           max(columns.start - edge, 0):columns.stop + edge] = 1
+    through = signal / beam
+    for row, image in enumerate(through):
+        ring = image[(ndimage.binary_dilation(around, iterations=2)
+                      & (around == 0))]
+        through[row][around == 1] = np.median(ring) if ring.size else 1.
+    spread = np.stack([_spread(image, reading.scatter_width)
+                       for image in through])[:, rows, columns].mean((1, 2))
+    known = spread > _SPREAD
+    if not known.any():
+        raise DataError(
+            f'{where}: --beam-stop: expected an object near it that makes '
+            f'scatter, found none within --scatter-width '
+            f'{reading.scatter_width:g} px')
+    share = float(np.median(behind[known] / spread[known]))
+    if -.01 < share < 0:  # noise
+        share = 0.
+    if not 0 <= share < .5:
+        raise DataError(
+            f'{where}: --beam-stop: expected less than half of the open beam '
+            f'as scatter, found a share of {share:.2g}: is the region in the '
+            'shadow, and --dark given?')
+    return through * beam, share
 
 
 def _around(image: np.ndarray) -> np.ndarray:
@@ -755,27 +832,30 @@ def fill_dead(images: np.ndarray, dead: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _without_scatter(signal: np.ndarray, beam: np.ndarray,
-                     reading: Reading) -> np.ndarray:
+def _spread(through: np.ndarray, width: float) -> np.ndarray:
+    """How much of the open beam the object takes around each pixel (H, W),
+    as far as scatter spreads."""
+    from scipy import ndimage
+    zoom = max(int(width / 4), 1)
+    small = cv2.resize(
+        1 - np.clip(through, 0, 1), None, fx=1 / zoom, fy=1 / zoom,
+        interpolation=cv2.INTER_AREA)
+    small = ndimage.gaussian_filter(
+        small, width / zoom, mode='constant', truncate=3)
+    return cv2.resize(small, through.shape[::-1],
+                      interpolation=cv2.INTER_LINEAR)
+
+
+def _without_scatter(signal: np.ndarray, beam: np.ndarray, share: float,
+                     width: float) -> np.ndarray:
     """Signal less the scatter that the object makes: a share of the open
     beam where the object around takes all of it; never less than a
     twentieth of the signal is left."""
-    through = np.clip(signal / beam, 0, 1)
+    through = signal / beam
     out = np.empty_like(signal)
     for row, image in enumerate(through):
-        sigma = reading.scatter_width
-        zoom = max(int(sigma / 4), 1)
-        small = cv2.resize(
-            1 - image, None, fx=1 / zoom, fy=1 / zoom,
-            interpolation=cv2.INTER_AREA)
-        # Three deviations; beside the detector there is no object.
-        side = 2 * int(3 * sigma / zoom + .5) + 1
-        small = cv2.GaussianBlur(small, (side, side), sigma / zoom,
-                                 borderType=cv2.BORDER_CONSTANT)
-        spread = cv2.resize(small, image.shape[::-1],
-                            interpolation=cv2.INTER_LINEAR)
         out[row] = np.maximum(
-            signal[row] - np.float32(reading.scatter) * spread
+            signal[row] - np.float32(share) * _spread(image, width)
             * beam[row % len(beam)], signal[row] / 20)
     return out
 
@@ -802,23 +882,27 @@ def _guarded(path: Path, kind: str) -> Iterator[None]:
             f'{_plain(path)}: image: expected the package {error.name}, which '
             f'reads {kind}, found none: install it') from None
     except Exception as error:  # a damaged file raises anything
-        raise DataError(
+        raise NotWhole(
             f'{_plain(path)}: image: expected a whole {kind} file, found one '
             f'that cannot be read: {type(error).__name__} '
             f'{_plain(error, 80)}') from None
 
 
-def _magic(path: Path) -> str:
-    """What a file's first bytes say that it is; '' if nothing."""
+def kind_of(path: Path) -> str:
+    """What a file's first bytes say that it is; '' if nothing.
+
+    Raises:
+        NotWhole: It cannot be read.
+    """
     try:
         with path.open('rb') as stream:
             start = stream.read(132)
     except OSError as error:
-        raise DataError(f'{_plain(path)}: cannot be read: {error.strerror}'
-                        ) from None
+        raise NotWhole(f'{_plain(path)}: cannot be read: {error.strerror}'
+                       ) from None
     if start[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'):
         return 'TIFF'
-    if start[:8] == b'\x89PNG\r\n\x1a\n':
+    if start[:8] == _PNG:
         return 'PNG'
     if start[128:132] == b'DICM':
         return 'DICOM'
@@ -832,10 +916,10 @@ def _open(path: Path, reading: Reading) -> _File:
         DataError: It is not there, or is none that is known.
     """
     if not path.is_file():
-        raise DataError(f'{_plain(path)}: image: expected a file, found none')
-    kind = _magic(path)
+        raise NotWhole(f'{_plain(path)}: image: expected a file, found none')
+    kind = kind_of(path)
     if not kind and reading.shape is None:
-        raise DataError(
+        raise NotWhole(
             f'{_plain(path)}: image: expected TIFF, PNG, DICOM or HDF5, or '
             '--shape and --dtype for raw binary, found another file')
     kind = kind or 'raw'
@@ -854,17 +938,29 @@ def _open_png(path: Path, reading: Reading) -> _File:
 
 def _decoded(path: Path) -> np.ndarray:
     """A PNG's grey values."""
-    content, place = path.read_bytes(), 8
-    # OpenCV takes as much memory as a part says that it is long.
-    while content[place + 4:place + 8] != b'IEND':
+    image = decode_image(path)
+    if image is None:
+        raise ValueError('it cannot be decoded, or ends before its parts do')
+    return _grey(image, path)
+
+
+def decode_image(path: Path) -> Optional[np.ndarray]:
+    """An image as OpenCV reads it; None if it is none, or a PNG with a part
+    that says that it is longer than the file: OpenCV would take as much
+    memory."""
+    try:
+        content, place = Path(path).read_bytes(), 8
+    except OSError:
+        return None
+    while content[:8] == _PNG and content[place + 4:place + 8] != b'IEND':
         place += 12 + int.from_bytes(content[place:place + 4], 'big')
         if place >= len(content):
-            raise ValueError('it ends before its parts do')
-    image = cv2.imdecode(np.frombuffer(content, np.uint8),
-                         cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError('it cannot be decoded')
-    return _grey(image, path)
+            return None
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8),
+                            cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # it is empty, or far too large
+        return None
 
 
 def _grey(image: np.ndarray, path: Path) -> np.ndarray:
@@ -902,6 +998,10 @@ def _tiff_page(path: Path, number: int) -> np.ndarray:
     import tifffile
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages[number].aspage()
+        size = path.stat().st_size
+        if any(start + count > size for start, count in zip(
+                page.dataoffsets, page.databytecounts)):
+            raise ValueError('it ends before its image does')
         if page.compression == 1:
             if page.size * 8 > _LARGEST or page.is_tiled and (
                     page.tilewidth * page.tilelength > 4 * page.size + 2**20):
@@ -925,7 +1025,7 @@ def _open_raw(path: Path, reading: Reading) -> _File:
     expected = number * height * width * dtype.itemsize + reading.skip_bytes
     found = path.stat().st_size
     if found != expected:
-        raise DataError(
+        raise NotWhole(
             f'{_plain(path)}: size: expected {expected} bytes, as --shape, '
             f'--dtype and --skip-bytes say, found {found}')
 

@@ -288,7 +288,7 @@ class Rig:
         except OSError as error:
             raise ValueError(f'{path}: cannot be read: {error.strerror}'
                              ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # or too deep
             raise ValueError(f'{path}: is not JSON: {error}') from None
         return cls.from_dict(content, str(path))
 

@@ -14,6 +14,7 @@ from pydicom.data import get_testdata_file
 
 from data_converters.dicom import list_series, read_series
 from data_converters.scan import ConversionError
+from tests.helpers.files import mutate
 from tests.helpers.series import UID, chest, write_series
 
 HEIGHTS = np.arange(6) * 1.5
@@ -79,22 +80,6 @@ def spread(clean, place, contents):
             (place / path.name).write_bytes(contents[k])
         else:
             os.link(path, place / path.name)
-
-
-def mutate(content, changes):
-    """Bytes overwritten, cut out or put in."""
-    content = bytearray(content)
-    for where, kind, new in changes:
-        start = int(where * len(content))
-        if kind == 'over':
-            content[start:start + len(new)] = new
-        elif kind == 'in':
-            content[start:start] = new
-        elif kind == 'out':
-            del content[start:start + 3 * len(new)]
-        else:
-            del content[start:]
-    return bytes(content)
 
 
 CHANGES = st.lists(

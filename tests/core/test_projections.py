@@ -1,6 +1,7 @@
 """Readers of projections: what they read, what they refuse, and that nothing
 but a sentence comes out of damaged files."""
 
+import re
 import struct
 import zlib
 from datetime import timedelta
@@ -13,8 +14,8 @@ import pydicom
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings, strategies as st
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import RLELossless
+from scipy import ndimage
 
 from projects.core.files import DataError
 from projects.core.projections import (
@@ -23,6 +24,7 @@ from projects.core.projections import (
     read_projections,
 )
 from projects.core.rig import Rig
+from tests.helpers.files import mutate, write_dicom
 
 SIZE, VIEWS = 16, 3
 RIG = Rig.circle(VIEWS, image_size=SIZE)
@@ -37,30 +39,6 @@ def counts(seed=0, kind=np.uint16, top=20000):
         1.5 * np.exp(-((x - v)**2 + y**2) / 18)
         + .01 * rng.random((SIZE, SIZE)) for v in range(VIEWS)])
     return (top * np.exp(-integrals)).astype(kind), integrals
-
-
-def write_dicom(path, frames, modality='DX', relation='LIN', sign=1, **more):
-    data = pydicom.Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.1.1'
-    data.file_meta.MediaStorageSOPInstanceUID = '1.2.3'
-    data.SOPClassUID, data.SOPInstanceUID = (
-        '1.2.840.10008.5.1.4.1.1.1.1', '1.2.3')
-    data.Modality = modality
-    data.SamplesPerPixel = 1
-    data.PhotometricInterpretation = 'MONOCHROME2'
-    data.NumberOfFrames = len(frames)
-    data.Rows, data.Columns = frames.shape[1:]
-    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
-    data.PixelRepresentation = 0
-    if relation:
-        data.PixelIntensityRelationship = relation
-        data.PixelIntensityRelationshipSign = sign
-    data.PixelData = frames.astype('<u2').tobytes()
-    for name, value in more.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
 
 
 def write_tiff(path, frames):
@@ -87,8 +65,9 @@ def flat(tmp_path):
     return [str(path)]
 
 
-def test_readers_agree(tmp_path, flat):
-    """Each kind of file, one image or all in a file."""
+def write_all(tmp_path):
+    """The same object in each kind of file, with the options to read it; and
+    its line integrals."""
     frames, integrals = counts()
     cases = {}
     write_tiff(tmp_path / 'pages.tif', frames)
@@ -100,6 +79,9 @@ def test_readers_agree(tmp_path, flat):
     write_tiff(tmp_path / 'float.tif', frames.astype(np.float32))
     write_tiff(tmp_path / 'long.tif', frames.astype(np.uint32))
     write_dicom(tmp_path / 'frames.dcm', frames)
+    whole = pydicom.dcmread(tmp_path / 'frames.dcm')
+    whole.compress(RLELossless)
+    whole.save_as(tmp_path / 'rle.dcm')
     write_hdf5(tmp_path / 'scan.h5', frames)
     frames.astype('>u2').tofile(tmp_path / 'scan.raw')
     (tmp_path / 'named').mkdir()
@@ -114,8 +96,15 @@ def test_readers_agree(tmp_path, flat):
         f'named/{view.name}.png' for view in RIG.views))
     cases.update({
         'pages.tif': {}, 'float.tif': {}, 'long.tif': {}, 'frames.dcm': {},
+        'rle.dcm': {},
         'scan.raw': dict(shape=[VIEWS, SIZE, SIZE], dtype='>uint16'),
         'named': {}, 'ordered': {}, 'list.txt': {}})
+    return cases, integrals
+
+
+def test_readers_agree(tmp_path, flat):
+    """Each kind of file, one image or all in a file."""
+    cases, integrals = write_all(tmp_path)
     for name, options in cases.items():
         found = read(tmp_path / name, flat=flat, **options)
         np.testing.assert_allclose(found.views, integrals, atol=2e-4,
@@ -123,6 +112,35 @@ def test_readers_agree(tmp_path, flat):
     found = read(tmp_path / 'scan.h5')
     np.testing.assert_allclose(found.views, integrals, atol=2e-4)
     assert 'flat of the file' in found.note
+
+
+def test_a_part_of_a_file_is_none(tmp_path, flat):
+    """However much of a file has been copied: its images, or a sentence."""
+    cases, integrals = write_all(tmp_path)
+    cases['scan.h5'] = {}
+    files = {name: options for name, options in cases.items()
+             if (tmp_path / name).is_file() and name != 'list.txt'}
+    files['named'] = {}
+    for name, options in files.items():
+        path = tmp_path / name
+        if name != 'scan.h5':
+            options = dict(options, flat=flat)
+        changed = path / 'CAM_01.png' if path.is_dir() else path
+        content = changed.read_bytes()
+        lengths = np.unique(np.r_[
+            np.linspace(0, len(content) - 1, 40), len(content) - np.arange(
+                1, 30)].astype(int).clip(0))
+        refused = 0
+        for length in lengths:
+            changed.write_bytes(content[:length])
+            try:
+                found = read(path, **options)
+            except DataError:
+                refused += 1
+                continue
+            np.testing.assert_allclose(found.views, integrals, atol=2e-4,
+                                       err_msg=f'{name} {length}')
+        assert refused >= 40, name
 
 
 def test_open_field_and_corrections(tmp_path):
@@ -217,6 +235,68 @@ def test_options_that_contradict(options):
         Reading(**options)
 
 
+@pytest.mark.parametrize('share', [0., .02, .1])
+@pytest.mark.parametrize('place', [(70, 8), (60, 40)])
+def test_a_beam_stop_says_how_much_scatter_there_is(tmp_path, share, place):
+    """Beside the object and in front of it; what is in its shadow apart, the
+    line integrals are right. The object is taken for thinner than it is by
+    the scatter in it, so that the share is told a little too large."""
+    side, sigma, rng = 96, 12., np.random.default_rng(0)
+    rig = Rig.circle(3, image_size=side)
+    y, x = np.mgrid[:side, :side] - side / 2
+    ideal = np.stack([3 * np.exp(-((x - 3 * v)**2 + y**2) / 600)
+                      for v in range(3)])
+    through = np.exp(-ideal)
+    scatter = share * ndimage.gaussian_filter(
+        1 - through, (0, sigma, sigma), mode='constant', truncate=3)
+    x0, y0 = place
+    stop = np.ones((side, side))
+    stop[y0 - 2:y0 + 8, x0 - 2:x0 + 8] = 0
+    write_tiff(tmp_path / 'raw.tif', rng.poisson(
+        5e5 * (through * stop + scatter)).astype(np.float32) + 100)
+    write_tiff(tmp_path / 'dark.tif', np.full((side, side), 100, np.float32))
+    write_tiff(tmp_path / 'flat.tif', np.full(
+        (side, side), 5e5 + 100, np.float32))
+
+    def found(**options):
+        return read_projections([tmp_path / 'raw.tif'], rig.views, Reading(
+            flat=[str(tmp_path / 'flat.tif')], scatter_width=sigma,
+            dark=[str(tmp_path / 'dark.tif')], **options))
+
+    region = [x0, y0, x0 + 6, y0 + 6]
+    measured = found(beam_stop=region)
+    away = ndimage.binary_dilation(stop == 0, iterations=8)
+    error = np.abs(measured.views - ideal)[:, ~away]
+    assert 'its share by the beam stop' in measured.note
+    told = re.search(r'scatter of ([.\de-]+) of the beam', measured.note)
+    assert float(told[1]) == pytest.approx(share, rel=.16, abs=5e-4)
+    assert np.percentile(error, 99) < .1
+    if share == .1:
+        left_in = np.abs(found().views - ideal)[:, ~away]
+        assert np.percentile(left_in, 99) > .3
+    with pytest.raises(DataError, match='is the region in the shadow'):
+        found(beam_stop=[0, 40, 6, 46])
+
+
+def test_beam_stops_that_say_nothing(tmp_path, flat):
+    for options, sentence in (
+            (dict(scale=1.), 'found neither'), (dict(flat=flat, scatter=.1),
+                                                'found --scatter')):
+        with pytest.raises(DataError, match=f'--beam-stop.*{sentence}'):
+            Reading(beam_stop=[0, 0, 2, 2], **options)
+    with pytest.raises(DataError, match='--beam-stop: expected x0 < x1'):
+        Reading(beam_stop=[2, 0, 2, 2], flat=flat)
+    write_tiff(tmp_path / 'raw.tif', counts()[0])
+    with pytest.raises(DataError, match='--beam-stop: expected within 16'):
+        read(tmp_path / 'raw.tif', flat=flat, beam_stop=[0, 0, 17, 2])
+    raw = np.full((VIEWS, SIZE, SIZE), 20000, np.uint16)
+    raw[:, 12:, 12:] = 5000
+    write_tiff(tmp_path / 'raw.tif', raw)
+    with pytest.raises(DataError, match='makes scatter, found none within'):
+        read(tmp_path / 'raw.tif', flat=flat, beam_stop=[0, 0, 2, 2],
+             scatter_width=.5)
+
+
 def test_objects(tmp_path):
     frames, _ = counts()
     for name in ('b', 'a10', 'a9'):
@@ -253,24 +333,6 @@ CHANGES = st.lists(
                         st.sampled_from([b'\xff' * 4, b'\0' * 4, b'\x7f',
                                          b'\xff\xff\xff\x7f']))),
     min_size=1, max_size=4)
-
-
-def mutate(content, changes):
-    """Bytes overwritten, cut out or put in; half of the changes are in the
-    first 400 bytes, where headers are."""
-    content = bytearray(content)
-    for where, near, kind, new in changes:
-        start = int(where * (min(400, len(content)) if near < .5
-                             else len(content)))
-        if kind == 'over':
-            content[start:start + len(new)] = new
-        elif kind == 'in':
-            content[start:start] = new
-        elif kind == 'out':
-            del content[start:start + 3 * len(new)]
-        else:
-            del content[start:]
-    return bytes(content)
 
 
 def mended(content):
@@ -322,7 +384,9 @@ def test_damaged_files(kind, tmp_path):
               suppress_health_check=list(HealthCheck))
     @given(CHANGES)
     def run(changes):
-        damaged = mutate(content, changes)
+        damaged = mutate(content, [
+            (where * (min(400 / len(content), 1) if near < .5 else 1), *rest)
+            for where, near, *rest in changes])
         path.write_bytes(mended(damaged) if kind == 'PNG' else damaged)
         try:
             found = read_projections([path], views, reading)

@@ -5,8 +5,10 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import socket
 import struct
+import tempfile
 import threading
 import time
 import zipfile
@@ -37,7 +39,8 @@ class Finder:
         self.go.set()
         self.fails = None
 
-    def __call__(self, paths, rig, out_dir, name):
+    def __call__(self, paths, rig, out_dir, name, reading):
+        self.reading = reading
         self.go.wait(20)
         if self.fails:
             raise self.fails(f'{paths[0]}: no good')
@@ -230,6 +233,57 @@ def test_names_and_order_of_the_views(client):
     assert 'expected rig.json beside the images, found none' in (
         client.refusal(THREE, None))
     assert client.refusal({}).startswith('images: expected 3')
+
+
+def test_what_is_said_of_the_images(client):
+    visit = client.begin()
+    for name, body in {**THREE, 'dark_1.tif': tiff(1), 'Flat.png': png(9),
+                       'flat2.png': png(8)}.items():
+        assert client.put(visit, name, body)[0] == 200
+    for wrong in (dict(dtype='object', shape=[4, 4]), dict(shape=[4]),
+                  dict(open_field=[1, 2, 3]), dict(flat=['/etc/passwd']),
+                  dict(scale='many'), dict(scale=.1), dict(shape=[4, 4])):
+        assert client.run(visit, rig='given', **wrong)[0] == 422, wrong
+    assert client.run(visit, rig='given', shape=[64, 64],
+                      dtype='>uint16')[0] == 200
+    assert client.wait(visit)['state'] == 'done'
+    reading = client.finder.reading
+    assert [p.split('/')[-1] for p in reading.flat] == [
+        'Flat.png', 'flat2.png']
+    assert [p.split('/')[-1] for p in reading.dark] == ['dark_1.tif']
+    assert reading.shape == [64, 64] and reading.dtype == '>uint16'
+    assert client.finder.saw[0][1] == list(THREE)
+    # A flat image is looked at as the others are.
+    assert 'flat.png: image size: expected 64 x 64 px' in client.refusal(
+        {**THREE, 'flat.png': png_that_says(30000, 30000)})
+    # One file may have all views.
+    visit = client.begin()
+    client.put(visit, 'scan.raw', bytes(64 * 64 * 6))
+    client.finder.fails = DataError
+    client.run(visit, rig='given', shape=[3, 64, 64], dtype='uint16')
+    assert client.wait(visit)['told'] == ['scan.raw: no good']
+
+
+def test_what_killed_servers_leave_is_cleaned(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    old, fresh, link, other = (tmp_path / f'mv2d-xray-serve-{name}'
+                               for name in ('old', 'fresh', 'link', 'x'))
+    (tmp_path / 'precious').mkdir()
+    (tmp_path / 'precious' / 'a').write_text('')
+    for folder in (old, fresh):
+        (folder / 'visit').mkdir(parents=True)
+    link.symlink_to(tmp_path / 'precious')
+    other.write_text('')
+    long_ago = time.time() - 3600
+    for path in (old, tmp_path / 'precious', other):
+        os.utime(path, (long_ago, long_ago))
+    os.utime(link, (long_ago, long_ago), follow_symlinks=False)
+    with serve() as client:
+        assert not old.exists() and fresh.exists() and other.exists()
+        assert (link / 'a').exists()
+        os.utime(client.root, (long_ago, long_ago))
+        with serve() as second:  # the first is alive
+            assert client.root.exists() and second.root != client.root
 
 
 @pytest.mark.parametrize('name, expected', [

@@ -6,6 +6,7 @@ from functools import partial
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 from mmdet3d.registry import MODELS
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 from projects.core import geometry
 from projects.core.files import DataError
 from projects.core.infos import dump_infos, load_infos
+from projects.mv2d_xray.transforms import LoadXRayViews
 from tests.helpers.models import PIPELINE, scans_of as build
 from tests.helpers.spheres import SCALE, make_sphere_set
 
@@ -388,3 +390,18 @@ def test_the_bank_is_in_every_sample_and_is_not_copied(sphere_root):
     # As a process that is spawned gets the set.
     other = pickle.loads(pickle.dumps(data))
     assert most(other[i]['data_samples'] for i in range(4)) > 4
+
+
+def test_a_png_with_a_part_that_is_said_to_be_huge(tmp_path):
+    """Nothing takes the memory that it says."""
+    done, content = cv2.imencode('.png', np.ones((8, 8), np.uint16))
+    content = bytearray(content.tobytes())
+    content[33:37] = b'\x7f\xff\xff\xf0'
+    (tmp_path / 'a.png').write_bytes(content)
+    eye = np.eye(4)
+    view = dict(img_path=str(tmp_path / 'a.png'), height=8, width=8,
+                cam2img=eye, lidar2cam=eye, lidar2img=eye)
+    before = psutil.Process().memory_info().rss
+    with pytest.raises(DataError, match='a.png: image: expected a readable'):
+        LoadXRayViews()(dict(images=dict(a=view)))
+    assert psutil.Process().memory_info().rss - before < 100 << 20

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 
+import cv2
+import numpy as np
 import pytest
+import tifffile
 
 from tests.helpers.commands import BLADE, ROOT, command_line, error_of, tool
+from tests.helpers.files import write_dicom
 
 # What a hand does: a DataTransfer with files, dropped on the page.
 DROP = '''files => {
@@ -116,6 +120,52 @@ def test_from_drop_to_download(browser, served, blades, tmp_path):
             break
         time.sleep(.05)
     assert kept(temporary) == []
+    page.close()
+
+
+def test_a_detectors_images_from_drop_to_boxes(browser, served, blades,
+                                               tmp_path):
+    """Counts as TIFF, with dark and flat; as one raw file, with its shape;
+    as DICOM, with an open field."""
+    address, _ = served
+    names = sorted((blades / 'set/images/blade_001').glob('*.png'))
+    integrals = np.stack([cv2.imread(str(p), -1) for p in names]) * (
+        np.float32(16 / 65535))
+    counts = (60000 * np.exp(-integrals)).astype(np.uint16)
+    cases = {name: tmp_path / name for name in ('tiff', 'raw', 'dicom')}
+    for folder in cases.values():
+        folder.mkdir()
+    for path, image in zip(names, counts):
+        tifffile.imwrite(cases['tiff'] / f'{path.stem}.tif', image + 100)
+    for name, level in (('dark', 100), ('flat', 60100)):
+        tifffile.imwrite(cases['tiff'] / f'{name}.tif', np.full(
+            counts.shape[1:], level, np.uint16))
+    counts.tofile(cases['raw'] / 'scan.raw')
+    write_dicom(cases['dicom'] / 'scan.dcm', counts, relation='')
+    field = {'#open_field': '0 0 256 8'}
+    told = {
+        'tiff': ({}, '10 views of TIFF uint16; -ln((image - dark)'),
+        'raw': ({**field, '#shape': '10 256 256'},
+                '10 views of raw binary uint16'),
+        'dicom': (field, '10 views of DICOM uint16; -ln((image - dark) / '
+                  'open field)')}
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    counted = set()
+    for name, (said, sentence) in told.items():
+        page.goto(address)
+        page.wait_for_function('document.body.dataset.ready')
+        page.evaluate(DROP, coded(sorted(cases[name].iterdir())))
+        page.click('#images summary')
+        for field_name, text in said.items():
+            page.fill(field_name, text)
+        page.click('#find')
+        page.locator('#notes').wait_for()
+        assert sentence in page.inner_text('#notes')
+        report = page.frame_locator('#report')
+        report.locator('#views.js-plotly-plot').wait_for()
+        counted.add(report.locator('#told').inner_text())
+    assert len(counted) == 1
     page.close()
 
 

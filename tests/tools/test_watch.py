@@ -9,14 +9,17 @@ import sys
 import time
 
 import cv2
+import h5py
 import numpy as np
 import pytest
+import tifffile
 
 from projects.core.engine import watching
 from projects.core.engine.command_line import UserError
 from projects.core.engine.watching import watch
 from projects.core.files import DataError
 from tests.helpers.commands import BLADE, ROOT, command_line, error_of, tool
+from tests.helpers.files import write_dicom
 
 
 @pytest.fixture
@@ -25,12 +28,13 @@ def start(tmp_path, blades):
     (tmp_path / 'in').mkdir()
     running = []
 
-    def start():
+    def start(*more, patience=12):
         running.append(subprocess.Popen(
             [sys.executable, *command_line(
                 'infer.py', *BLADE, '--watch', tmp_path / 'in', '--rig',
                 blades / 'rig.json', '--out-dir', tmp_path / 'out', '--every',
-                .2, '--patience', 12, '--trust-rig', '--device', 'cpu')],
+                .2, '--patience', patience, '--trust-rig', '--device', 'cpu',
+                *more)],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, env=dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1',
                                 PATH='/usr/bin:/bin', HOME='/tmp')))
@@ -54,7 +58,7 @@ def rows(out):
 
 
 def wait_for(out, *names):
-    for _ in range(1500):
+    for _ in range(9000):  # a busy machine starts slowly
         found = rows(out)
         if set(names) <= set(found):
             return found
@@ -84,7 +88,7 @@ def test_objects_as_they_come_and_a_kill(start, blades, tmp_path):
     (half / 'CAM_09.png').write_bytes(whole)
     found = wait_for(out, 'half', 'lacks')
     assert found['half']['error'] == '' and int(found['half']['boxes']) > 0
-    assert 'CAM_03.png: image: expected one for each of the 10 views' in (
+    assert 'CAM_03: image: expected one for each of the 10 views' in (
         found['lacks']['error'])
     # Several come at once; it is killed while it is at the second.
     for i in range(5):
@@ -103,7 +107,7 @@ def test_objects_as_they_come_and_a_kill(start, blades, tmp_path):
     (into / 'first/CAM_00.png').write_bytes(whole)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
-    told, complained = process.communicate(timeout=30)
+    told, complained = process.communicate(timeout=120)
     assert process.returncode == 0 and 'Traceback' not in complained
     assert told.splitlines()[-1].startswith('ended: ')
     assert 'first: has changed after it was handled' in complained
@@ -120,6 +124,62 @@ def test_objects_as_they_come_and_a_kill(start, blades, tmp_path):
         assert float(row['highest_score']) == pytest.approx(
             boxes[0]['score'], abs=1e-4)
     assert not list(out.rglob('*.tmp'))
+
+
+@pytest.mark.slow
+def test_files_of_each_kind_as_they_are_copied(start, blades, tmp_path):
+    """Half of each file, longer than the patience; a kill; then all of it."""
+    source, into = blades / 'set/images/blade_000', tmp_path / 'in'
+    frames = np.stack([cv2.imread(str(p), -1)
+                       for p in sorted(source.glob('*.png'))])
+    beam = np.exp(-frames * np.float32(16 / 65535))
+    raw = (50000 * beam + 100).astype(np.uint16)
+    made = tmp_path / 'made'
+    (made / 'folder').mkdir(parents=True)
+    for number, image in enumerate(raw):
+        tifffile.imwrite(made / f'folder/CAM_{number:02d}.tif', image)
+    tifffile.imwrite(made / 'pages.tif', raw, photometric='minisblack')
+    done, content = cv2.imencodemulti('.tif', list(raw))
+    (made / 'lzw.tif').write_bytes(content.tobytes())
+    write_dicom(made / 'frames.dcm', raw)
+    with h5py.File(made / 'scan.h5', 'w') as stream:
+        stream['exchange/data'] = raw
+    raw.tofile(made / 'scan.raw')
+    for name, counts in (('dark', 100), ('flat', 50100)):
+        tifffile.imwrite(tmp_path / f'{name}.tif', np.full(
+            raw.shape[1:], counts, np.uint16))
+    given = ('--dark', tmp_path / 'dark.tif', '--flat', tmp_path / 'flat.tif',
+             '--shape', *map(str, raw.shape), '--dtype', 'uint16')
+    contents = {p.relative_to(made): p.read_bytes()
+                for p in made.rglob('*') if p.is_file()}
+    shutil.copytree(made / 'folder', into / 'folder')
+    for name, content in contents.items():
+        if name.parent.name != 'folder' or name.stem == 'CAM_09':
+            (into / name).write_bytes(content[:len(content) // 2])
+    process = start(*given, patience=1)
+    names = {'folder', 'pages.tif', 'lzw.tif', 'frames.dcm', 'scan.h5',
+             'scan.raw'}
+    found = wait_for(tmp_path / 'out', *names)
+    assert all(row['error'] and not row['boxes'] for row in found.values())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = start(*given, patience=1)
+    for name, content in contents.items():
+        (into / name).write_bytes(content)
+    for _ in range(9000):
+        found = rows(tmp_path / 'out')
+        if all(row['boxes'] for row in found.values()):
+            break
+        time.sleep(.02)
+    assert set(found) == names
+    assert {row['error'] for row in found.values()} == {''}
+    assert len({row['boxes'] for row in found.values()}) == 1
+    assert all('as it was trained on, with ' in row['warning']
+               for row in found.values())
+    process.send_signal(signal.SIGINT)
+    told, complained = process.communicate(timeout=120)
+    assert process.returncode == 0 and 'Traceback' not in complained
+    assert told.splitlines()[-1] == 'ended: 6 objects, 0 of them failed'
 
 
 def test_options_that_do_not_fit(tmp_path):
@@ -152,6 +212,7 @@ def objects(tmp_path):
         (tmp_path / 'in' / name / 'x').write_text(name)
     (tmp_path / 'in' / '.hidden').mkdir()
     (tmp_path / 'in' / 'file').write_text('')
+    (tmp_path / 'in' / 'notes.txt').write_text('')
     return tmp_path / 'in', tmp_path / 'out'
 
 
@@ -230,6 +291,23 @@ def test_what_grows_and_what_goes_is_not_handled(objects):
         'b', 'c']
     assert looks == ['a', 'b', 'c']
     assert set(rows(out)) == {'b', 'c'}
+
+
+def test_what_was_not_ready_is_taken_up_when_it_changes(objects):
+    folder, out = objects
+    for name in 'ab':
+        shutil.rmtree(folder / name)
+
+    def ready(path):
+        return None if (path / 'all').exists() else 'no'
+
+    watched = watch(folder, out, ready, lambda path, out: dict(boxes=1), .01,
+                    0.)
+    assert next(watched)['error'] == 'no'
+    (folder / 'c' / 'all').write_text('')
+    row = next(watched)
+    assert (row['object'], row['error'], row['boxes']) == ('c', '', 1)
+    assert rows(out)['c']['error'] == ''
 
 
 def test_what_cannot_be_watched(objects):

@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import logging
-import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -11,22 +10,24 @@ from typing import Callable, Dict, Iterator, Optional, Tuple
 
 from projects.core.engine.command_line import UserError
 from projects.core.files import DataError, atomic_write, dump_json, load_json
+from projects.core.projections import images_of
 
-__all__ = ['incomplete', 'watch']
+__all__ = ['watch']
 
-_COLUMNS = ('object', 'time', 'boxes', 'highest_score', 'report', 'error')
+_COLUMNS = ('object', 'time', 'boxes', 'highest_score', 'report', 'error',
+            'warning')
 _LOG = logging.getLogger(__name__)
-_PNG_END = b'IEND\xaeB`\x82'
 
 
 def watch(folder: Path, out_dir: Path, ready: Callable[[Path], Optional[str]],
           find: Callable[[Path, Path], dict], every: float = 2.,
           patience: float = 60.) -> Iterator[dict]:
-    """Handle the sub-folders of a folder as they appear; never ends.
+    """Handle the objects of a folder as they appear; never ends.
 
-    A sub-folder is one object, by its name. It is handled when nothing in it
-    changed from one look to the next and ``ready`` misses nothing; what stays
-    unready for ``patience`` fails.
+    A sub-folder is one object, and so is a file with images, by their names.
+    It is handled when nothing in it changed from one look to the next and
+    ``ready`` misses nothing; what stays unready for ``patience`` fails, until
+    it changes.
 
     What was handled is in ``out_dir/journal.json``, written anew after each
     object: whatever is killed, an object is in it and done, or not in it and
@@ -38,14 +39,15 @@ def watch(folder: Path, out_dir: Path, ready: Callable[[Path], Optional[str]],
             ``objects/<name>``.
         ready: Says in a sentence what an object still lacks, else None.
         find: Takes an object and the folder of its results; returns
-            ``boxes`` (their number) and ``highest_score``, or None for it.
+            ``boxes`` (their number), ``highest_score``, or None for it, and
+            perhaps ``warning``.
         every: Seconds from one look to the next.
         patience: Seconds.
 
     Yields:
         dict: The row of each object handled: object, time, boxes,
-        highest_score, report (below ``out_dir``) and error, '' where there
-        is none.
+        highest_score, report (below ``out_dir``), error and warning, ''
+        where there is none.
 
     Raises:
         UserError: There is no such folder, the results would be in it, or
@@ -71,17 +73,6 @@ def watch(folder: Path, out_dir: Path, ready: Callable[[Path], Optional[str]],
                                patience)
 
 
-def incomplete(path: Path) -> bool:
-    """Whether a PNG lacks its end, as one that is being copied does."""
-    try:
-        with open(path, 'rb') as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(stream.tell() - len(_PNG_END), 0))
-            return stream.read() != _PNG_END
-    except OSError:
-        return True
-
-
 def _handle_all(folder: Path, out_dir: Path, journal: Dict[str, dict],
                 ready: Callable[[Path], Optional[str]],
                 find: Callable[[Path, Path], dict], every: float,
@@ -92,7 +83,9 @@ def _handle_all(folder: Path, out_dir: Path, journal: Dict[str, dict],
     while True:
         for path in _objects(folder):
             look = _look(path)
-            if path.name in journal:
+            if path.name in journal and not (
+                    journal[path.name].get('unready')
+                    and look != journal[path.name]['files']):
                 if (look and look != journal[path.name]['files']
                         and path.name not in told):
                     told.add(path.name)
@@ -109,9 +102,10 @@ def _handle_all(folder: Path, out_dir: Path, journal: Dict[str, dict],
                 continue
             row = _handle(path, out_dir, lacks, find)
             del seen[path.name]
-            if not path.is_dir():  # taken away while it was read
+            if not path.exists():  # taken away while it was read
                 continue
-            journal[path.name] = dict(row, files=look)
+            journal[path.name] = dict(row, files=look,
+                                      unready=bool(lacks))
             dump_json(journal, out_dir / 'journal.json')
             _write_table(journal, out_dir)
             yield row
@@ -123,7 +117,7 @@ def _handle(path: Path, out_dir: Path, lacks: Optional[str],
     """An object's row."""
     row = dict(object=path.name, time=datetime.now().isoformat(
         timespec='seconds'), boxes=None, highest_score=None, report='',
-        error=lacks or '')
+        error=lacks or '', warning='')
     if lacks:
         return row
     place = Path('objects') / path.name
@@ -141,17 +135,22 @@ def _handle(path: Path, out_dir: Path, lacks: Optional[str],
 
 
 def _objects(folder: Path) -> list:
-    return sorted(p for p in folder.iterdir()
-                  if p.is_dir() and not p.name.startswith('.'))
+    try:
+        return sorted([*images_of(folder), *(
+            p for p in folder.iterdir()
+            if p.is_dir() and not p.name.startswith('.'))])
+    except (DataError, OSError):  # one has just gone
+        return []
 
 
 def _look(path: Path) -> list:
-    """Names, sizes and times of what is in a folder; empty where it is gone
-    or changes."""
+    """Names, sizes and times of a file or of what is in a folder; empty where
+    it is gone or changes."""
     try:
         return sorted(
             [str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns]
-            for p in path.rglob('*') if p.is_file())
+            for p in (path.rglob('*') if path.is_dir() else [path])
+            if p.is_file())
     except OSError:
         return []
 
@@ -161,7 +160,8 @@ def _load(path: Path) -> Dict[str, dict]:
         return {}
     journal = load_json(path)
     if not isinstance(journal, dict) or not all(
-            isinstance(row, dict) and {'files', *_COLUMNS} <= set(row)
+            isinstance(row, dict)
+            and {'files', *_COLUMNS} - {'warning'} <= set(row)
             for row in journal.values()):
         raise DataError(f'{path}: expected the journal of a watch, found '
                         'another file')

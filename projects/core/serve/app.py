@@ -12,10 +12,22 @@ nothing is unpacked, and limits hold while they come.
 
 import asyncio
 import contextlib
+import fcntl
+import os
 import re
+import shutil
 import tempfile
+import time
 from pathlib import Path
-from typing import AsyncIterator, Dict, Optional, Sequence
+from typing import (
+    AsyncIterator,
+    Dict,
+    Iterator,
+    List,
+    Literal,
+    Optional,
+    Sequence,
+)
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -27,6 +39,7 @@ from starlette.requests import ClientDisconnect
 
 from projects.core.export import export
 from projects.core.files import DataError
+from projects.core.projections import DTYPES
 from projects.core.rig import Rig
 from projects.core.serve.uploads import IMAGES
 from projects.core.serve.visits import (
@@ -40,6 +53,7 @@ from projects.core.serve.visits import (
 
 __all__ = ['create_app']
 
+_PREFIX, _FRESH = 'mv2d-xray-serve-', 60.  # s
 _PAGE = Path(__file__).with_name('page.html')
 _DOWNLOADS = {'csv': ('csv', '.csv', 'text/csv'),
               'slicer': ('slicer', '.mrk.json', 'application/json')}
@@ -92,6 +106,16 @@ class _Run(BaseModel):
     model_config = ConfigDict(extra='forbid')
     name: str = Field('object', max_length=200)
     rig: Optional[str] = Field(None, max_length=200)
+    scale: Optional[float] = None
+    offset: Optional[float] = None
+    open_field: Optional[List[int]] = Field(
+        None, min_length=4, max_length=4)
+    shape: Optional[List[int]] = Field(None, min_length=2, max_length=3)
+    dtype: Optional[Literal[DTYPES]] = None  # type: ignore[valid-type]
+
+    def reading(self) -> dict:
+        """What is said of the images, of a ``Reading``."""
+        return self.model_dump(exclude={'name', 'rig'})
 
 
 def create_app(finder: Finder, rigs: Dict[str, Rig], hosts: Sequence[str],
@@ -109,8 +133,10 @@ def create_app(finder: Finder, rigs: Dict[str, Rig], hosts: Sequence[str],
 
     @contextlib.asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(_clean)
         with tempfile.TemporaryDirectory(
-                prefix='mv2d-xray-serve-', ignore_cleanup_errors=True) as root:
+                prefix=_PREFIX, ignore_cleanup_errors=True) as root, _held(
+                    root):
             visits = app.state.visits = Visits(Path(root), finder, rigs,
                                                limits)
             visits.start()
@@ -146,6 +172,7 @@ def create_app(finder: Finder, rigs: Dict[str, Rig], hosts: Sequence[str],
     def about() -> dict:
         return dict(
             model=model_name, rigs=list(rigs), suffixes=[*IMAGES, '.json'],
+            dtypes=DTYPES,
             file_bytes=limits.file_bytes, total_bytes=limits.total_bytes,
             files=limits.files, minutes=limits.minutes)
 
@@ -158,7 +185,8 @@ def create_app(finder: Finder, rigs: Dict[str, Rig], hosts: Sequence[str],
     def run(token: str, told: _Run) -> dict:
         # It will be the name of files.
         name = re.sub(r'[^\w+-]+', '_', told.name)[:60].strip('_')
-        app.state.visits.run(token, name or 'object', told.rig)
+        app.state.visits.run(token, name or 'object', told.rig,
+                             told.reading())
         return {}
 
     @app.get('/visits/{token}')
@@ -192,6 +220,33 @@ def create_app(finder: Finder, rigs: Dict[str, Rig], hosts: Sequence[str],
         return {}
 
     return app
+
+
+@contextlib.contextmanager
+def _held(folder: str) -> Iterator[None]:
+    """Show other servers that a folder is in use; a kill ends it, too.
+
+    Raises:
+        BlockingIOError: It is in use.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clean() -> None:
+    """Delete what servers that were killed have left behind."""
+    for folder in Path(tempfile.gettempdir()).glob(f'{_PREFIX}*'):
+        with contextlib.suppress(OSError):
+            told = folder.lstat()
+            # One that has just been made is not held yet.
+            if told.st_uid == os.getuid() and told.st_mtime < (
+                    time.time() - _FRESH):
+                with _held(str(folder)):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answer(status: int, sentence: Optional[str]):

@@ -1,22 +1,28 @@
 """What strangers may send: names, headers, and which image is of which view.
 
-Nothing here decodes an image: its size is read from its header and must be
-the rig's, before a decoder allocates what the header says.
+Nothing here decodes an image: the size of a PNG or TIFF is read from its
+header and must be the rig's, before a decoder allocates what the header says;
+:mod:`projects.core.projections` does so with all others.
 """
 
 import re
 import warnings
 from pathlib import Path
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from PIL import Image
 
 from projects.core.files import DataError, load_json
+from projects.core.projections import kind_of
 from projects.core.rig import Rig
 
-__all__ = ['IMAGES', 'check_image', 'check_name', 'load_rig', 'order_images']
+__all__ = [
+    'IMAGES', 'check_image', 'check_name', 'corrections', 'load_rig',
+    'order_images'
+]
 
-IMAGES = ('.png', '.tif', '.tiff')
+IMAGES = ('.png', '.tif', '.tiff', '.dcm', '.dicom', '.ima', '.h5', '.hdf5',
+          '.nxs', '.raw', '.bin')
 _NAME = re.compile(r'[\w+()][\w+() .-]{0,99}')
 # Of baseline and extended TIFF: what libtiff allocates by.
 _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 277, 322, 323
@@ -70,8 +76,8 @@ def load_rig(path: Path, pixels: int, views: int) -> Rig:
 
 def order_images(paths: Sequence[Path], rig: Rig
                  ) -> Tuple[List[Path], List[str]]:
-    """One image for each view of a rig: by the views' names, else all images
-    in the order of theirs (2 before 10).
+    """One image for each view of a rig, or a file with all: by the views'
+    names, else all images in the order of theirs (2 before 10).
 
     Returns:
         tuple: Images in the rig's order, and lines for the person.
@@ -79,6 +85,8 @@ def order_images(paths: Sequence[Path], rig: Rig
     Raises:
         DataError: There are too few, or too many that have other names.
     """
+    if len(paths) == 1 < len(rig) and kind_of(paths[0]) != 'PNG':
+        return list(paths), []
     named = {path.stem: path for path in paths}
     missing = [v.name for v in rig.views if v.name not in named]
     if not missing:
@@ -102,12 +110,23 @@ def order_images(paths: Sequence[Path], rig: Rig
                      f'{ordered[0].name} as {rig.views[0].name} and so on']
 
 
+def corrections(paths: Sequence[Path]) -> Dict[str, List[Path]]:
+    """Images without a beam and without an object, by ``dark`` and ``flat``:
+    as their names begin."""
+    return {kind: [p for p in paths if p.stem.lower().startswith(kind)]
+            for kind in ('dark', 'flat')}
+
+
 def check_image(path: Path, width: int, height: int) -> None:
-    """An image must be a PNG or TIFF of a view's size, by its header.
+    """An image must be of a kind that is read, and a PNG or TIFF of a view's
+    size, by its header.
 
     Raises:
         DataError: It is not.
     """
+    known = path.suffix.lower() in ('.png', '.tif', '.tiff')
+    if kind_of(path) not in ('PNG', 'TIFF') and not known:
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of sizes, which are told below

@@ -16,11 +16,13 @@ from typing import Callable, Dict, List, Optional, Sequence, Set
 
 from projects.core.engine.command_line import UserError
 from projects.core.files import DataError
+from projects.core.projections import LEVEL, Reading
 from projects.core.rig import Rig
 from projects.core.serve.uploads import (
     IMAGES,
     check_image,
     check_name,
+    corrections,
     load_rig,
     order_images,
 )
@@ -29,11 +31,12 @@ __all__ = ['Busy', 'Finder', 'Gone', 'Limits', 'TooMuch', 'Visit', 'Visits']
 
 _LOG = logging.getLogger(__name__)
 
-Finder = Callable[[Sequence[Path], Rig, Path, str], List[str]]
+Finder = Callable[[Sequence[Path], Rig, Path, str, Reading], List[str]]
 """Finds the boxes of one object.
 
-Takes an image for each view of the rig, the rig, a folder, and the object's
-name; writes ``<name>.json`` (boxes) and ``report.html`` there; returns lines
+Takes an image for each view of the rig, or a file with all, the rig, a
+folder, the object's name, and how images become line integrals; writes
+``<name>.json`` (boxes) and ``report.html`` there; returns lines
 for the person. What it refuses is a DataError or UserError.
 """
 
@@ -83,7 +86,7 @@ class Visit:
         folder: Its files are in ``files``, what was found in ``found``.
         state: ``open``, ``waiting``, ``working``, ``done`` or ``failed``.
         told: Lines for the person; of a failed visit its one sentence.
-        object_name, rig_name: What the person said.
+        object_name, rig_name, reading: What the person said.
         files: Names, and which of them are whole.
         size: Bytes.
         touched: When it was last heard of (s).
@@ -95,6 +98,7 @@ class Visit:
     told: List[str] = field(default_factory=list)
     object_name: str = 'object'
     rig_name: Optional[str] = None
+    reading: Reading = field(default_factory=Reading)
     files: Dict[str, bool] = field(default_factory=dict)
     size: int = 0
 
@@ -244,13 +248,14 @@ class Visits:
                 self._held -= size
 
     # --------------------------------------------------------------- to find
-    def run(self, token: str, object_name: str, rig_name: Optional[str]
-            ) -> None:
-        """Put a visit into the queue.
+    def run(self, token: str, object_name: str, rig_name: Optional[str],
+            reading: Optional[dict] = None) -> None:
+        """Put a visit into the queue; ``reading`` has fields of a
+        :class:`~projects.core.projections.Reading`.
 
         Raises:
-            DataError: It is there already, its files have not all come, or
-                there is no such rig.
+            DataError: It is there already, its files have not all come,
+                there is no such rig, or ``reading`` is none.
             Gone: There is no such visit.
         """
         with self._changed:
@@ -263,6 +268,13 @@ class Visits:
             if rig_name is not None and rig_name not in self.rigs:
                 raise DataError(f'rig: expected one of those given, found '
                                 f'{rig_name[:60]!r}')
+            others = corrections([
+                visit.folder / 'files' / name for name in sorted(visit.files)
+                if not name.lower().endswith('.json')])
+            visit.reading = Reading(
+                dark=list(map(str, others['dark'])),
+                flat=list(map(str, others['flat'])), png_scale=LEVEL,
+                **(reading or {}))
             visit.object_name, visit.rig_name = object_name, rig_name
             visit.state = 'waiting'
             self._queue.append(visit)
@@ -306,6 +318,8 @@ class Visits:
         paths = [folder / name for name in sorted(visit.files)]
         images = [p for p in paths if p.suffix.lower() in IMAGES]
         rigs = [p for p in paths if p not in images]
+        others = [p for some in corrections(images).values() for p in some]
+        images = [p for p in images if p not in others]
         if visit.rig_name is not None:
             rig = self.rigs[visit.rig_name]
         elif len(rigs) == 1:
@@ -317,11 +331,16 @@ class Visits:
         ordered, told = order_images(images, rig)
         for path, view in zip(ordered, rig.views):
             check_image(path, view.width, view.height)
+        for path in others:
+            check_image(path, rig.views[0].width, rig.views[0].height)
         found = visit.folder / 'found'
         found.mkdir()
-        return told + self._finder(ordered, rig, found, visit.object_name)
+        return told + self._finder(ordered, rig, found, visit.object_name,
+                                   visit.reading)
 
     def _without_paths(self, visit: Visit, error: Exception) -> str:
         """A sentence that names files as the person does."""
         text = str(error).replace(f'{visit.folder}/files/', '')
-        return text.replace(f'{self.root}/', '')
+        text = text.replace(f'{self.root}/', '')
+        return text if str(self.root)[:60] not in text else (
+            'images: expected ones that can be read, found others')

@@ -2,12 +2,12 @@
 
 from typing import Optional
 
-import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
 from projects.core.files import DataError
+from projects.core.projections import decode_image
 from projects.mv2d_xray.transforms.geometric import PER_VIEW
 
 __all__ = ['LoadXRayViews']
@@ -69,7 +69,7 @@ class LoadXRayViews(BaseTransform):
 
     def _read(self, view: dict) -> np.ndarray:
         path = view['img_path']
-        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        image = decode_image(path)
         if image is None:
             raise DataError(f'{path}: image: expected a readable PNG, found '
                             'none')
