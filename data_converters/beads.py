@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
-import cv2
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
@@ -23,6 +22,7 @@ from scipy.spatial.distance import cdist
 
 from projects.core import geometry
 from projects.core.files import atomic_write
+from projects.core.projections import decode_image
 from projects.core.rig import Rig, View
 
 from .calibration import seen_by
@@ -113,7 +113,7 @@ def open_images(paths: Sequence[Path], rig: Rig) -> Dict[str, np.ndarray]:
         path = named[view.name]
         if not path.is_file():
             raise ConversionError(f'{path}: expected an image, found no file')
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        image = decode_image(path)
         if image is not None and image.ndim == 3:
             image = image[..., :3].mean(-1)
         if image is None or image.shape != (view.height, view.width):

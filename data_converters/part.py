@@ -34,7 +34,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from projects.core import geometry
+from projects.core.files import DataError
 from projects.core.geometry import LPS_TO_RAS
+from projects.core.projections import check_new_name
 
 from .drr import MU_WATER, Volume
 from .scan import ConversionError, Finding, Scan
@@ -110,14 +112,11 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
     for path in (p for given in volumes for p in _volumes_of(Path(given))):
         # A folder may be given as "scans/part/" or ".".
         key = _stem(path if path.is_file() else path.resolve())
-        if not re.fullmatch(r'\w[\w. +-]*', key):
-            raise ConversionError(
-                f'{path}: name: expected letters, digits, "_", "-", "+", "." '
-                f'and spaces, found "{key}"')
-        if key in parts:
-            raise ConversionError(
-                f'{path}: name: expected one that no other volume has, found '
-                f'"{key}" of {parts[key].path}, too')
+        try:
+            check_new_name(path, key, {
+                other: p.path for other, p in parts.items()}, 'volume')
+        except DataError as error:
+            raise ConversionError(str(error)) from None
         parts[key] = Part(key, path)
     assign_truth(parts, boxes, labels)
     return list(parts.values())

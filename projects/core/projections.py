@@ -63,8 +63,9 @@ logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 
 __all__ = [
     'DTYPES', 'FLIPS', 'LEVEL', 'NotWhole', 'Projections', 'Reading',
-    'add_reading_arguments', 'fill_dead', 'find_objects', 'images_of',
-    'object_name', 'read_projections', 'reading_of', 'sources_of'
+    'add_reading_arguments', 'check_new_name', 'decode_image', 'fill_dead',
+    'find_objects', 'images_of', 'kind_of', 'object_name',
+    'read_projections', 'reading_of', 'sources_of'
 ]
 
 
@@ -327,16 +328,33 @@ def find_objects(given: Sequence[Path], num_views: int,
                     'images, found none')
         for place in inside:
             name = object_name(place)
-            if not re.fullmatch(r'\w[\w. +-]*', name):
-                raise DataError(
-                    f'{place}: name: expected letters, digits, "_", "-", '
-                    f'"+", "." and spaces, found "{_plain(name)}"')
-            if name in objects:
-                raise DataError(
-                    f'{place}: name: expected one that no other object has, '
-                    f'found "{name}" of {objects[name][0]}, too')
+            check_new_name(place, name, {
+                other: places[0] for other, places in objects.items()})
             objects[name] = [place]
     return objects
+
+
+def check_new_name(place: Path, name: str, others: Dict[str, Path],
+                   what: str = 'object') -> None:
+    """An object's name must be fit for files, and no other's.
+
+    Args:
+        place: Where it lies.
+        name: Of the object.
+        others: Places of those that are known, by their names.
+        what: It is called.
+
+    Raises:
+        DataError: It is not.
+    """
+    if not re.fullmatch(r'\w[\w. +-]*', name):
+        raise DataError(
+            f'{place}: name: expected letters, digits, "_", "-", "+", "." '
+            f'and spaces, found "{_plain(name)}"')
+    if name in others:
+        raise DataError(
+            f'{place}: name: expected one that no other {what} has, found '
+            f'"{name}" of {others[name]}, too')
 
 
 def object_name(path: Path) -> str:

@@ -344,9 +344,10 @@ def test_faulty_rigs_are_named(tmp_path, change, message):
 def test_missing_or_broken_rig_file(tmp_path):
     with pytest.raises(ValueError, match='cannot be read'):
         Rig.load(tmp_path / 'none.json')
-    (tmp_path / 'bad.json').write_text('{')
-    with pytest.raises(ValueError, match='is not JSON'):
-        Rig.load(tmp_path / 'bad.json')
+    for text in ('{', '[' * 100_000):  # or deeper than is read
+        (tmp_path / 'bad.json').write_text(text)
+        with pytest.raises(ValueError, match='is not JSON'):
+            Rig.load(tmp_path / 'bad.json')
 
 
 def test_slices_are_cameras():
