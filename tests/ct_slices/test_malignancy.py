@@ -298,5 +298,5 @@ def test_tools_train_and_test_it(root, tmp_path):
                 out, options=[*options, 'test_evaluator.type=DumpResults',
                               f'test_evaluator.out_file_path={tmp_path}/a.pkl'
                               ])
-    assert 'expected an Indication3DMetric or a MalignancyMetric' in (
-        error_of(done))
+    assert ('expected an Indication3DMetric, an ImageFROCMetric or a '
+            'MalignancyMetric') in error_of(done)

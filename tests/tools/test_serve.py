@@ -66,7 +66,7 @@ def test_from_drop_to_download(browser, served, blades, tmp_path):
     page.on('request', lambda r: r.url.startswith((address, 'data:', 'blob:'))
             or problems.append(r.url))
     page.goto(address)
-    page.wait_for_function('document.body.dataset.ready')
+    page.locator('body[data-ready]').wait_for()
     # One view is missing.
     page.evaluate(DROP, coded(views[:-1]))
     assert page.locator('#files li').count() == 9
@@ -154,7 +154,7 @@ def test_a_detectors_images_from_drop_to_boxes(browser, served, blades,
     counted = set()
     for name, (said, sentence) in told.items():
         page.goto(address)
-        page.wait_for_function('document.body.dataset.ready')
+        page.locator('body[data-ready]').wait_for()
         page.evaluate(DROP, coded(sorted(cases[name].iterdir())))
         page.click('#images summary')
         for field_name, text in said.items():
