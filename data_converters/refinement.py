@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (
-    Any,
     Callable,
     Dict,
     Iterator,
@@ -31,7 +30,6 @@ from typing import (
     Tuple,
 )
 
-import cv2
 import numpy as np
 from scipy.linalg import helmert
 from scipy.optimize import least_squares
@@ -42,12 +40,14 @@ from projects.core.consistency import Consistency
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.infos import (
     as_arrays,
+    as_lists,
     build_coco,
     coco_name,
     dump_infos,
     infos_name,
     load_infos,
 )
+from projects.core.projections import decode_image
 from projects.core.rig import Rig, View
 
 from .convert import INTEGRAL_MAX, LEVELS, SPLITS, record_path, seen_box
@@ -360,7 +360,7 @@ def read_set(root: Path) -> Tuple[Dict[Path, dict], Callable]:
         views, images = [], []
         for name, view in sample['images'].items():
             path = root / view['img_path']
-            image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            image = decode_image(path)
             shape = (view['height'], view['width'])
             if image is None or image.shape != shape:
                 raise DataError(
@@ -448,7 +448,7 @@ def write_set(root: Path, out_dir: Path, found: Dict[Path, dict],
                     changed = {key: samples[-1][key] for key in (
                         'images', 'instances', 'cam_instances')}
                     dump_json(
-                        _as_record({**load_json(record), **changed}),
+                        as_lists({**load_json(record), **changed}),
                         record_path(folder, sample['token']))
             infos = dict(
                 metainfo={**infos['metainfo'], REFINED: told},
@@ -510,16 +510,6 @@ def _with_poses(sample: dict, views: Sequence[View]) -> dict:
                     rect.ravel(), box['bbox_label'], boxes[row],
                     view.cam2img, view.ct2cam, row)})
     return dict(sample, images=images, cam_instances=seen)
-
-
-def _as_record(item: Any) -> Any:
-    """Arrays as lists."""
-    if isinstance(item, dict):
-        return {key: _as_record(value) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return [_as_record(value) for value in item]
-    return item.tolist() if isinstance(item, (np.ndarray, np.generic)
-                                       ) else item
 
 
 def table_of_refinements(found: Dict[str, Refinement]) -> str:

@@ -28,8 +28,9 @@ from projects.core.files import (
 
 __all__ = [
     'CHARACTERISTICS', 'SCHEMA_VERSION', 'SHAPE_CELLS', 'as_arrays',
-    'build_coco', 'check_coco', 'coco_name', 'dump_infos', 'infos_name',
-    'load_infos', 'load_tested', 'pack_shape', 'unpack_shape', 'validate_infos'
+    'as_lists', 'build_coco', 'check_coco', 'coco_name', 'dump_infos',
+    'infos_name', 'load_infos', 'load_tested', 'pack_shape', 'unpack_shape',
+    'validate_infos'
 ]
 
 SCHEMA_VERSION = 1
@@ -73,7 +74,7 @@ def dump_infos(infos: dict, path: Union[str, Path]) -> None:
     else a pickle."""
     validate_infos(infos, str(path))
     if Path(path).suffix == '.json':
-        dump_json(_as_lists(infos), path)
+        dump_json(as_lists(infos), path)
         return
     with atomic_write(path) as stream:
         pickle.dump(_canonical(infos), stream, protocol=4)
@@ -138,6 +139,16 @@ def as_arrays(sample: dict) -> dict:
     return sample
 
 
+def as_lists(item: Any) -> Any:
+    """Arrays and NumPy's numbers as JSON has them."""
+    if isinstance(item, dict):
+        return {key: as_lists(value) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [as_lists(value) for value in item]
+    return item.tolist() if isinstance(item, (np.ndarray, np.generic)
+                                       ) else item
+
+
 def _canonical(item):
     """A copy whose pickle depends on its content alone: a pickle tells equal
     strings and shared containers by their identity."""
@@ -147,16 +158,6 @@ def _canonical(item):
     if isinstance(item, (list, tuple)):
         return type(item)(_canonical(value) for value in item)
     return sys.intern(item) if type(item) is str else item
-
-
-def _as_lists(item):
-    """Arrays and NumPy's numbers as JSON has them."""
-    if isinstance(item, dict):
-        return {key: _as_lists(value) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return [_as_lists(value) for value in item]
-    return item.tolist() if isinstance(item, (np.ndarray, np.generic)
-                                       ) else item
 
 
 def _expect(condition: Any, where: str, field: str, expected: str,
@@ -435,7 +436,7 @@ def build_coco(infos: dict) -> dict:
                         center2d=[*(float(v) for v in box['center_2d']),
                                   float(box['depth'])],
                         instance_idx=int(box['instance_idx']),
-                        **{key: _as_lists(instance.get(
+                        **{key: as_lists(instance.get(
                             'characteristics', {}).get(key))
                            for key in CHARACTERISTICS}))
     return dict(

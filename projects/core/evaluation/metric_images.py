@@ -16,7 +16,9 @@ from projects.core.evaluation.matching import ScanResult
 from projects.core.evaluation.ranking import (
     Ranked,
     bootstrap_weights,
+    in_batches,
     interval,
+    with_interval,
 )
 from projects.core.files import DataError
 
@@ -167,7 +169,7 @@ class ImageFROCMetric(BaseMetric):
             if draws is not None:
                 drawn = np.concatenate([
                     ranked.sensitivity(part, RATES)
-                    for part in np.array_split(draws, -(-len(draws) // 50))])
+                    for part in in_batches(draws)])
                 for name, column in zip(names, drawn.T):
                     figures.update(interval(name, column))
             if not suffix:
@@ -246,8 +248,7 @@ def recall_difference(first: dict, second: dict, rate: float = .5,
         _ranked(first['images'], name).sensitivity(draws, [rate])[:, 0]
         - _ranked(second['images'], name).sensitivity(draws, [rate])[:, 0]
         for name in classes] or [np.zeros(len(draws))], 0)
-    low, high = np.percentile(gap[1:], [2.5, 97.5])
-    return float(gap[0]), float(low), float(high)
+    return with_interval(gap)
 
 
 def expect_images(full: dict, path: Union[str, Path]) -> None:

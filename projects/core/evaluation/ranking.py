@@ -24,8 +24,8 @@ from projects.core.results import results_of
 
 __all__ = [
     'Ranked', 'bootstrap_weights', 'curves_of', 'difference', 'evaluate',
-    'mean_over_classes', 'resampled', 'threshold_at', 'with_interval',
-    'without_findings'
+    'in_batches', 'interval', 'mean_over_classes', 'resampled',
+    'threshold_at', 'with_interval', 'without_findings'
 ]
 
 
@@ -178,7 +178,7 @@ def evaluate(scans: Sequence[ScanResult], bootstrap: int = 1000,
     if draws is not None:
         result.update(interval('mAP_3d', _mean_ap(ranked.values(), draws)))
         result.update(interval('CPM', np.concatenate([
-            luna.sensitivity(part).mean(1) for part in _parts(draws)])))
+            luna.sensitivity(part).mean(1) for part in in_batches(draws)])))
     result.update(_errors(scans, match_distance))
     result['num_scans'] = len(scans)
     result['num_gt'] = int(sum(len(s.truth) for s in scans))
@@ -198,7 +198,7 @@ def interval(name: str, values: np.ndarray) -> Dict[str, float]:
     return {f'{name}_low': float(low), f'{name}_high': float(high)}
 
 
-def _parts(draws: np.ndarray) -> List[np.ndarray]:
+def in_batches(draws: np.ndarray) -> List[np.ndarray]:
     """Resamples in parts, to stay small in memory."""
     return np.array_split(draws, -(-len(draws) // 50))
 
@@ -207,7 +207,8 @@ def _mean_ap(ranked: Iterable['Ranked'], draws: np.ndarray) -> np.ndarray:
     """Mean over distances of the AP of each resample."""
     ranked = list(ranked)
     return np.concatenate([
-        np.mean([r.ap(part) for r in ranked], 0) for part in _parts(draws)])
+        np.mean([r.ap(part) for r in ranked], 0)
+        for part in in_batches(draws)])
 
 
 def difference(first: Dict, second: Dict, bootstrap: int = 1000,

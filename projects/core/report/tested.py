@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
-import cv2
 import numpy as np
 import plotly.graph_objects as go
 
@@ -16,6 +15,7 @@ from projects.core.evaluation.metric_images import RATES, expect_images
 from projects.core.evaluation.ranking import curves_of
 from projects.core.files import DataError, load_json
 from projects.core.infos import load_tested
+from projects.core.projections import decode_image
 from projects.core.report.page import jpeg_of, scan_of, write_page
 from projects.core.results import load_results, notes_of, results_of
 
@@ -193,7 +193,7 @@ def _views(sample: dict, root: Path
 
 def _read(path: Path) -> np.ndarray:
     """An image of a set, (H, W) or (H, W, C)."""
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image = decode_image(path)
     if image is None:
         raise DataError(f'{path}: image cannot be read')
     return image
