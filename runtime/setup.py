@@ -16,7 +16,7 @@ MODULES = {
     'projects.core': [
         'consistency', 'deployed', 'drawing', 'files', 'fusion', 'geometry',
         'inference', 'infos', 'projections', 'results', 'rig'],
-    'projects.core.engine': ['command_line', 'watching'],
+    'projects.core.engine': ['command_line', 'known_views', 'watching'],
     'projects.core.evaluation': ['matching'],
     'projects.core.export': ['coco', 'found', 'slicer', 'table'],
     'projects.core.report': ['page'],

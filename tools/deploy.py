@@ -76,7 +76,7 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
         thresholds=dict(score=model.volume_head.score_thr, iou=IOU_THR,
                         absent=ABSENT),
         checkpoint=dict(file=Path(args.checkpoint).name, sha256=sha256),
-        metrics=metrics)
+        metrics=metrics, known_views=meta.get('known_views'))
 
 
 @one_sentence

@@ -8,7 +8,9 @@ Needs no torch. ``model.json`` beside ``model.onnx`` says
 - ``thresholds``: ``score``, below which a peak is none; ``iou``, from which
   boxes are of one finding; ``absent``, see
   :func:`~projects.core.fusion.fuse_arrays`;
-- ``checkpoint``: ``file`` and ``sha256``; ``metrics`` of a test, or null.
+- ``checkpoint``: ``file`` and ``sha256``; ``metrics`` of a test, or null;
+- ``known_views`` of the training, see
+  :mod:`projects.core.engine.known_views`, or null.
 """
 
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Dict, Optional, Tuple, Union
 import numpy as np
 
 from projects.core.consistency import expect_as_rig
+from projects.core.engine.known_views import other_greys
 from projects.core.files import DataError, load_json
 from projects.core.fusion import fuse_arrays
 from projects.core.inference import Prediction
@@ -110,7 +113,8 @@ class DeployedFinder:
         content = self._model.content
         self.checkpoint = content['checkpoint'].get('file', str(folder))
         self.classes = list(content['classes'])
-        self.meta = dict(dataset_meta=dict(rig=content.get('rig')))
+        self.meta = dict(dataset_meta=dict(rig=content.get('rig')),
+                         known_views=content.get('known_views'))
 
     def predict(self, token: str, images: Dict[str, dict],
                 score_thr: float = 0., rig: Optional[str] = None
@@ -140,7 +144,8 @@ class DeployedFinder:
         ct2img = np.stack([image['lidar2img'] for image in images.values()])
         if rig is not None:
             expect_as_rig(shown, ct2img, list(images), rig)
+        told = other_greys(self.checkpoint, self.meta, shown)
         boxes, scores, labels = self._model.predict(shown, ct2img)
         kept = scores >= score_thr
         return Prediction(boxes[kept], scores[kept], labels[kept],
-                          list(images), shown, ct2img)
+                          list(images), shown, ct2img, [told] if told else [])

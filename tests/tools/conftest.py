@@ -3,7 +3,7 @@
 import pytest
 
 from data_converters.__main__ import main as convert
-from tests.helpers.commands import train
+from tests.helpers.commands import ROOT, tool, train
 from tests.helpers.spheres import make_sphere_set
 
 
@@ -16,6 +16,24 @@ def trained(tmp_path_factory):
     done = train(root / 'work', root / 'data', 4)
     assert done.returncode == 0, done.stderr[-2000:]
     return root
+
+
+@pytest.fixture(scope='session')
+def deployed(tmp_path_factory):
+    """Where a released model, by its name, is deployed."""
+    folders = {}
+
+    def folder_of(name):
+        if name not in folders:
+            out = tmp_path_factory.mktemp('deployed') / name
+            done = tool(
+                'deploy.py', ROOT / f'configs/mv2d_xray/{name}.py',
+                ROOT / f'checkpoints/{name}.pth', '--out', out)
+            assert done.returncode == 0, done.stderr[-2000:]
+            folders[name] = out
+        return folders[name]
+
+    return folder_of
 
 
 @pytest.fixture(scope='session')

@@ -17,7 +17,7 @@ from mmdet3d.structures import Det3DDataSample
 
 from projects.core.boxes import gravity_boxes
 from projects.core.deployed import DeployedModel
-from projects.core.engine.checkpoints import load_model
+from projects.core.engine.checkpoints import load_checkpoint, load_model
 from projects.core.engine.configs import load_config
 from projects.core.files import DataError
 from projects.core.projections import LEVEL
@@ -37,13 +37,11 @@ def paths(name):
 
 
 @pytest.fixture(scope='module', params=list(NAMES))
-def both(request, tmp_path_factory):
+def both(request, deployed):
     """A released model, as it was deployed and as it was, and the scale of
     its world."""
-    out = tmp_path_factory.mktemp('deployed')
+    out = deployed(request.param)
     config, checkpoint = paths(request.param)
-    done = tool('deploy.py', config, checkpoint, '--out', out)
-    assert done.returncode == 0, done.stderr[-2000:]
     assert {p.name for p in out.iterdir()} == {'model.onnx', 'model.json'}
     model, _ = load_model(load_config(str(config)), str(checkpoint), 'cpu')
     return DeployedModel(out, 1), model, checkpoint, NAMES[request.param]
@@ -187,6 +185,8 @@ def test_what_is_known_of_a_model(both):
     rig = Rig.from_dict(told['rig'])
     assert told['pixel_mm'] == pytest.approx(rig.views[0].pixel_size, rel=.1)
     assert told['intensity']['scale'] > 0
+    known = load_checkpoint(str(checkpoint))['meta']['known_views']
+    assert told['known_views'] == known and known['noise']
 
 
 def test_cameras_that_are_not_those_of_the_images(both):

@@ -622,8 +622,8 @@ def test_infer_refuses_a_view_that_is_turned(blades, tmp_path):
     (1., 1., ''), (.1, 1., 'times less exposure than 10000 µGy'),
     (1., .25, 'with 99 % of the line integrals below')])
 def test_infer_tells_other_views_than_those_of_the_training(
-        blades, tmp_path, exposure, grey, sentence):
-    """The released model knows views of its own kind."""
+        blades, deployed, tmp_path, exposure, grey, sentence):
+    """The released model knows views of its own kind; deployed, too."""
     preset = load_preset('casting-225kV')
     folder = blades / 'set' / 'images' / 'blade_000'
     names = sorted(p.name for p in folder.iterdir())
@@ -635,15 +635,18 @@ def test_infer_tells_other_views_than_those_of_the_training(
     for name, view in zip(names, views * np.float32(grey)):
         cv2.imwrite(str(tmp_path / 'part' / Path(name).with_suffix('.tif')),
                     view)
-    done = tool(
-        'infer.py', *(ROOT / m for m in BLADE), '--images',
-        tmp_path / 'part', '--rig', blades / 'rig.json', '--scale', 1,
-        '--device', 'cpu', '--out', tmp_path / 'b.json')
-    assert done.returncode == 0, done.stderr[-2000:]
-    warning = [line for line in done.stderr.splitlines()
-               if line.startswith('part: warning: ')]
-    assert len(warning) == bool(sentence)
-    assert sentence in ''.join(warning)
+    given = ('--images', tmp_path / 'part', '--rig', blades / 'rig.json',
+             '--scale', 1, '--out', tmp_path / 'b.json')
+    told = []
+    for command in (
+            ('infer.py', *(ROOT / m for m in BLADE), '--device', 'cpu'),
+            ('run.py', deployed(Path(BLADE[1]).stem))):
+        done = tool(*command, *given)
+        assert done.returncode == 0, done.stderr[-2000:]
+        told.append([line for line in done.stderr.splitlines()
+                     if line.startswith('part: warning: ')])
+    assert told[0] == told[1] and len(told[0]) == bool(sentence)
+    assert sentence in ''.join(told[0])
 
 
 def test_a_model_of_more_classes_than_the_set(trained, tmp_path):

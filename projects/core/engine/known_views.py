@@ -15,7 +15,8 @@ writes down, in its checkpoint, what its views were like
   views are ideal or were measured.
 - ``samples``: how many objects were looked at.
 
-Shapes: V views, H and W of an image.
+Shapes: V views, H and W of an image. To look at a training's views needs
+torch, to compare others with them does not.
 """
 
 import random
@@ -24,7 +25,6 @@ from typing import Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
-import torch
 
 __all__ = ['know_views', 'other_greys', 'two_noises']
 
@@ -121,6 +121,7 @@ def _exposure(dataset) -> Optional[List[float]]:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """All generators start at 0, and go on afterwards where they were."""
+    import torch
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(0)
     np.random.seed(0)
