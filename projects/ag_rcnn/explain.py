@@ -2,7 +2,6 @@
 
 from typing import Optional
 
-import cv2
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
@@ -10,7 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from projects.ag_rcnn.detector import CrossViewDetector
-from projects.core.explain import Target, similarity, target_of
+from projects.core.explain import Target, similarity, softened, target_of
 
 __all__ = ['exam_target']
 
@@ -43,13 +42,5 @@ def exam_target(model: CrossViewDetector, sample: dict,
         batch = model.data_preprocessor(pseudo_collate([sample]), False)
         features = model.extract_feat(**batch)[0].cpu()
     return Target(
-        np.arange(len(images)), images, _blurred(images), features,
+        np.arange(len(images)), images, softened(images), features,
         batch['inputs'].shape[-1] // features.shape[-1], region, remains)
-
-
-def _blurred(images: Tensor) -> Tensor:
-    """Images (V, 1, H, W) without what is small in them."""
-    sigma = images.shape[-1] / 20
-    return torch.stack([torch.from_numpy(cv2.GaussianBlur(
-        image[0].numpy(), (0, 0), sigma,
-        borderType=cv2.BORDER_REPLICATE))[None] for image in images])

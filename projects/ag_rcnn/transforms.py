@@ -20,7 +20,9 @@ from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement, InstanceData
 from pycocotools import mask as coco_mask
 
+from projects.ag_rcnn import landmarks
 from projects.core.files import DataError
+from projects.core.projections import decode_image
 
 __all__ = ['EachImage', 'FindNodes', 'GridNodes', 'LoadMammogram',
            'MammogramTones', 'PackExam', 'ResizeMammogram', 'WarpMammogram']
@@ -65,7 +67,7 @@ class LoadMammogram(BaseTransform):
         """Load one image."""
         path, shape = results['img_path'], (results['height'],
                                             results['width'])
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        image = decode_image(path)
         if image is None or image.shape != shape:
             found = ('none that can be read' if image is None
                      else f'one of {image.shape}')
@@ -133,7 +135,6 @@ class FindNodes(BaseTransform):
         return results
 
     def _find(self, results: dict) -> Optional[np.ndarray]:
-        from projects.ag_rcnn import landmarks
         try:
             found = landmarks.find_landmarks(
                 results['img'], results['laterality'], results['view'])

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Callable, Dict, List, Optional, Sequence
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ from projects.core.evaluation.ranking import bootstrap_weights
 
 __all__ = [
     'FRACTIONS', 'METHODS', 'Target', 'eigen_cam', 'faithfulness',
-    'random_map', 'score_cam', 'segmentation_game', 'similarity', 'ss_cam',
-    'summarise', 'target_of'
+    'random_map', 'score_cam', 'segmentation_game', 'similarity', 'softened',
+    'ss_cam', 'summarise', 'target_of'
 ]
 
 # Of all pixels: a quarter, a quarter of that and so on. A nodule has less than
@@ -66,6 +67,15 @@ def similarity(found: InstanceData, target: InstanceData) -> float:
                 axis_aligned_bbox_overlaps_3d)(target.bboxes, found.bboxes)
     values = overlaps[0] * found.scores * (found.labels == target.labels)
     return float(values.max()) if len(values) else 0.
+
+
+def softened(views: Tensor) -> Tensor:
+    """Views (V, C, H, W) without what is small in them."""
+    sigma = views.shape[-1] / 20
+    flat = views.flatten(0, 1).numpy()
+    return torch.from_numpy(np.stack([
+        cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+        for image in flat])).view_as(views)
 
 
 @dataclass

@@ -3,15 +3,13 @@ explains."""
 
 from typing import Optional
 
-import cv2
 import numpy as np
 import torch
 from mmengine.structures import InstanceData
-from torch import Tensor
 
 from projects.core import geometry
 from projects.core.boxes import corners_of, gravity_boxes
-from projects.core.explain import Target, similarity, target_of
+from projects.core.explain import Target, similarity, softened, target_of
 from projects.ct_slices.detector import CTSliceDetector
 
 __all__ = ['slice_target']
@@ -52,14 +50,6 @@ def slice_target(model: CTSliceDetector, sample: dict,
     with torch.no_grad():
         inputs = model.data_preprocessor(dict(inputs=list(views)))['inputs']
         features = model.extract_feat(inputs)[0].cpu()
-    return Target(rows, views, _blurred(views), features,
+    return Target(rows, views, softened(views), features,
                   inputs.shape[-1] // features.shape[-1], region.float(),
                   remains)
-
-
-def _blurred(views: Tensor) -> Tensor:
-    """Slices (V, 3, H, W) without what is small in them."""
-    sigma = views.shape[-1] / 20
-    return torch.stack([torch.from_numpy(cv2.GaussianBlur(
-        view.permute(1, 2, 0).numpy(), (0, 0), sigma,
-        borderType=cv2.BORDER_REPLICATE)).permute(2, 0, 1) for view in views])

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Set
 
-import cv2
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,6 +26,7 @@ from projects.core.engine.checkpoints import (
 )
 from projects.core.engine.command_line import UserError
 from projects.core.engine.known_views import know_views
+from projects.core.projections import decode_image
 
 __all__ = [
     'ClassCheckHook', 'DrawBoxesHook', 'KnownViewsHook', 'PatientsSeenHook',
@@ -479,7 +479,7 @@ def _image_of(sample, score_thr: float) -> dict:
     scale = np.tile(sample.scale_factor, 2)
     return dict(
         title=f'{sample.patient}, {sample.laterality} {sample.view}',
-        image=cv2.imread(str(sample.img_path), cv2.IMREAD_UNCHANGED),
+        image=decode_image(sample.img_path),
         ground_truth=sample.gt_instances.bboxes.cpu().numpy() / scale,
         ignored=sample.ignored_instances.bboxes.cpu().numpy() / scale,
         prediction=found.bboxes.cpu().numpy(),
