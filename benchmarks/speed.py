@@ -40,7 +40,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from projects.core import geometry
+from projects.core import box_correlation as matching, geometry
 from projects.core.boxes import lidar_boxes
 from projects.core.engine.configs import load_config
 from projects.core.engine.devices import torch_device
@@ -48,11 +48,7 @@ from projects.core.engine.precision import use_half_precision
 from projects.core.files import dump_json, load_json
 from projects.core.rig import Rig
 from projects.mv2d_xray.lifting.decoder import XRayDecoder
-from projects.mv2d_xray.queries import (
-    box_correlation as matching,
-    grid as grid_head,
-    volume,
-)
+from projects.mv2d_xray.queries import grid as grid_head, volume
 from projects.mv2d_xray.transforms.packing import PackXRayInputs
 
 ROOT = Path(__file__).resolve().parent.parent

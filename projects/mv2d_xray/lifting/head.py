@@ -11,6 +11,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from projects.core import geometry
+from projects.core.box_correlation import (
+    relevant_rois,
+    sweep_overlaps,
+)
 from projects.mv2d_xray.lifting.box_coder import decode_boxes, encode_boxes
 from projects.mv2d_xray.lifting.fusion import (
     DENOISING,
@@ -21,10 +25,6 @@ from projects.mv2d_xray.lifting.fusion import (
     XRaySourceFusion,
 )
 from projects.mv2d_xray.lifting.position_encoding import sine_embedding
-from projects.mv2d_xray.queries.box_correlation import (
-    relevant_rois,
-    sweep_overlaps,
-)
 
 __all__ = ['XRayLiftingHead']
 

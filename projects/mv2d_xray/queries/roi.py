@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from projects.core import geometry
-from projects.mv2d_xray.queries.box_correlation import (
+from projects.core.box_correlation import (
     agreeing_rois,
     cubes_at_depth,
 )

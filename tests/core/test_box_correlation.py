@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from projects.core import geometry
-from projects.core.rig import Rig
-from projects.mv2d_xray.queries.box_correlation import (
+from projects.core.box_correlation import (
     agreeing_rois,
     cubes_at_depth,
     relevant_rois,
     sweep_overlaps,
 )
+from projects.core.rig import Rig
 from projects.mv2d_xray.queries.roi import XRayTriangulatedQueryGenerator
 
 SCENE = [-200.] * 3 + [200.] * 3
