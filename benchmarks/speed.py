@@ -379,14 +379,14 @@ def slices(args) -> None:
 
 
 # ------------------------------------------------------------------ correlate
-def per_pair(rois, views, cam2img, ct2img, bounds, num_depths):
+def per_pair(rois, views, ct2img, bounds, num_depths):
     """Box correlation as a loop over pairs of boxes."""
     best = rois.new_zeros(len(rois), len(rois))
     steps = torch.linspace(0, 1, num_depths).to(rois)
     for i, (roi, view) in enumerate(zip(rois, views)):
         near, far = bounds[view]
         depth = (near + steps * (far - near))[None]
-        cubes = matching.cubes_at_depth(roi[None], depth, cam2img[view, None],
+        cubes = matching.cubes_at_depth(roi[None], depth,
                                         ct2img[view, None])[0]
         for j, (other, into) in enumerate(zip(rois, views)):
             if into == view:
@@ -400,16 +400,14 @@ def per_pair(rois, views, cam2img, ct2img, bounds, num_depths):
 def boxes_of_views(num_views: int, per_view: int, size: int) -> tuple:
     """Random RoIs and what the correlation needs of their cameras."""
     rig = Rig.circle(num_views, image_size=size)
-    cam2img, ct2img = (
-        torch.tensor(np.stack([getattr(v, key) for v in rig.views])).float()
-        for key in ('cam2img', 'ct2img'))
+    ct2img = torch.tensor(np.stack([v.ct2img for v in rig.views])).float()
     generator = torch.Generator().manual_seed(0)
     centre = torch.rand(num_views * per_view, 2, generator=generator) * size
     half = 8 + 16 * torch.rand(len(centre), 1, generator=generator)
     views = torch.arange(num_views).repeat_interleave(per_view)
     bounds = geometry.depth_bounds(ct2img, SCENE)
-    return (torch.cat([centre - half, centre + half], 1), views, cam2img,
-            ct2img, bounds)
+    return (torch.cat([centre - half, centre + half], 1), views, ct2img,
+            bounds)
 
 
 def correlate(args) -> None:

@@ -3,90 +3,92 @@
 MV2D (arXiv 2301.02364) §3.3 and Betancur et al. §4.3: each RoI is swept along
 its rays over the depths that the scene box allows, and what it would cover in
 every other view is compared with that view's RoIs.
+
+As in :mod:`projects.core.geometry`, arrays may be NumPy's or PyTorch's.
 """
 
-from typing import Iterator, Tuple
-
-import torch
-from mmdet.structures.bbox import bbox_overlaps
-from torch import Tensor
+from typing import TYPE_CHECKING, Iterator, Sequence, Tuple
 
 from projects.core import geometry
+from projects.core.geometry import Array
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
-    'agreeing_rois', 'cubes_at_depth', 'relevant_rois', 'sweep_overlaps'
+    'agreeing_rois', 'cubes_at_depth', 'relevant_rois', 'sweep_overlaps',
+    'triangulate_rois'
 ]
 
 
-def cubes_at_depth(rois: Tensor, depth: Tensor, cam2img: Tensor,
-                   ct2img: Tensor) -> Tensor:
+def cubes_at_depth(rois: Array, depth: Array, ct2img: Array) -> Array:
     """3D cubes that RoIs would show if they lay at a depth.
 
     Args:
-        rois (Tensor): (R, 4) xyxy (px).
-        depth (Tensor): (R, D) (mm).
-        cam2img (Tensor): (R, 4, 4), the camera of each RoI.
-        ct2img (Tensor): (R, 4, 4).
+        rois: (R, 4) xyxy (px).
+        depth: (R, D) (mm).
+        ct2img: (R, 4, 4), the camera of each RoI.
 
     Returns:
-        Tensor: (R, D, 6) centre and size (mm).
+        Array: (R, D, 6) centre and size (mm).
     """
     centre = (rois[:, :2] + rois[:, 2:]) / 2
-    focal = (cam2img[:, 0, 0] * cam2img[:, 1, 1]).sqrt()
-    side = (rois[:, 2:] - rois[:, :2]).clamp(min=1e-3).prod(-1).sqrt()
-    points = geometry.unproject(
-        centre[:, None].expand(-1, depth.shape[1], -1), depth, ct2img)
-    size = (side / focal)[:, None] * depth
-    return torch.cat([points, size[..., None].expand(-1, -1, 3)], -1)
+    side = (rois[:, 2:] - rois[:, :2]).clip(1e-3).prod(-1)**.5
+    point = geometry.unproject(centre[:, None] + 0 * depth[..., None], depth,
+                               ct2img)
+    edge = (side / geometry.focal_lengths(ct2img))[:, None] * depth
+    return geometry.stack([point[..., 0], point[..., 1], point[..., 2],
+                           edge, edge, edge])
 
 
-def _sweep(rois: Tensor, views: Tensor, cam2img: Tensor, ct2img: Tensor,
-           bounds: Tensor, num_depths: int) -> Iterator[Tensor]:
+def _overlaps(first: Array, second: Array) -> Array:
+    """IoU of rectangles (*, 4) with others, one by one."""
+    shared = (first[..., 2:].clip(None, second[..., 2:])
+              - first[..., :2].clip(second[..., :2])).clip(0).prod(-1)
+    areas = [(each[..., 2:] - each[..., :2]).prod(-1)
+             for each in (first, second)]
+    return shared / (areas[0] + areas[1] - shared).clip(1e-6)
+
+
+def _sweep(rois: Array, views: Array, ct2img: Array, bounds: Array,
+           num_depths: int) -> Iterator[Array]:
     """IoU (R, R) of every row's RoI, swept to each depth in turn, with every
     column's."""
-    steps = torch.linspace(0, 1, num_depths).to(rois)
-    near, far = bounds[views].unbind(-1)
+    near, far = bounds[views][:, :1], bounds[views][:, 1:]
     apart = views[:, None] != views[None]
-    for step in steps:  # one depth at a time keeps memory at R x R
-        depth = (near + step * (far - near))[:, None]
-        cubes = cubes_at_depth(rois, depth, cam2img[views],
-                               ct2img[views])[:, 0]
+    for step in range(num_depths):  # one at a time keeps memory at R x R
+        depth = near + step / max(num_depths - 1, 1) * (far - near)
+        cubes = cubes_at_depth(rois, depth, ct2img[views])[:, 0]
         rects, centre_depth = geometry.project_boxes(cubes, ct2img)
         # Row i swept into the view of column j.
-        swept = rects[views].transpose(0, 1)
-        overlap = bbox_overlaps(
-            swept, rois[None].expand_as(swept), is_aligned=True)
-        yield overlap * (centre_depth[views].T > 0) * apart
+        swept = rects[views].swapaxes(0, 1)
+        yield (_overlaps(swept, rois[None])
+               * (centre_depth[views].T > 0) * apart)
 
 
-def sweep_overlaps(rois: Tensor, views: Tensor, cam2img: Tensor,
-                   ct2img: Tensor, bounds: Tensor,
-                   num_depths: int) -> Tensor:
+def sweep_overlaps(rois: Array, views: Array, ct2img: Array, bounds: Array,
+                   num_depths: int) -> Array:
     """Best IoU of every RoI's sweep with every RoI of the other views.
 
     Args:
-        rois (Tensor): (R, 4) xyxy (px).
-        views (Tensor): (R,) view index of each RoI.
-        cam2img (Tensor): (V, 4, 4).
-        ct2img (Tensor): (V, 4, 4).
-        bounds (Tensor): (V, 2) nearest and farthest depth (mm).
+        rois: (R, 4) xyxy (px).
+        views: (R,) view index of each RoI.
+        ct2img: (V, 4, 4).
+        bounds: (V, 2) nearest and farthest depth (mm).
         num_depths (int): Steps of the sweep, evenly spaced in depth.
 
     Returns:
-        Tensor: (R, R), IoU of the row's sweep with the column's RoI; 0 within
+        Array: (R, R), IoU of the row's sweep with the column's RoI; 0 within
         one view and where the sweep leaves the image side of the source.
     """
-    best = rois.new_zeros(len(rois), len(rois))
-    if len(rois) == 0:
-        return best
-    for overlap in _sweep(rois, views, cam2img, ct2img, bounds, num_depths):
-        best = torch.maximum(best, overlap)
+    best = 0 * (rois[:, :1] * rois[:, 0])
+    for overlap in _sweep(rois, views, ct2img, bounds, num_depths):
+        best = overlap.clip(best)
     return best
 
 
-def agreeing_rois(rois: Tensor, views: Tensor, labels: Tensor,
-                  cam2img: Tensor, ct2img: Tensor, bounds: Tensor,
-                  num_depths: int) -> Tuple[Tensor, Tensor]:
+def agreeing_rois(rois: Array, views: Array, labels: Array, ct2img: Array,
+                  bounds: Array, num_depths: int) -> Tuple[Array, Array]:
     """RoIs of the other views that agree best with each RoI at one depth.
 
     Of all depths along a RoI's rays the one is taken at which the sum over
@@ -94,42 +96,91 @@ def agreeing_rois(rois: Tensor, views: Tensor, labels: Tensor,
     anchors along a 2D box's rays whose reprojection fits).
 
     Args:
-        labels (Tensor): (R,); RoIs of two classes do not agree.
-        rois, views, cam2img, ct2img, bounds, num_depths: As for
+        labels: (R,); RoIs of two classes do not agree.
+        rois, views, ct2img, bounds, num_depths: As for
             :func:`sweep_overlaps`.
 
     Returns:
         tuple: best RoI of each view and its IoU, each (R, V); 0 where there
         is none.
     """
-    index = views.new_zeros(len(rois), len(ct2img))
-    score = rois.new_zeros(len(rois), len(ct2img))
-    if len(rois) == 0:
-        return index, score
     same = labels[:, None] == labels
-    for overlap in _sweep(rois, views, cam2img, ct2img, bounds, num_depths):
+    index, score = _best_of_each_view(
+        0. * same * (rois[:, :1] * 0), views, len(ct2img))
+    for overlap in _sweep(rois, views, ct2img, bounds, num_depths):
         at, value = _best_of_each_view(overlap * same, views, len(ct2img))
         better = (value.sum(1) > score.sum(1))[:, None]
-        index = torch.where(better, at, index)
-        score = torch.where(better, value, score)
-    return index, score
+        index = at * better + index * ~better
+        score = value * better + score * ~better
+    return index * (score > 0), score
 
 
-def _best_of_each_view(overlaps: Tensor, views: Tensor,
-                       num_views: int) -> Tuple[Tensor, Tensor]:
+def _best_of_each_view(overlaps: Array, views: Array,
+                       num_views: int) -> Tuple[Array, Array]:
     """Column of each view with the largest overlap, and that, (R, V)."""
-    index = views.new_zeros(len(overlaps), num_views)
-    value = overlaps.new_zeros(len(overlaps), num_views)
+    index, value, rows = [], [], (views * 0 + 1).cumsum(0) - 1
     for view in range(num_views):
-        columns = (views == view).nonzero()[:, 0]
+        columns = (views == view).nonzero()
+        columns = columns[0] if isinstance(columns, tuple) else columns[:, 0]
         if len(columns):
-            value[:, view], at = overlaps[:, columns].max(1)
-            index[:, view] = columns[at]
-    return index, value
+            at = columns[overlaps[:, columns].argmax(1)]
+            index.append(at)
+            value.append(overlaps[rows, at])
+        else:
+            index.append(views * 0)
+            value.append(overlaps.sum(1) * 0)
+    return geometry.stack(index), geometry.stack(value)
 
 
-def relevant_rois(overlaps: Tensor, views: Tensor, num_views: int, mode: str,
-                  min_iou: float) -> Tuple[Tensor, Tensor]:
+def triangulate_rois(rois: Array, views: Array, scores: Array, labels: Array,
+                     ct2img: Array, scene_range: Sequence[float],
+                     num_depths: int, min_iou: float
+                     ) -> Tuple[Array, Array, Array]:
+    """One cube per 2D box, where the other views' boxes agree with it.
+
+    Of all depths along the box's ray the one is taken at which the boxes of
+    its class in the other views overlap best; the rays through the centres of
+    those boxes meet in the cube's. Its score is the mean of the boxes' over
+    all views, as classical N-view triangulation would report.
+
+    Args:
+        scores: (R,).
+        scene_range: ``[x0, y0, z0, x1, y1, z1]`` (mm).
+        num_depths (int): Steps along the ray.
+        min_iou (float): Boxes that overlap less do not agree.
+        rois, views, labels, ct2img: As for :func:`agreeing_rois`.
+
+    Returns:
+        tuple: centres (R, 3), edges (R,) (mm) and scores (R,). A box that no
+        other view confirms is put amid the scene.
+    """
+    bounds = geometry.depth_bounds(ct2img, scene_range)
+    index, overlap = agreeing_rois(rois, views, labels, ct2img, bounds,
+                                   num_depths)
+    own = geometry.stack([views == view for view in range(len(ct2img))])
+    rows = (views * 0 + 1).cumsum(0) - 1
+    index = index * ~own + rows[:, None] * own
+    agrees = ((overlap > min_iou) | own) + 0 * overlap
+    uv = ((rois[:, :2] + rois[:, 2:]) / 2)[index].swapaxes(0, 1)
+    points = geometry.triangulate(uv, ct2img, agrees.T)
+    middle = bounds[views].mean(1)[:, None]
+    alone = cubes_at_depth(rois, middle, ct2img[views])[:, 0, :3]
+    lost = points != points
+    points[lost] = alone[lost]
+    points = geometry.clamp_points(points, scene_range)
+    _, depth = geometry.project(points, ct2img)  # (V, R)
+    # Edge of the cube that each view's box would show at the point.
+    edges = geometry.stack([
+        cubes_at_depth(rois[index[:, view]], depth[view][:, None],
+                       ct2img[views * 0 + view])[:, 0, 3]
+        for view in range(len(ct2img))])
+    return (points, (edges * agrees).sum(1) / agrees.sum(1),
+            (scores[index] * agrees).sum(1) / len(ct2img))
+
+
+def relevant_rois(overlaps: 'torch.Tensor', views: 'torch.Tensor',
+                  num_views: int, mode: str, min_iou: float
+                  ) -> 'Tuple[torch.Tensor, torch.Tensor]':
     """RoIs that each RoI's query attends to, itself first.
 
     Args:
@@ -143,6 +194,7 @@ def relevant_rois(overlaps: Tensor, views: Tensor, num_views: int, mode: str,
     Returns:
         tuple: indices (R, K) and validity (R, K).
     """
+    import torch
     num = len(overlaps)
     own = torch.arange(num, device=overlaps.device)[:, None]
     if mode == 'all':

@@ -32,13 +32,13 @@ __all__ = [
     'LPS_TO_RAS', 'are_slices', 'box_corners', 'camera_centres',
     'camera_from_points', 'circular_ct2cam', 'clamp_points', 'compose_ct2img',
     'denormalise_points', 'depth_bounds', 'epipolar_distances',
-    'epipolar_planes', 'frustum_points', 'invert_rigid', 'mirror_view',
-    'moved_camera', 'nearest_rotation', 'normalise_points', 'pixel_sizes',
-    'plane_traces', 'project', 'project_boxes', 'rays',
+    'epipolar_planes', 'focal_lengths', 'frustum_points', 'invert_rigid',
+    'mirror_view', 'moved_camera', 'nearest_rotation', 'normalise_points',
+    'pixel_sizes', 'plane_traces', 'project', 'project_boxes', 'rays',
     'reprojection_errors', 'rigid_motion', 'roi_intrinsics',
     'rotation_angles', 'rotation_z', 'scale_cam2img', 'slice_camera',
-    'slice_normal', 'slice_offsets', 'slice_places', 'transform_boxes',
-    'triangulate', 'unproject'
+    'slice_normal', 'slice_offsets', 'slice_places', 'stack',
+    'transform_boxes', 'triangulate', 'unproject'
 ]
 
 # Of one kind in a call: what goes in as a tensor comes out as one.
@@ -61,7 +61,8 @@ def _inverse(matrix: Array) -> Array:
     return np.linalg.inv(matrix)
 
 
-def _stack(arrays: Sequence[Array], dim: int = -1) -> Array:
+def stack(arrays: Sequence[Array], dim: int = -1) -> Array:
+    """Arrays of one kind and shape along a new axis."""
     if _is_tensor(arrays[0]):
         import torch
         return torch.stack(tuple(arrays), dim=dim)
@@ -314,6 +315,16 @@ def pixel_sizes(cam2img: np.ndarray, ct2cam: np.ndarray) -> np.ndarray:
     return np.abs(ct2cam[..., 2, 3]) / focal
 
 
+def focal_lengths(ct2img: Array) -> Array:
+    """Geometric mean of both focal lengths (px) of cameras (*, 4, 4).
+
+    A rotation leaves the determinant of ``cam2img`` as it is, their product.
+    """
+    matrix = ct2img[..., :3, :3]
+    det = matrix.det() if _is_tensor(matrix) else np.linalg.det(matrix)
+    return abs(det)**.5
+
+
 def mirror_view(cam2img: Array, ct2cam: Array,
                 width: float) -> Tuple[Array, Array]:
     """Camera that sees the world mirrored in x when its image is flipped.
@@ -405,7 +416,7 @@ def unproject(uv: Array, depth: Array, ct2img: Array) -> Array:
     """
     _check_last('uv', uv, 2)
     _check_matrices('ct2img', ct2img)
-    homogeneous = _stack(
+    homogeneous = stack(
         (uv[..., 0] * depth, uv[..., 1] * depth, depth))
     img2ct = _inverse(ct2img)
     return (
@@ -612,11 +623,10 @@ def transform_boxes(boxes: Array, matrix: Array) -> Array:
 
 
 # ---------------------------------------------------------------- scene, depth
-def clamp_points(points: 'torch.Tensor',
-                 scene_range: Sequence[float]) -> 'torch.Tensor':
+def clamp_points(points: Array, scene_range: Sequence[float]) -> Array:
     """Points (N, 3) (mm) moved to the nearest place in the scene box."""
-    low, high = points.new_tensor(scene_range).view(2, 3)
-    return points.maximum(low).minimum(high)
+    scene = _like(scene_range, points)
+    return points.clip(scene[:3], scene[3:])
 
 
 def normalise_points(points: Array, scene_range: Sequence[float]) -> Array:

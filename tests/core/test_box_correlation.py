@@ -10,6 +10,7 @@ from projects.core.box_correlation import (
     cubes_at_depth,
     relevant_rois,
     sweep_overlaps,
+    triangulate_rois,
 )
 from projects.core.rig import Rig
 from projects.mv2d_xray.queries.roi import XRayTriangulatedQueryGenerator
@@ -34,8 +35,7 @@ def rois_of(boxes, cams):
 
 def overlaps_of(rois, views, cams, num_depths=48):
     bounds = geometry.depth_bounds(cams['ct2img'], SCENE)
-    return sweep_overlaps(rois, views, cams['cam2img'], cams['ct2img'],
-                          bounds, num_depths)
+    return sweep_overlaps(rois, views, cams['ct2img'], bounds, num_depths)
 
 
 def test_same_object_in_other_views_is_relevant():
@@ -59,7 +59,7 @@ def test_cubes_project_back_onto_their_rois():
     cams = cameras()
     rois, views = rois_of([[0., 0, 0, 20, 20, 20]], cams)
     cubes = cubes_at_depth(rois, torch.full((6, 1), 300.),
-                           cams['cam2img'][views], cams['ct2img'][views])
+                           cams['ct2img'][views])
     uv, depth = geometry.project(cubes[2, :, :3], cams['ct2img'][2])
     np.testing.assert_allclose(uv[0], (rois[2, :2] + rois[2, 2:]) / 2,
                                atol=1e-2)
@@ -98,8 +98,8 @@ def test_boxes_agree_at_one_depth():
     rois, views = rois_of(found, cams)
     bounds = geometry.depth_bounds(cams['ct2img'], SCENE)
     one_class = torch.zeros(len(rois))
-    index, score = agreeing_rois(rois, views, one_class, cams['cam2img'],
-                                 cams['ct2img'], bounds, 64)
+    index, score = agreeing_rois(rois, views, one_class, cams['ct2img'],
+                                 bounds, 64)
     objects = torch.arange(len(rois)) % 2
     own = torch.arange(6) == views[:, None]
     assert (score[own] == 0).all() and score[~own].min() > .3
@@ -141,6 +141,26 @@ def test_a_box_that_no_view_confirms_is_put_amid_the_scene():
     assert depth.item() == pytest.approx(300, abs=1)
     assert query.scores.item() == pytest.approx(.1)
     assert len(triangulated(rois[:0], cams)) == 0
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_arrays_give_what_tensors_give(seed):
+    """A deployed model triangulates without PyTorch."""
+    rng = np.random.default_rng(seed)
+    cams = cameras(5)
+    found = np.concatenate([rng.uniform(-60, 60, (6, 3)),
+                            rng.uniform(8, 30, (6, 1)).repeat(3, 1)], 1)
+    boxes, views = rois_of(found.astype(np.float32), cams)
+    boxes = boxes + torch.as_tensor(rng.normal(0, 1, boxes.shape)).float()
+    scores = torch.as_tensor(rng.random(len(boxes))).float()
+    told = boxes, views, scores, views * 0, cams['ct2img']
+    for tensor, array in zip(
+            triangulate_rois(*told, SCENE, 64, .2),
+            triangulate_rois(*(x.numpy() for x in told), SCENE, 64, .2)):
+        np.testing.assert_allclose(array, tensor, rtol=1e-5, atol=1e-3)
+    nothing = [x.numpy()[:0] for x in told[:4]]
+    assert [len(x) for x in triangulate_rois(
+        *nothing, told[4].numpy(), SCENE, 64, .2)] == [0, 0, 0]
 
 
 def test_unknown_mode():

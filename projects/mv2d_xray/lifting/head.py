@@ -264,7 +264,7 @@ class XRayLiftingHead(XRaySourceFusion):
             :data:`SOURCES`, ``all_logits`` (Q, layers, classes) and
             ``all_boxes`` (Q, layers, 6) (mm).
         """
-        ct2img, cam2img = cameras['ct2img'], cameras['cam2img']
+        ct2img = cameras['ct2img']
         rois = self._rois(rois, features)
         features = self.input_proj(features)
         encoding = self.position_encoding(features, self.feat_stride, ct2img)
@@ -274,7 +274,7 @@ class XRayLiftingHead(XRaySourceFusion):
         queries = self._queries(rois, roi_feats, cameras, points, gt)
         if len(queries) == 0:
             return self._unrefined(queries, len(self.decoder.layers))
-        index, valid = self._relevant_rois(rois, cam2img, ct2img)
+        index, valid = self._relevant_rois(rois, ct2img)
         seen = []
 
         def see(outputs):
@@ -331,14 +331,14 @@ class XRayLiftingHead(XRaySourceFusion):
         return self._joined(sources, rois, 'content')
 
     @torch.no_grad()
-    def _relevant_rois(self, rois: Tensor, cam2img: Tensor,
-                       ct2img: Tensor) -> Tuple[Tensor, Tensor]:
+    def _relevant_rois(self, rois: Tensor, ct2img: Tensor
+                       ) -> Tuple[Tensor, Tensor]:
         """Of each 2D box (R, K): rows of ``rois``, and which are real."""
         views = rois[:, 0].long()
         if not len(rois):
             return views.new_zeros(0, 0), views.new_zeros(0, 0).bool()
         overlaps = sweep_overlaps(
-            rois[:, 1:5], views, cam2img, ct2img, self._depth_bounds(ct2img),
+            rois[:, 1:5], views, ct2img, self._depth_bounds(ct2img),
             self.relevance['num_depths'])
         return relevant_rois(overlaps, views, len(ct2img),
                              self.relevance['mode'],

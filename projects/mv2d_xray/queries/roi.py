@@ -11,8 +11,8 @@ from torch import Tensor
 
 from projects.core import geometry
 from projects.core.box_correlation import (
-    agreeing_rois,
     cubes_at_depth,
+    triangulate_rois,
 )
 
 __all__ = ['XRayRoIQueryGenerator', 'XRayTriangulatedQueryGenerator']
@@ -92,7 +92,7 @@ class XRayRoIQueryGenerator(BaseModule):
         near, far = bounds[views].unbind(1)
         depth = near + unit[:, 2] * (far - near)
         points = geometry.unproject(uv[:, None], depth[:, None], ct2img)[:, 0]
-        sizes = cubes_at_depth(rois, depth.detach()[:, None], cam2img,
+        sizes = cubes_at_depth(rois, depth.detach()[:, None],
                                ct2img)[:, 0, 3:]
         return InstanceData(
             centres=geometry.clamp_points(points, self.scene_range),
@@ -112,13 +112,9 @@ class XRayRoIQueryGenerator(BaseModule):
 
 @MODELS.register_module()
 class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
-    """One query per 2D box, where the other views' boxes agree with it.
-
-    Of all depths along the box's ray the one is taken at which the boxes of
-    its class in the other views overlap best; the rays through the centres of
-    those boxes meet in the query. Its score is the mean of the boxes' over
-    all views, so that a query starts as what classical N-view triangulation
-    would report.
+    """One query per 2D box, where the other views' boxes agree with it, see
+    :func:`~projects.core.box_correlation.triangulate_rois`: a query starts as
+    what classical N-view triangulation would report.
 
     Args:
         num_depths (int): Steps along the ray.
@@ -139,33 +135,13 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
                 bounds: Tensor) -> InstanceData:
         """As :meth:`XRayRoIQueryGenerator.forward`, with ``scores`` (R,);
         ``content`` where there are ``roi_feats``."""
-        views, boxes, scores = rois[:, 0].long(), rois[:, 1:5], rois[:, 5]
-        index, overlap = agreeing_rois(boxes, views, rois[:, 6], cam2img,
-                                       ct2img, bounds, self.num_depths)
-        agrees = (overlap > self.min_iou).to(boxes)
-        row = torch.arange(len(boxes), device=boxes.device)
-        index[row, views], agrees[row, views] = row, 1.
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        points = geometry.triangulate(
-            centres[index].transpose(0, 1), ct2img, agrees.T)
-        # A box that no other view confirms is put amid the scene box.
-        middle = bounds[views].mean(1, keepdim=True)
-        alone = cubes_at_depth(boxes, middle, cam2img[views],
-                               ct2img[views])[:, 0, :3]
-        points = torch.where(points.isnan(), alone, points)
-        points = geometry.clamp_points(points, self.scene_range)
-        _, depth = geometry.project(points, ct2img)  # (V, R)
-        # Edge of the cube that each view's box would show at the point.
-        sides = torch.stack([
-            cubes_at_depth(boxes[index[:, v]], depth[v][:, None],
-                           cam2img[v].expand(len(boxes), 4, 4),
-                           ct2img[v].expand(len(boxes), 4, 4))[:, 0, 3]
-            for v in range(len(ct2img))
-        ], 1)
-        size = (sides * agrees).sum(1) / agrees.sum(1)
+        views, boxes = rois[:, 0].long(), rois[:, 1:5]
+        centres, edges, scores = triangulate_rois(
+            boxes, views, rois[:, 5], rois[:, 6], ct2img, self.scene_range,
+            self.num_depths, self.min_iou)
         queries = InstanceData(
-            centres=points, sizes=size[:, None].expand(-1, 3),
-            scores=(scores[index] * agrees).sum(1) / len(ct2img))
+            centres=centres, sizes=edges[:, None].expand(-1, 3),
+            scores=scores)
         if roi_feats is not None:
             queries.content = self.describe(roi_feats, boxes, cam2img[views])
         return queries
