@@ -37,7 +37,10 @@ from projects.core.engine.hooks import (
     PatientsSeenHook,
     RangeCheckHook,
 )
-from projects.core.engine.precision import use_half_precision
+from projects.core.engine.precision import (
+    cpu_has_bfloat16,
+    use_half_precision,
+)
 from projects.core.files import dump_json
 from projects.core.inference import read_views
 from projects.core.infos import build_coco, dump_infos, load_infos
@@ -876,9 +879,12 @@ def test_help_is_complete(name):
 
 @pytest.mark.slow
 def test_half_precision_on_a_cpu(trained, tmp_path):
-    assert train(tmp_path, trained / 'data', 4, '--amp').returncode == 0
+    done = train(tmp_path, trained / 'data', 4, '--amp')
+    assert done.returncode == 0
     exact, rounded = losses(trained / 'work'), losses(tmp_path)
-    assert exact[1] != rounded[1]
+    assert (exact[1] != rounded[1]) == cpu_has_bfloat16()
+    assert ('all is in float32' in done.stderr + done.stdout
+            ) != cpu_has_bfloat16()
     assert rounded[1] == pytest.approx(exact[1], rel=.05)
     done = tool('test.py', CONFIG, tmp_path / 'iter_4.pth', '--amp',
                 '--data-root', trained / 'data', '--work-dir', tmp_path,
@@ -888,6 +894,7 @@ def test_half_precision_on_a_cpu(trained, tmp_path):
 
 
 def test_half_precision_is_that_of_the_device(monkeypatch):
+    asked = 'projects.core.engine.precision.cpu_has_bfloat16'
     cfg = load_config(str(ROOT / CONFIG))
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     use_half_precision(cfg)
@@ -895,6 +902,12 @@ def test_half_precision_is_that_of_the_device(monkeypatch):
     assert cfg.test_cfg.fp16
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     cfg = load_config(str(ROOT / CONFIG))
+    before = cfg.pretty_text
+    with monkeypatch.context() as patched:
+        patched.setattr(asked, lambda: False)
+        use_half_precision(cfg)
+    assert cfg.pretty_text == before
+    monkeypatch.setattr(asked, lambda: True)
     use_half_precision(cfg)
     assert cfg.val_cfg.fp16 and cfg.test_cfg.fp16
     # Nothing of CUDA's loss scale, which the CPU's wrapper does not know.
