@@ -14,8 +14,9 @@ VERSION = re.search(r"^__version__ = '(.+)'$",
 # Nothing else of the repository is needed; tests/test_imports.py says so.
 MODULES = {
     'projects.core': [
-        'consistency', 'deployed', 'drawing', 'files', 'fusion', 'geometry',
-        'inference', 'infos', 'projections', 'results', 'rig'],
+        'box_correlation', 'consistency', 'deployed', 'drawing', 'files',
+        'fusion', 'geometry', 'inference', 'infos', 'projections', 'results',
+        'rig'],
     'projects.core.engine': ['command_line', 'known_views', 'watching'],
     'projects.core.evaluation': ['matching'],
     'projects.core.export': ['coco', 'found', 'slicer', 'table'],

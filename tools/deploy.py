@@ -26,7 +26,7 @@ from projects.core.fusion import ABSENT, IOU_THR
 from projects.core.projections import LEVEL
 from projects.core.results import load_results
 from projects.core.rig import Rig
-from projects.mv2d_xray.deploy import DeployedGraph
+from projects.mv2d_xray.deploy import DeployedGraph, can_be_deployed
 
 METRICS = ('num_scans', 'num_gt', 'mAP_3d', 'mAP_3d_low', 'mAP_3d_high',
            'CPM', 'centre_error_mm', 'size_error_mm')
@@ -67,14 +67,22 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
                   **(told.get('intensity') or {}))
     window = {key: float(window[key] if step.get(key) is None else step[key])
               for key in ('scale', 'offset')}
+    fusion = model.lifting_head
+    maker = fusion.roi_queries if model.with_roi_queries else None
+    thresholds = dict(
+        score=model.volume_head.score_thr, iou=IOU_THR, absent=ABSENT
+    ) if fusion is None else dict(
+        score=fusion.test_cfg['score_thr'], iou=fusion.test_cfg['iou_thr'],
+        absent=fusion.prior, boxes=fusion.test_cfg['max_per_img'])
     return dict(
         schema_version=1, units='mm',
         classes=list(class_names(args.checkpoint, meta, model)), rig=rig,
         pixel_mm=None if rig is None else float(np.median(
             [view.pixel_size for view in Rig.from_dict(rig).views])),
         intensity=window,
-        thresholds=dict(score=model.volume_head.score_thr, iou=IOU_THR,
-                        absent=ABSENT),
+        thresholds=thresholds, triangulation=maker and dict(
+            scene_range=list(maker.scene_range), num_depths=maker.num_depths,
+            min_iou=maker.min_iou),
         checkpoint=dict(file=Path(args.checkpoint).name, sha256=sha256),
         metrics=metrics, known_views=meta.get('known_views'))
 
@@ -86,11 +94,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     check_outputs(args, 'out_dir')
     cfg = load_config(args.config)
     model, meta = load_model(cfg, args.checkpoint, 'cpu')
-    if getattr(model, 'volume_head', None) is None or (
-            model.lifting_head is not None):
+    if not can_be_deployed(model):
         raise UserError(
             f'{args.config}: model: expected one of X-ray views whose boxes '
-            'are the peaks of its volume, as mv2d-xray_small_volume_*, found '
+            'are the peaks of its volume or triangulated 2D boxes of '
+            'CenterNet, as mv2d-xray_small_volume_* or triangulation_*, found '
             'another, which cannot be deployed')
     content = describe(args, cfg, model, meta)
     out_dir = Path(args.out_dir)
@@ -112,15 +120,15 @@ def export(graph: torch.nn.Module, path: Path) -> None:
             ('views', 2), ('height', 16), ('width', 16)))
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     # What the exporter tells of its steps is no user's business.
+    example = (torch.rand(3, 1, 64, 96),
+               torch.eye(4).expand(3, 4, 4).contiguous())
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         torch.onnx.export(
-            graph, (torch.rand(3, 1, 64, 96),
-                    torch.eye(4).expand(3, 4, 4).contiguous()),
-            dynamo=True, opset_version=20, external_data=False,
+            graph, example, dynamo=True, opset_version=20, external_data=False,
             dynamic_shapes=({0: views, 2: height, 3: width}, {0: views}),
             input_names=['images', 'ct2img'],
-            output_names=['boxes', 'scores']).save(path)
+            output_names=list(graph(*example))).save(path)
 
 
 if __name__ == '__main__':

@@ -5,9 +5,13 @@ Needs no torch. ``model.json`` beside ``model.onnx`` says
 - ``classes``; ``rig`` of the training, as ``rig.json``, or null; ``pixel_mm``,
   its pixels at the isocentre (mm), or null;
 - ``intensity``: ``scale`` and ``offset`` of grey levels (line integral);
-- ``thresholds``: ``score``, below which a peak is none; ``iou``, from which
+- ``thresholds``: ``score``, up to which a box is none; ``iou``, from which
   boxes are of one finding; ``absent``, see
-  :func:`~projects.core.fusion.fuse_arrays`;
+  :func:`~projects.core.fusion.fuse_arrays`; where 2D boxes are triangulated
+  ``boxes``, how many a scan has at most;
+- ``triangulation`` of 2D boxes: ``scene_range`` (mm), ``num_depths`` and
+  ``min_iou``, see :func:`~projects.core.box_correlation.triangulate_rois`, or
+  null;
 - ``checkpoint``: ``file`` and ``sha256``; ``metrics`` of a test, or null;
 - ``known_views`` of the training, see
   :mod:`projects.core.engine.known_views`, or null.
@@ -18,6 +22,7 @@ from typing import Dict, Optional, Tuple, Union
 
 import numpy as np
 
+from projects.core.box_correlation import triangulate_rois
 from projects.core.consistency import expect_as_rig
 from projects.core.engine.known_views import other_greys
 from projects.core.files import DataError, load_json
@@ -62,6 +67,7 @@ class DeployedModel:
         except Exception as error:  # onnxruntime's have no common base
             raise DataError(f'{graph}: expected an ONNX model, found none or '
                             'a damaged file') from error
+        self._outputs = [each.name for each in self._session.get_outputs()]
 
     def predict(self, images: np.ndarray, ct2img: np.ndarray
                 ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -86,15 +92,39 @@ class DeployedModel:
         if len(images) < 2:
             raise ValueError(
                 f'images: expected two views or more, found {len(images)}')
-        boxes, scores = self._session.run(None, dict(
-            images=images[:, None].astype(np.float32),
-            ct2img=ct2img.astype(np.float32)))
-        row, label = scores.nonzero()
-        thresholds = self.content['thresholds']
+        ct2img = ct2img.astype(np.float32)
+        found = dict(zip(self._outputs, self._session.run(None, dict(
+            images=images[:, None].astype(np.float32), ct2img=ct2img))))
+        thresholds, sources = self.content['thresholds'], []
+        if 'rois' in found:
+            sources.append(self._triangulated(found['rois'], ct2img))
+        if 'boxes' in found:
+            scores = found['scores']
+            row, label = scores.nonzero()
+            sources.append((found['boxes'][row], scores[row, label], label))
+        source = np.repeat(np.arange(len(sources)),
+                           [len(boxes) for boxes, *_ in sources])
+        boxes, scores, label = map(np.concatenate, zip(*sources))
+        kept = scores > thresholds['score']
         fused, score, label = fuse_arrays(
-            boxes[row], scores[row, label], label, np.zeros_like(row), [0],
-            thresholds['iou'], thresholds['absent'])
-        return np.pad(fused, ((0, 0), (0, 1))), score, label
+            boxes[kept], scores[kept], label[kept], source[kept],
+            range(len(sources)), thresholds['iou'], thresholds['absent'])
+        most = slice(thresholds.get('boxes'))
+        return np.pad(fused[most], ((0, 0), (0, 1))), score[most], label[most]
+
+    def _triangulated(self, rois: np.ndarray, ct2img: np.ndarray
+                      ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cubes (N, 6) (mm), scores and labels of 2D boxes (V, K, 6)."""
+        views = np.repeat(np.arange(len(rois)), rois.shape[1])
+        flat = rois.reshape(-1, 6)
+        real = (flat[:, 2:4] > flat[:, :2]).all(1) & (flat[:, 4] > 0)
+        flat, views = flat[real], views[real]
+        centres, edges, scores = triangulate_rois(
+            flat[:, :4], views, flat[:, 4], flat[:, 5], ct2img,
+            **self.content['triangulation'])
+        # As in training no score is quite sure.
+        return (np.c_[centres, edges, edges, edges],
+                scores.clip(1e-4, 1 - 1e-4), flat[:, 5].astype(int))
 
 
 class DeployedFinder:

@@ -6,13 +6,30 @@ lists that are as long as what was found.
 """
 
 from copy import deepcopy
-from typing import Tuple
+from typing import Dict, Tuple
 
 import torch
+from mmdet.models.dense_heads import CenterNetHead
+from mmdet.models.utils.gaussian_target import get_local_maximum
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['DeployedGraph']
+from projects.mv2d_xray.detector import MV2DXRay
+from projects.mv2d_xray.queries.roi import XRayTriangulatedQueryGenerator
+
+__all__ = ['DeployedGraph', 'can_be_deployed']
+
+
+def can_be_deployed(model: nn.Module) -> bool:
+    """Whether the boxes of a model come of a volume's peaks, of CenterNet's
+    2D boxes, triangulated, or of both."""
+    if not isinstance(model, MV2DXRay) or model.with_decoder:
+        return False
+    return not model.with_roi_queries or (
+        isinstance(model.lifting_head.roi_queries,
+                   XRayTriangulatedQueryGenerator)
+        and isinstance(getattr(model.detector_2d, 'bbox_head', None),
+                       CenterNetHead))
 
 
 class _OwnNorm(nn.Module):
@@ -44,7 +61,7 @@ class DeployedGraph(nn.Module):
     """What the ONNX file computes.
 
     Args:
-        model (MV2DXRay): The volume's peaks must be its result.
+        model (MV2DXRay): One that :func:`can_be_deployed`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,17 +69,19 @@ class DeployedGraph(nn.Module):
         self.model = deepcopy(model).eval().float()
         _own_norms(self.model)
 
-    def forward(self, images: Tensor, ct2img: Tensor
-                ) -> Tuple[Tensor, Tensor]:
-        """Peaks of one scan.
+    def forward(self, images: Tensor, ct2img: Tensor) -> Dict[str, Tensor]:
+        """What may be findings of one scan.
 
         Args:
             images (Tensor): (V, 1, H, W) line integrals.
             ct2img (Tensor): (V, 4, 4).
 
         Returns:
-            tuple: boxes (Q, 6), centre and size (mm), and scores (Q,
-            classes): of the strongest class alone, 0 where there is no peak.
+            dict: Of a volume its peaks: ``boxes`` (Q, 6), centre and size
+            (mm), and ``scores`` (Q, classes), of the strongest class alone, 0
+            where there is no peak. Where 2D boxes are triangulated ``rois``
+            (V, K, 6), xyxy (px), score and label; those without an area or of
+            score 0 are none.
         """
         model = self.model
         height, width = images.shape[-2:]
@@ -72,10 +91,40 @@ class DeployedGraph(nn.Module):
                 max=size - 1) for size in (height, width))
         padded = images[:, :, rows][:, :, :, columns]
         features = model._extract(model.data_preprocessor.bands(padded))
-        return self._volume(features[model.volume_level], ct2img,
-                            (height, width), padded.shape[-2:])
+        found = {}
+        if model.volume_head is not None:
+            found['boxes'], found['scores'] = self._volume(
+                features[model.volume_level], ct2img, (height, width),
+                padded.shape[-2:])
+        if model.with_roi_queries:
+            found['rois'] = self._rois(features)
+        return found
 
-    def _volume(self, features, ct2img, shape, span):
+    def _rois(self, features: Tuple[Tensor, ...]) -> Tensor:
+        """As mmdet's CenterNetHead decodes its maps, whose remainders no
+        graph of any size of image can hold."""
+        head = self.model.detector_2d.bbox_head
+        heatmap, size, offset = (level[0].float() for level in head(features))
+        classes, height, width = heatmap.shape[1:]
+        heatmap = get_local_maximum(heatmap,
+                                    head.test_cfg.local_maximum_kernel)
+        score, index = heatmap.flatten(1).topk(head.test_cfg.topk)
+        label, y, x = (
+            axis.expand(classes, height, width).reshape(-1)[index]
+            for axis in (torch.arange(classes)[:, None, None],
+                         torch.arange(height)[:, None], torch.arange(width)))
+        cell = (y * width + x)[:, None].expand(-1, 2, -1)
+        size, offset = (level.flatten(2).gather(2, cell)
+                        for level in (size, offset))
+        centre = torch.stack([x, y], 1) + offset
+        pixels = self.model.feat_strides[0]
+        corners = (centre - size / 2) * pixels, (centre + size / 2) * pixels
+        return torch.cat([*corners, score[:, None], label[:, None].float()],
+                         1).transpose(1, 2)
+
+    def _volume(self, features: Tensor, ct2img: Tensor,
+                shape: Tuple[int, int], span: Tuple[int, int]
+                ) -> Tuple[Tensor, Tensor]:
         head = self.model.volume_head
         heatmap, code, _ = head(features, ct2img, shape, span)
         score = head._peak_scores(heatmap)

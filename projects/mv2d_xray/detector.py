@@ -388,8 +388,9 @@ class MV2DXRay(Base3DDetector):
     def detect_2d(self, features: Sequence[Tensor],
                   samples: list) -> List[InstanceData]:
         """Boxes of each view, without gradient; proposals stay in the
-        samples. Heads that regress edges freely (CenterNet) have boxes
-        without an area: they are left out."""
+        samples. CenterNet, which regresses edges freely and fills up its
+        best cells with such that are no peaks, has boxes without an area and
+        of score 0: they are left out."""
         det = self.detector_2d
         if getattr(det, 'with_rpn', False) and 'proposals' not in samples[0]:
             for sample, proposed in zip(
@@ -399,7 +400,8 @@ class MV2DXRay(Base3DDetector):
         results = self.detector_2d.predict(features, samples, rescale=False)
         found = [r.pred_instances for r in results]
         return [
-            boxes[(boxes.bboxes[:, 2:] > boxes.bboxes[:, :2]).all(1)]
+            boxes[(boxes.bboxes[:, 2:] > boxes.bboxes[:, :2]).all(1)
+                  & (boxes.scores > 0)]
             for boxes in found
         ]
 
