@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ['XRayDataPreprocessor', 'gaussian_blur']
 
+_PARTS = 8
+
 
 def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     """Blur single-channel images with replicated borders.
@@ -34,9 +36,20 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     taps = torch.arange(-radius, radius + 1, device=images.device)
     kernel = torch.exp(-.5 * (taps.to(images) / sigma)**2)
     kernel = kernel / kernel.sum()
-    padded = F.pad(images, (radius, radius, radius, radius), mode='replicate')
-    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))
+    along = _blurred_rows(images, kernel)
+    return _blurred_rows(along.mT, kernel).mT
+
+
+def _blurred_rows(images: Tensor, kernel: Tensor) -> Tensor:
+    """(N, 1, H, W) along W. Convolutions are made for many channels: an
+    image's parts, one above the other, are some."""
+    height, width = images.shape[-2:]
+    parts = 1 if height % _PARTS else _PARTS
+    radius = len(kernel) // 2
+    padded = F.pad(images, (radius, radius, 0, 0), mode='replicate')
+    return F.conv2d(
+        padded.reshape(-1, parts, height // parts, width + 2 * radius),
+        kernel.expand(parts, 1, 1, -1), groups=parts).reshape(images.shape)
 
 
 @MODELS.register_module()

@@ -58,8 +58,22 @@ def _pool_views(sampled: Tensor, seen: Tensor,
     """As :class:`_PoolViews`, for a graph of any number of views."""
     count = seen.sum(0).clamp(min=1)
     mean = (sampled * seen).sum(0) / count
-    variance = ((sampled - mean) * seen).square().sum(0) / count
+    apart = (sampled - mean) * seen
+    variance = (apart * apart).sum(0) / count
     return mean, (variance + epsilon).sqrt()
+
+
+def _places(points: Tensor, ct2img: Tensor, size: Tensor, covered: Tensor
+            ) -> Tuple[Tensor, Tensor]:
+    """Where points (N, 3) (mm) are in a map that covers an image (px), (V, N,
+    2) from -1 to 1, and whether in the image, (V, N). As with
+    :func:`~projects.core.geometry.project`, for a graph, which is slow where
+    the last axis is short."""
+    rows = ct2img[:, :3, :3] @ points.T + ct2img[:, :3, 3:]  # (V, 3, N)
+    depth = rows[:, 2:]
+    uv = rows[:, :2] / (depth + (depth.abs() < 1e-6) * 1e-6)
+    seen = ((uv >= 0) & (uv <= size[:, None])).all(1) & (depth[:, 0] > 0)
+    return (uv * (2 / covered)[:, None] - 1).mT, seen
 
 
 def _compiled(features: Tensor, place: Tensor) -> bool:
@@ -173,13 +187,18 @@ class XRayGridHead(BaseModule):
             fraction of the views that see the voxel.
         """
         grid = self.grid_points(features.device)
-        uv, depth = geometry.project(grid.reshape(-1, 3).to(ct2img), ct2img)
+        points = grid.reshape(-1, 3).to(ct2img)
         # Filled, not from a list: a graph keeps it for any size.
         size, covered = (
-            torch.cat([uv.new_full((1, ), n) for n in (shape[1], shape[0])])
+            torch.cat([points.new_full((1, ), n)
+                       for n in (shape[1], shape[0])])
             for shape in (img_shape, span or img_shape))
-        place = uv / covered * 2 - 1
-        seen = ((uv >= 0) & (uv <= size)).all(-1) & (depth > 0)
+        if torch.compiler.is_exporting():
+            place, seen = _places(points, ct2img, size, covered)
+        else:
+            uv, depth = geometry.project(points, ct2img)
+            place = uv / covered * 2 - 1
+            seen = ((uv >= 0) & (uv <= size)).all(-1) & (depth > 0)
         if _compiled(features, place):
             pooled = pool_views(features, place, seen, 1e-4)
             if not self.with_deviation:
