@@ -260,7 +260,7 @@ def _line_integrals(images: np.ndarray) -> np.ndarray:
     height, width, count = images.shape
     size = int(np.ceil(np.hypot(height, width))) + 2 * _FRAME
     rows, columns = np.nonzero(images.any(-1))
-    pixels = images[rows, columns].T.astype(float)
+    pixels = images[rows, columns].T.astype(float, order='C')
     v, u = rows - (height - 1) / 2, columns - (width - 1) / 2
     sums = np.empty((count, _DIRECTIONS, size), np.float32)
     for row in range(_DIRECTIONS):
