@@ -9,6 +9,8 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from projects.core.engine.precision import as_is, features_2d
+
 __all__ = ['CrossViewDetector', 'ExamPreprocessor', 'GREY']
 
 GREY = (.299, .587, .114)  # of red, green and blue
@@ -24,10 +26,6 @@ class ExamPreprocessor(DetDataPreprocessor):
             inputs=[image for images in data['inputs'] for image in images],
             data_samples=[image for sample in data['data_samples']
                           for image in sample.images]), training)
-
-
-def _as_is(features):
-    return features
 
 
 @MODELS.register_module()
@@ -57,7 +55,7 @@ class CrossViewDetector(BaseModel):
         # mmdet's parts look their own parts up in mmdet's scope.
         self.detector_2d = MODELS.build(dict(detector_2d, _scope_='mmdet'))
         # loss() and predict() of mmdet start from our features.
-        self.detector_2d.extract_feat = _as_is
+        self.detector_2d.extract_feat = as_is
         self.graph = graph and MODELS.build(graph)
         backbone = self.detector_2d.backbone
         first = next(m for m in backbone.modules()
@@ -77,15 +75,10 @@ class CrossViewDetector(BaseModel):
     def extract_feat(self, inputs: Tensor,
                      data_samples: Optional[List[DetDataSample]] = None
                      ) -> Tuple[Tensor, ...]:
-        """Backbone, neck and graph, in float32 whatever they ran in, and
-        contiguous: mmcv's operators read any layout as if it were
-        (open-mmlab/mmcv#2203)."""
-        # Convolutions are faster in this one.
-        inputs = inputs.expand(-1, self.colours, -1, -1)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        features = tuple(
-            feature.float().contiguous() for feature
-            in type(self.detector_2d).extract_feat(self.detector_2d, inputs))
+        """Backbone, neck and graph, see :func:`~projects.core.engine.
+        precision.features_2d`."""
+        features = features_2d(
+            self.detector_2d, inputs.expand(-1, self.colours, -1, -1))
         if self.graph is None or data_samples is None:
             return features
         with torch.autocast(inputs.device.type, enabled=False):

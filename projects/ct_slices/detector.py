@@ -13,13 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from projects.core.boxes import build_box3d_instances
+from projects.core.engine.precision import as_is, features_2d
 from projects.ct_slices.merge import SliceMerger
 
 __all__ = ['CTSliceDetector']
-
-
-def _identity(features):
-    return features
 
 
 @MODELS.register_module()
@@ -53,7 +50,7 @@ class CTSliceDetector(BaseModel):
         # mmdet's parts look their own parts up in mmdet's scope.
         self.detector_2d = MODELS.build(dict(detector_2d, _scope_='mmdet'))
         # loss() and predict() of mmdet start from our features.
-        self.detector_2d.extract_feat = _identity
+        self.detector_2d.extract_feat = as_is
         self.merge = SliceMerger(**(merge or {}))
         self.slice_chunk = slice_chunk
         self.tile = tile
@@ -68,14 +65,9 @@ class CTSliceDetector(BaseModel):
             return self.detector_2d(features, data_samples, mode)
 
     def extract_feat(self, inputs: Tensor) -> Tuple[Tensor, ...]:
-        """Backbone and neck, in float32 whatever they ran in, and contiguous:
-        mmcv's operators read any layout as if it were
-        (open-mmlab/mmcv#2203)."""
-        # Convolutions are faster in this one.
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return tuple(
-            feature.float().contiguous() for feature
-            in type(self.detector_2d).extract_feat(self.detector_2d, inputs))
+        """Backbone and neck, see :func:`~projects.core.engine.precision.
+        features_2d`."""
+        return features_2d(self.detector_2d, inputs)
 
     def test_step(self, data: dict) -> List[Det3DDataSample]:
         """Find boxes in scans.

@@ -24,15 +24,12 @@ from projects.core.boxes import (
     fuse_boxes,
     gravity_boxes,
 )
+from projects.core.engine.precision import as_is
 from projects.mv2d_xray.backbone import XRayFeatureExtractor
 from projects.mv2d_xray.lifting.fusion import SOURCES, XRaySourceFusion
 from projects.mv2d_xray.lifting.head import XRayLiftingHead
 
 __all__ = ['MV2DXRay']
-
-
-def _identity(features):
-    return features
 
 
 def _in_float(tree):
@@ -135,7 +132,7 @@ class MV2DXRay(Base3DDetector):
         self._check_strides()
         # loss() and predict() of the 2D detector start from features, so
         # that all parts share one pass through backbone and neck.
-        self.detector_2d.extract_feat = _identity
+        self.detector_2d.extract_feat = as_is
         self.lift_level, self.volume_level = lift_level, volume_level
         if loss_weight_2d <= 0:
             raise ValueError(

@@ -3,17 +3,35 @@
 import contextlib
 import ctypes
 import logging
+from typing import Any, Tuple
 
 import torch
 from mmdet3d.registry import OPTIM_WRAPPERS
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
+from torch import Tensor
 
 __all__ = [
-    'BFloat16OptimWrapper', 'cpu_has_bfloat16', 'keep_freed_memory',
-    'use_half_precision'
+    'BFloat16OptimWrapper', 'as_is', 'cpu_has_bfloat16', 'features_2d',
+    'keep_freed_memory', 'use_half_precision'
 ]
+
+
+def as_is(features: Any) -> Any:
+    """In place of an mmdet detector's ``extract_feat``: its ``loss()`` and
+    ``predict()`` then start from features, as of :func:`features_2d`."""
+    return features
+
+
+def features_2d(detector: Any, images: Tensor) -> Tuple[Tensor, ...]:
+    """Backbone and neck of an mmdet detector on images (N, C, H, W), in
+    float32 whatever they ran in, and contiguous: mmcv's operators read any
+    layout as if it were (open-mmlab/mmcv#2203)."""
+    # Convolutions are faster in this one.
+    images = images.contiguous(memory_format=torch.channels_last)
+    return tuple(feature.float().contiguous() for feature
+                 in type(detector).extract_feat(detector, images))
 
 
 def keep_freed_memory() -> None:
