@@ -5,14 +5,17 @@
 # make test   environment, then the whole test suite
 # make lint   style, docstrings, types, spelling
 # make runtime  the wheel that runs deployed models, in build/runtime
+# make wheel  mmcv's wheel in WHEELS; make WHEELS=FOLDER env takes it from there
 # make docs   the documents as a site, in build/site
 PYTHON ?= python3.11
 DEVICE ?= auto
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 JOBS ?= $(shell nproc)
+SETUP = $(PYTHON) tools/setup_env.py --venv $(VENV) --device $(DEVICE) \
+	$(if $(WHEELS),--wheels $(WHEELS))
 
-.PHONY: demo blade ct breast test env lint runtime docs clean
+.PHONY: demo blade ct breast test env lint runtime wheel docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +25,7 @@ env:
 	@command -v $(PYTHON) >/dev/null || { echo "[setup] Python: expected \
 	$(PYTHON), found none; install Python 3.11 or name it: \
 	make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@$(PYTHON) tools/setup_env.py --venv $(VENV) --device $(DEVICE)
+	@$(SETUP)
 
 demo: env
 	@$(BIN)/python tools/demo.py --jobs $(JOBS)
@@ -51,6 +54,9 @@ runtime: env
 	--no-build-isolation -w build/runtime ./runtime
 	@cp runtime/requirements.txt build/runtime/
 	@ls build/runtime/*
+
+wheel: env
+	@$(SETUP) --wheel
 
 docs: env
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

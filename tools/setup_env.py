@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from pathlib import Path
@@ -20,6 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 MMCV = 'mmcv==2.1.0'
+# Where wheels that were built here are kept for the next environment.
+WHEELS = Path(os.environ.get('XDG_CACHE_HOME')
+              or Path.home() / '.cache') / 'mv2d-xray/wheels'
+# These files of mmcv have helpers of the same names: not in one unit.
+HELPERS_CLASH = dict(bezier_align=0, roi_align=1, roi_align_rotated=2,
+                     rotated_feature_align=2)
 # mmcv's ops run, for the device that torch was installed for.
 CHECK_OPS = """
 import torch
@@ -119,15 +126,110 @@ def install_torch(python: Path, log: Path, gpu: bool) -> None:
     expect(code, 'Installing torch', log)
 
 
-def install_mmcv(python: Path, log: Path, gpu: bool) -> None:
-    """Build mmcv with its ops, or take the wheel that pip kept."""
-    env = dict(MMCV_WITH_OPS='1', MAX_JOBS=str(os.cpu_count() or 1),
-               FORCE_CUDA='1' if gpu else '0')
-    arguments = ['--no-build-isolation', '--no-deps', '-v', MMCV]
-    say('installing mmcv with its ops (built from source the first time: '
-        'about 20 minutes of one core)')
-    expect(pip(python, log, *arguments, progress=True, **env),
-           'Building mmcv', log)
+def unite(source: Path) -> None:
+    """Join mmcv's 76 small C++ files in three.
+
+    Nearly all of the time that a file takes goes into torch's headers. What
+    the files say, and with it every op, stays; pybind.cpp, the largest, stays
+    a file of its own.
+
+    Args:
+        source (Path): Folder of mmcv's unpacked sources.
+    """
+    folder = source / 'mmcv/ops/csrc/pytorch'
+    units = [[], [], []]
+    files = {*folder.glob('*.cpp'), *folder.glob('cpu/*.cpp')}
+    files.remove(folder / 'pybind.cpp')
+    # psamask is last, as it defines min and max as macros.
+    for number, file in enumerate(
+            sorted(files, key=lambda f: (f.stem == 'psamask', f))):
+        unit = units[HELPERS_CLASH.get(file.stem, number % len(units))]
+        unit.append(file.rename(file.with_suffix('.inc')))
+    for number, unit in enumerate(units):
+        (folder / f'unit{number}.cpp').write_text(''.join(
+            ['#include <torch/script.h>\n',
+             *(f'#include "{f.relative_to(folder)}"\n' for f in unit)]))
+
+
+def wheel_of_mmcv(python: Path, log: Path, gpu: bool, wheels: Path,
+                  anew: bool = False) -> Path:
+    """mmcv with its ops, for this torch: the folder's wheel, built if it is
+    not there.
+
+    Args:
+        python (Path): Of an environment with torch.
+        log (Path): Details are added to it.
+        gpu (bool): With CUDA's ops.
+        wheels (Path): Folder of wheels.
+        anew (bool): Whatever is there.
+    """
+    version = subprocess.run(
+        [python, '-c', 'import torch; print(torch.__version__)'],
+        capture_output=True, text=True)
+    expect(version.returncode, 'Asking torch for its version', log)
+    kept = wheels / f'torch-{version.stdout.strip()}'
+    if gpu:
+        kept = kept.with_name(kept.name + '-ops-for-cuda')
+    name = f'{MMCV.replace("==", "-")}-cp311-*.whl'
+    found = list(kept.glob(name))
+    if found and not anew:
+        return found[0]
+    jobs = len(os.sched_getaffinity(0))
+    say(f'building mmcv with its ops, by {jobs} processes (about three '
+        'minutes of one core; minutes more for CUDA)')
+    with tempfile.TemporaryDirectory() as folder:
+        expect(run([python, '-m', 'pip', 'download', '--no-deps',
+                    '--no-build-isolation', '--no-binary', 'mmcv', '-d',
+                    folder, MMCV], log), 'Fetching mmcv\'s sources', log)
+        archive, = Path(folder).glob('mmcv-*.tar.gz')
+        shutil.unpack_archive(archive, folder)
+        source = Path(folder, archive.name[:-len('.tar.gz')])
+        if not gpu:  # CUDA's build was never tried with joined files
+            unite(source)
+        expect(run([python, '-m', 'pip', 'wheel', '--no-deps',
+                    '--no-build-isolation', '-v', '-w', kept, source], log,
+                   progress=True, MMCV_WITH_OPS='1', MAX_JOBS=str(jobs),
+                   FORCE_CUDA='1' if gpu else '0',
+                   CFLAGS=f'{os.environ.get("CFLAGS", "")} -g0'),
+               'Building mmcv', log)
+    return next(kept.glob(name))
+
+
+def install_mmcv(python: Path, log: Path, gpu: bool, wheels: Path) -> None:
+    """Install its wheel; build it anew if its ops do not run here."""
+    for anew in (False, True):
+        wheel = wheel_of_mmcv(python, log, gpu, wheels, anew)
+        say(f'installing {wheel}')
+        expect(pip(python, log, '--no-deps', '--force-reinstall', wheel),
+               'Installing mmcv', log)
+        failed = run([python, '-c', CHECK_OPS], log)
+        if not failed:
+            return
+        say(f'{wheel} does not fit this machine')
+    expect(failed, 'Running an op of mmcv', log)
+
+
+def install(environment: Path, gpu: bool, wheels: Path) -> None:
+    """Everything, into a new environment or one that is not up to date."""
+    check_machine(gpu)
+    start = time.monotonic()
+    python = environment / 'bin' / 'python'
+    if not python.exists():
+        say(f'making {environment}')
+        venv.create(environment, with_pip=True, clear=True)
+    log = environment / 'setup.log'
+    say(f'details go to {log}')
+    expect(pip(python, log, '-r', REQUIREMENTS / 'build.txt'),
+           'Installing the build tools', log)
+    install_torch(python, log, gpu)
+    say('installing the locked packages')
+    expect(pip(python, log, '--no-deps', '-r', REQUIREMENTS / 'lock.txt'),
+           'Installing the locked packages', log)
+    install_mmcv(python, log, gpu, wheels)
+    expect(pip(python, log, '--no-deps', '--no-build-isolation', '-e', ROOT),
+           'Installing MV2D-Xray', log)
+    spent = int(time.monotonic() - start)
+    say(f'{environment} is ready ({spent // 60} min {spent % 60} s)')
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -137,6 +239,12 @@ def main(argv: Optional[List[str]] = None) -> None:
                         help='folder of the environment')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'),
                         default='auto', help='build of torch and mmcv')
+    parser.add_argument('--wheels', type=Path, default=WHEELS,
+                        help='folder that keeps mmcv\'s wheel; one that is '
+                        'there is taken (default: %(default)s)')
+    parser.add_argument('--wheel', action='store_true',
+                        help='leave the wheel there even where the '
+                        'environment does not need it')
     args = parser.parse_args(argv)
     gpu = has_gpu() if args.device == 'auto' else args.device == 'cuda'
     digest = hashlib.sha256(repr(gpu).encode())
@@ -146,38 +254,13 @@ def main(argv: Optional[List[str]] = None) -> None:
     stamp = args.venv / 'installed'
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         say(f'{args.venv} is up to date')
-        return
-    check_machine(gpu)
-    start = time.monotonic()
-    stamp.unlink(missing_ok=True)
-    python = args.venv / 'bin' / 'python'
-    if not python.exists():
-        say(f'making {args.venv}')
-        venv.create(args.venv, with_pip=True, clear=True)
-    log = args.venv / 'setup.log'
-    say(f'details go to {log}')
-    expect(pip(python, log, '-r', REQUIREMENTS / 'build.txt'),
-           'Installing the build tools', log)
-    install_torch(python, log, gpu)
-    say('installing the locked packages')
-    expect(pip(python, log, '--no-deps', '-r', REQUIREMENTS / 'lock.txt'),
-           'Installing the locked packages', log)
-    install_mmcv(python, log, gpu)
-    if run([python, '-c', CHECK_OPS], log):
-        # pip's kept wheel does not know which torch it was built against.
-        say('the kept mmcv wheel does not fit this torch: building it anew')
-        expect(
-            pip(python, log, '--no-build-isolation', '--no-deps', '-v',
-                '--no-cache-dir', '--force-reinstall', MMCV, progress=True,
-                MMCV_WITH_OPS='1', MAX_JOBS=str(os.cpu_count() or 1),
-                FORCE_CUDA='1' if gpu else '0'), 'Building mmcv', log)
-        expect(run([python, '-c', CHECK_OPS], log),
-               'Running an op of mmcv', log)
-    expect(pip(python, log, '--no-deps', '--no-build-isolation', '-e', ROOT),
-           'Installing MV2D-Xray', log)
-    stamp.write_text(digest.hexdigest())
-    spent = int(time.monotonic() - start)
-    say(f'{args.venv} is ready ({spent // 60} min {spent % 60} s)')
+    else:
+        stamp.unlink(missing_ok=True)
+        install(args.venv, gpu, args.wheels)
+        stamp.write_text(digest.hexdigest())
+    if args.wheel:
+        say(str(wheel_of_mmcv(args.venv / 'bin/python',
+                              args.venv / 'setup.log', gpu, args.wheels)))
 
 
 if __name__ == '__main__':

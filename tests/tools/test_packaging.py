@@ -9,11 +9,13 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
 
 from projects.core import __version__
 from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
 from tests.helpers.spheres import make_sphere_set
+from tools import setup_env
 
 ROOT = Path(__file__).parents[2]
 CONFIG = 'mv2d-xray_small_volume_5000i_quick-v2'
@@ -146,3 +148,34 @@ def test_config_that_is_neither_file_nor_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match='none.py: config: expected a file'):
         load_config('none.py')
+
+
+def test_mmcv_is_compiled_whole_in_few_units(tmp_path):
+    folder = tmp_path / 'mmcv/ops/csrc/pytorch'
+    (folder / 'cpu').mkdir(parents=True)
+    clash = ['cpu/bezier_align', 'cpu/roi_align', 'cpu/roi_align_rotated']
+    names = ['nms', 'psamask', 'roi_align', *clash, 'cpu/nms', 'cpu/psamask']
+    for name in (*names, 'pybind'):
+        (folder / f'{name}.cpp').write_text(f'// {name}')
+    setup_env.unite(tmp_path)
+    compiled = {path.stem: path.read_text() for path in folder.glob('*.cpp')}
+    assert {*compiled} == {'pybind', 'unit0', 'unit1', 'unit2'}
+    included = [line.split('"')[1] for name in ('unit0', 'unit1', 'unit2')
+                for line in compiled[name].splitlines() if '.inc"' in line]
+    assert sorted(included) == sorted(f'{name}.inc' for name in names)
+    for name in included:
+        assert (folder / name).read_text() == f'// {name[:-4]}'
+    # Helpers of the same names are in no two files of a unit.
+    assert all(sum(f'"{name}.inc"' in text for name in clash) <= 1
+               for text in compiled.values())
+
+
+def test_a_kept_wheel_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(setup_env, 'run', lambda *_, **__: pytest.fail())
+    version = torch.__version__
+    kept = tmp_path / f'torch-{version}'
+    kept.mkdir()
+    wheel = kept / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl'
+    wheel.write_bytes(b'')
+    assert setup_env.wheel_of_mmcv(Path(sys.executable), tmp_path / 'log',
+                                   False, tmp_path) == wheel
