@@ -146,6 +146,12 @@ def test_boxes_are_explained_in_all_images_of_their_exam(trained, root):
     assert 'expected 2d' in error_of(done)
 
 
+def test_single_objects_are_for_models_of_3d_boxes(tmp_path):
+    done = tool('infer.py', NAME, tmp_path / 'none.pth', '--scan',
+                tmp_path / 'none.json', '--out-dir', tmp_path)
+    assert 'found one that finds boxes in single images' in error_of(done)
+
+
 # -------------------------------------------------------------------- weights
 def test_colours_become_grey():
     """A grey image gives what a colour image of the same grey levels gives,
@@ -197,6 +203,21 @@ def test_the_documents_numbers():
     total = cfg.train_cfg.max_epochs
     assert [hook.stage_at(i, total) for i in (0, 9, 10, 49, 50, 54)] == [
         0, 0, 1, 1, 2, 2]
+
+
+def test_the_large_one_takes_a_step(root):
+    """Of an exam, in small images."""
+    net = model(LARGE).train()
+    batch = net.data_preprocessor(
+        pseudo_collate([breasts(root, warp=True)[1]]), True)
+    loss, _ = net.parse_losses(net(**batch, mode='loss'))
+    loss.backward()
+    assert torch.isfinite(loss)
+    for part in ('backbone.conv1', 'neck', 'rpn_head', 'roi_head.bbox_head',
+                 'roi_head.mask_head'):
+        assert any(weight.grad is not None and weight.grad.any() for key,
+                   weight in net.detector_2d.named_parameters()
+                   if key.startswith(part)), part
 
 
 # --------------------------------------------------------------------- stages

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = 'configs/ag_rcnn/ag-rcnn_small_500i_breast.py'
 EPIPOLAR = 'configs/ag_rcnn/ag-rcnn_small_epipolar_2000i_quick-v2-views.py'
 PLAIN = 'configs/ag_rcnn/mask-rcnn_small_1500i_breast.py'
+LARGE = 'configs/ag_rcnn/ag-rcnn_r50_12e_cbis-ddsm.py'
 NODES = np.array([[8., 8.], [24., 8.], [8., 24.], [24., 24.]])
 
 
@@ -296,6 +297,7 @@ def exam_set(root):
 def build(name):
     torch.manual_seed(0)
     cfg = Config.fromfile(ROOT / name).model
+    cfg.detector_2d.backbone.init_cfg = None  # no hub is asked in a test
     net = MODELS.build(cfg)
     net.init_weights()
     return net
@@ -321,6 +323,19 @@ def test_a_step_of_exams(tmp_path, found_landmarks, rows):
     # Each image's landmarks are looked for once; there is nothing to count in
     # the first exam.
     assert len(found_landmarks) == (13 if rows == [0] else 9)
+
+
+def test_the_large_one_takes_a_step(tmp_path, found_landmarks):
+    """In small images."""
+    root = make_breast_set(tmp_path / 'set', 2)
+    data, net = exam_set(root), build(LARGE).train()
+    assert net.graph.relation.fit(data) == 1
+    learned(net.graph)
+    batch = net.data_preprocessor(pseudo_collate([data[1]]), True)
+    loss, _ = net.parse_losses(net(**batch, mode='loss'))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert net.graph.message.weight.grad.abs().sum() > 0
 
 
 def test_the_graph_alone_is_new_in_it():

@@ -13,6 +13,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from projects.core.boxes import gravity_boxes
 from projects.core.consistency import expect_as_rig
 from projects.core.engine.checkpoints import class_names, load_model
+from projects.core.engine.command_line import UserError
 from projects.core.engine.configs import load_config
 from projects.core.engine.known_views import other_greys
 from projects.core.inference import Prediction
@@ -93,5 +94,15 @@ class Finder:
 
 
 def is_sliced(cfg: Config) -> bool:
-    """Whether a config's model takes the slices of a CT."""
-    return any(step['type'] == 'LoadCTSlices' for step in cfg.test_pipeline)
+    """Whether a config's model takes the slices of a CT.
+
+    Raises:
+        UserError: It takes neither these nor the views of an object.
+    """
+    steps = {step['type'] for step in cfg.test_pipeline}
+    if 'PackExam' in steps:
+        raise UserError(
+            f'{cfg.filename}: expected a model that finds 3D boxes, found '
+            'one that finds boxes in single images: convert them to a set '
+            'and run tools/test.py, see docs/agrcnn.md')
+    return 'LoadCTSlices' in steps
