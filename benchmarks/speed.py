@@ -256,6 +256,7 @@ def without_savings(model):
             patch.object(grid_head._PoolViews, 'apply', plain_pool), \
             patch.object(grid_head, '_compiled', lambda *_: False), \
             patch.object(volume, 'pointwise', plain_convs), \
+            patch.object(volume, '_SMALL', -1), \
             sdpa_kernel(SDPBackend.MATH):
         yield
 

@@ -7,6 +7,7 @@ import torch
 from projects.core import geometry
 from projects.core.boxes import draw_gaussians
 from projects.mv2d_xray.queries.grid import _PoolViews
+from projects.mv2d_xray.queries.volume import _Conv3d
 from tests.helpers.volume import ct2img, head
 
 
@@ -57,6 +58,20 @@ def test_coarser_context_sees_further():
         rows = volume.grad.abs().sum((0, 1, 3, 4)).nonzero()[:, 0]
         reach.append((rows - 30).abs().max().item())
     assert reach[1] > 1.5 * reach[0] and reach[2] > 1.5 * reach[1]
+
+
+@pytest.mark.parametrize('batch, stride', [(1, 1), (2, 1), (1, 2)])
+def test_a_border_given_beforehand_changes_no_convolution(batch, stride):
+    torch.manual_seed(0)
+    conv = _Conv3d(6, 4, 3, stride=stride, padding=(1, 1, 2))
+    x = torch.randn(batch, 6, 5, 4, 3).contiguous(
+        memory_format=torch.channels_last_3d).requires_grad_()
+    found, expected = conv(x), torch.nn.Conv3d.forward(conv, x)
+    torch.testing.assert_close(found, expected)
+    inputs, shift = [x, *conv.parameters()], torch.randn_like(found)
+    for ours, plain in zip(torch.autograd.grad(found, inputs, shift),
+                           torch.autograd.grad(expected, inputs, shift)):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_pooling_is_the_masked_mean_and_deviation():
