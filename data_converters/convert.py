@@ -747,23 +747,9 @@ def finish_set(out_dir: Path, options: Options,
     """
     samples = [load_json(p)
                for p in sorted((out_dir / 'scans').glob('*.json'))]
-    errors = dict(
-        skipped=dict(sorted((skipped or {}).items())),
-        repaired={s['token']: s['repairs'] for s in samples
-                  if s.get('repairs')})
-    dump_json(errors, out_dir / 'errors.json')
-    faults = [len(part) for part in errors.values()]
-    if not samples:
-        first = next((f', as {name}: {reason}' for name, reason
-                      in errors['skipped'].items()), '')
-        raise ConversionError(
-            f'{out_dir}: scans: expected at least one converted scan, found '
-            f'none and {faults[0]} skipped{first}')
-    if strict and any(faults):
-        raise ConversionError(
-            f'{out_dir}: --strict: expected no scan with a fault, found '
-            f'{faults[0]} skipped and {faults[1]} repaired; errors.json says '
-            'which')
+    write_errors(out_dir, skipped or {}, {
+        s['token']: s['repairs'] for s in samples if s.get('repairs')},
+        bool(samples), strict)
     whole = patients is None
     if patients is None:
         patients = split_patients([s['lidc_id_ref'] for s in samples],
@@ -798,6 +784,40 @@ def finish_set(out_dir: Path, options: Options,
     if options.rig is not None and not rig.exists():
         dump_json(options.rig, rig)
     return counts
+
+
+def write_errors(out_dir: Path, skipped: Dict[str, str],
+                 repaired: Dict[str, list], converted: bool, strict: bool,
+                 what: str = 'scan', **others: Dict[str, str]) -> None:
+    """Write ``errors.json`` of a set.
+
+    Args:
+        out_dir (Path): Root of the set.
+        skipped (dict): Why, by name.
+        repaired (dict): What, by name.
+        converted (bool): Whether the set has anything.
+        strict (bool): Whether any skipped or repaired one is an error.
+        what (str): One of what is converted.
+        **others: What else is told, and is no fault.
+
+    Raises:
+        ConversionError: Nothing was converted, or strictness forbids to
+            finish; the file is there all the same.
+    """
+    skipped = dict(sorted(skipped.items()))
+    dump_json(dict(skipped=skipped, repaired=repaired, **others),
+              out_dir / 'errors.json')
+    if not converted:
+        first = next((f', as {name}: {reason}' for name, reason
+                      in skipped.items()), '')
+        raise ConversionError(
+            f'{out_dir}: {what}s: expected at least one converted {what}, '
+            f'found none and {len(skipped)} skipped{first}')
+    if strict and (skipped or repaired):
+        raise ConversionError(
+            f'{out_dir}: --strict: expected no {what} with a fault, found '
+            f'{len(skipped)} skipped and {len(repaired)} repaired; '
+            'errors.json says which')
 
 
 def _meta_of(options: Options) -> dict:

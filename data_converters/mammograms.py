@@ -34,6 +34,7 @@ from .convert import (
     open_set,
     record_path,
     split_patients,
+    write_errors,
     write_image,
 )
 from .dicom import files_below, plain, read_image
@@ -542,25 +543,13 @@ def _finish(out_dir: Path, options: Options, skipped: Dict[str, str],
     records = [load_json(path)
                for path in sorted((out_dir / 'scans').glob('*.json'))]
     names = {record['name'] for record in records}
-    errors: Dict[str, dict] = dict(
-        skipped=dict(sorted(skipped.items())),
-        repaired={r['name']: r['repairs'] for r in records if r['repairs']},
+    write_errors(
+        out_dir, skipped,
+        {r['name']: r['repairs'] for r in records if r['repairs']},
+        bool(records), strict, 'mammogram',
         alone={name: f'expected {other} of the same breast, found none'
                for name in sorted(names)
                if (other := partner_names(name)['other_view']) not in names})
-    dump_json(errors, out_dir / 'errors.json')
-    faults = [len(errors[kind]) for kind in ('skipped', 'repaired')]
-    if not records:
-        first = next((f', as {name}: {reason}' for name, reason
-                      in errors['skipped'].items()), '')
-        raise ConversionError(
-            f'{out_dir}: mammograms: expected at least one that can be '
-            f'converted, found none and {faults[0]} skipped{first}')
-    if strict and any(faults):
-        raise ConversionError(
-            f'{out_dir}: --strict: expected no mammogram with a fault, found '
-            f'{faults[0]} skipped and {faults[1]} repaired; errors.json says '
-            'which')
     splits = split_patients([r['patient'] for r in records
                              if r['part'] == 'train'], options)
     counts = {}
