@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import venv
@@ -67,8 +68,7 @@ def check_machine(gpu: bool) -> None:
             or shutil.which('c++')):
         raise SetupError('C++ compiler: expected g++ to build mmcv, found '
                          'none; install it (Debian: apt-get install g++)')
-    header = Path(
-        __import__('sysconfig').get_paths()['include']) / 'Python.h'
+    header = Path(sysconfig.get_paths()['include']) / 'Python.h'
     if not header.exists():
         raise SetupError(f'Python headers: expected {header}, found none; '
                          'install them (Debian: apt-get install python3-dev)')
@@ -177,6 +177,9 @@ def wheel_of_mmcv(python: Path, log: Path, gpu: bool, wheels: Path,
     jobs = len(os.sched_getaffinity(0))
     say(f'building mmcv with its ops, by {jobs} processes (about three '
         'minutes of one core; minutes more for CUDA)')
+    # CFLAGS replaces Python's own flags, and with them -O3: repeat them, then
+    # leave out what debuggers need.
+    flags = os.environ.get('CFLAGS', sysconfig.get_config_var('CFLAGS') or '')
     with tempfile.TemporaryDirectory() as folder:
         expect(run([python, '-m', 'pip', 'download', '--no-deps',
                     '--no-build-isolation', '--no-binary', 'mmcv', '-d',
@@ -190,7 +193,7 @@ def wheel_of_mmcv(python: Path, log: Path, gpu: bool, wheels: Path,
                     '--no-build-isolation', '-v', '-w', kept, source], log,
                    progress=True, MMCV_WITH_OPS='1', MAX_JOBS=str(jobs),
                    FORCE_CUDA='1' if gpu else '0',
-                   CFLAGS=f'{os.environ.get("CFLAGS", "")} -g0'),
+                   CFLAGS=f'{flags} -g0'),
                'Building mmcv', log)
     return next(kept.glob(name))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -179,3 +180,28 @@ def test_a_kept_wheel_is_taken(tmp_path, monkeypatch):
     wheel.write_bytes(b'')
     assert setup_env.wheel_of_mmcv(Path(sys.executable), tmp_path / 'log',
                                    False, tmp_path) == wheel
+
+
+def test_mmcv_is_compiled_with_optimisation(tmp_path, monkeypatch):
+    kept, flags = tmp_path / f'torch-{torch.__version__}', []
+
+    def called(command, log, progress=False, **env):
+        if 'download' in command:
+            source = tmp_path / 'mmcv-2.1.0'
+            (source / 'mmcv/ops/csrc/pytorch').mkdir(parents=True)
+            (source / 'mmcv/ops/csrc/pytorch/pybind.cpp').write_text('')
+            shutil.make_archive(
+                str(Path(command[command.index('-d') + 1]) / source.name),
+                'gztar', tmp_path, source.name)
+        else:
+            flags.extend(env['CFLAGS'].split())
+            kept.mkdir()
+            (kept / 'mmcv-2.1.0-cp311-cp311-linux_x86_64.whl').touch()
+        return 0
+
+    monkeypatch.setattr(setup_env, 'run', called)
+    monkeypatch.delenv('CFLAGS', raising=False)
+    wheel = setup_env.wheel_of_mmcv(Path(sys.executable), tmp_path / 'log',
+                                    False, tmp_path)
+    assert wheel.parent == kept and flags[-1] == '-g0'
+    assert [flag for flag in flags if flag[:2] == '-O'][-1] in ('-O2', '-O3')
