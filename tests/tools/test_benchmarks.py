@@ -11,6 +11,7 @@ import ablation
 import deployed
 import edges
 import explained
+import growth
 import judge
 import nibabel
 import numpy as np
@@ -235,6 +236,37 @@ def test_correlation_is_compared_with_a_loop(tmp_path, capsys):
     assert [(r['views'], r['rois']) for r in rows[2:]] == [
         (10, 10), (10, 10), (20, 20), (20, 20), (40, 40), (40, 40)]
     assert '| decoder ' in capsys.readouterr().out
+
+
+def test_a_power_law_is_found_and_followed():
+    x = [1, 2, 4, 8]
+    law = growth.fit_power(x, [3 * value**1.5 for value in x])
+    assert law.exponent == pytest.approx(1.5)
+    assert law.coefficient == pytest.approx(3)
+    assert law.scatter == pytest.approx(0, abs=1e-9)
+    assert law.at(16) == pytest.approx(192)
+    assert law.reaches(192) == pytest.approx(16)
+    assert growth.fit_power(x, [5] * 4).reaches(6) > 1e9
+    for wrong in ([1, 1, 1, 1], [0, 1, 2, 3], [1, 2]):
+        with pytest.raises(ValueError, match='two or more different x'):
+            growth.fit_power(wrong, [1, 2, 3, 4])
+
+
+def test_growth_with_the_views(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(growth, 'BASE', dict(growth.BASE, side=128,
+                                             voxel_mm=24.))
+    monkeypatch.setattr(growth, 'FACTORS', dict(
+        views=[dict(views=2), dict(views=20)]))
+    growth.main(['--out-dir', str(tmp_path), '--repeats', '1'])
+    told = load_json(tmp_path / 'growth.json')
+    few, many = told['points']
+    assert (few['x'], many['x']) == (2, 20)
+    for step in growth.STEPS:
+        assert 0 < few[f'{step}_s'] < many[f'{step}_s']
+        assert few[f'{step}_mb'] > 0
+    assert len(told['fits']) == 4  # time and memory of both steps
+    assert (tmp_path / 'growth.png').stat().st_size > 1000
+    assert '| views ' in capsys.readouterr().out
 
 
 def test_step_is_compared_with_a_plain_one(tmp_path):
