@@ -119,9 +119,9 @@ def export(graph: torch.nn.Module, path: Path) -> None:
         torch.export.Dim(name, min=low, max=1 << 14) for name, low in (
             ('views', 2), ('height', 16), ('width', 16)))
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    # What the exporter tells of its steps is no user's business.
     example = (torch.rand(3, 1, 64, 96),
                torch.eye(4).expand(3, 4, 4).contiguous())
+    # What the exporter tells of its steps is no user's business.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         torch.onnx.export(

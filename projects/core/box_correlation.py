@@ -105,20 +105,25 @@ def agreeing_rois(rois: Array, views: Array, labels: Array, ct2img: Array,
         is none.
     """
     same = labels[:, None] == labels
-    index, score = _best_of_each_view(
-        0. * same * (rois[:, :1] * 0), views, len(ct2img))
+    index = geometry.stack([0 * views] * len(ct2img))
+    score = geometry.stack([0 * rois[:, 0]] * len(ct2img))
     for overlap in _sweep(rois, views, ct2img, bounds, num_depths):
         at, value = _best_of_each_view(overlap * same, views, len(ct2img))
         better = (value.sum(1) > score.sum(1))[:, None]
         index = at * better + index * ~better
         score = value * better + score * ~better
-    return index * (score > 0), score
+    return index, score
+
+
+def _rows(views: Array) -> Array:
+    """0 to R - 1 of (R,)."""
+    return (views * 0 + 1).cumsum(0) - 1
 
 
 def _best_of_each_view(overlaps: Array, views: Array,
                        num_views: int) -> Tuple[Array, Array]:
     """Column of each view with the largest overlap, and that, (R, V)."""
-    index, value, rows = [], [], (views * 0 + 1).cumsum(0) - 1
+    index, value, rows = [], [], _rows(views)
     for view in range(num_views):
         columns = (views == view).nonzero()
         columns = columns[0] if isinstance(columns, tuple) else columns[:, 0]
@@ -158,8 +163,7 @@ def triangulate_rois(rois: Array, views: Array, scores: Array, labels: Array,
     index, overlap = agreeing_rois(rois, views, labels, ct2img, bounds,
                                    num_depths)
     own = geometry.stack([views == view for view in range(len(ct2img))])
-    rows = (views * 0 + 1).cumsum(0) - 1
-    index = index * ~own + rows[:, None] * own
+    index = index * ~own + _rows(views)[:, None] * own
     agrees = ((overlap > min_iou) | own) + 0 * overlap
     uv = ((rois[:, :2] + rois[:, 2:]) / 2)[index].swapaxes(0, 1)
     points = geometry.triangulate(uv, ct2img, agrees.T)

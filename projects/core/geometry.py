@@ -34,10 +34,10 @@ __all__ = [
     'denormalise_points', 'depth_bounds', 'epipolar_distances',
     'epipolar_planes', 'focal_lengths', 'frustum_points', 'invert_rigid',
     'mirror_view', 'moved_camera', 'nearest_rotation', 'normalise_points',
-    'pixel_sizes', 'plane_traces', 'project', 'project_boxes', 'rays',
-    'reprojection_errors', 'rigid_motion', 'roi_intrinsics',
-    'rotation_angles', 'rotation_z', 'scale_cam2img', 'slice_camera',
-    'slice_normal', 'slice_offsets', 'slice_places', 'stack',
+    'pixel_sizes', 'plane_traces', 'project', 'project_boxes',
+    'project_rows', 'rays', 'reprojection_errors', 'rigid_motion',
+    'roi_intrinsics', 'rotation_angles', 'rotation_z', 'scale_cam2img',
+    'slice_camera', 'slice_normal', 'slice_offsets', 'slice_places', 'stack',
     'transform_boxes', 'triangulate', 'unproject'
 ]
 
@@ -395,6 +395,23 @@ def project(points: Array, ct2img: Array) -> Tuple[Array, Array]:
     depth = homogeneous[..., 2]
     safe = depth + (abs(depth) < 1e-6) * 1e-6
     return homogeneous[..., :2] / safe[..., None], depth
+
+
+def project_rows(points: Array, ct2img: Array) -> Tuple[Array, Array]:
+    """As :func:`project`, with u and v as rows: an ONNX graph is slow where
+    the last axis is short.
+
+    Args:
+        points: (N, 3) world points (mm).
+        ct2img: (V, 4, 4).
+
+    Returns:
+        tuple: ``uv`` (V, 2, N) (px) and ``depth`` (V, N) (mm).
+    """
+    rows = ct2img[:, :3, :3] @ points.T + ct2img[:, :3, 3:]
+    depth = rows[:, 2:]
+    safe = depth + (abs(depth) < 1e-6) * 1e-6
+    return rows[:, :2] / safe, depth[:, 0]
 
 
 def image_derivative(point: np.ndarray, ct2img: np.ndarray) -> np.ndarray:

@@ -109,9 +109,8 @@ def test_boxes_agree_at_one_depth():
 def triangulated(rois, cams, scene=SCENE):
     maker = XRayTriangulatedQueryGenerator(8, scene)
     maker.init_weights()
-    bounds = geometry.depth_bounds(cams['ct2img'], scene)
     return maker(torch.zeros(len(rois), 8, 7, 7), rois, cams['cam2img'],
-                 cams['ct2img'], bounds)
+                 cams['ct2img'])
 
 
 def test_triangulated_queries_are_where_the_objects_are():

@@ -65,7 +65,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU's convolutions take bfloat16. Others do it by bits: a
-    training step takes thirty times as long."""
+    training step takes ten to thirty times as long."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

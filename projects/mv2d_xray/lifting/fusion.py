@@ -9,7 +9,6 @@ from mmengine.model import BaseModule, bias_init_with_prob
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from projects.core import geometry
 from projects.core.boxes import build_box3d_instances, fuse_boxes
 
 __all__ = [
@@ -97,8 +96,7 @@ class XRaySourceFusion(BaseModule):
         sources = []
         if len(rois):
             source = self.roi_queries(
-                roi_feats, rois, cameras['cam2img'], cameras['ct2img'],
-                self._depth_bounds(cameras['ct2img']))
+                roi_feats, rois, cameras['cam2img'], cameras['ct2img'])
             source.logits = self._prior_logits(source)
             if 'scores' in source:
                 # A score is that of the box's own class.
@@ -141,9 +139,6 @@ class XRaySourceFusion(BaseModule):
     def _prior_logits(self, queries: InstanceData) -> Tensor:
         return queries.centres.new_full((len(queries), self.num_classes),
                                         bias_init_with_prob(self.prior))
-
-    def _depth_bounds(self, ct2img: Tensor) -> Tensor:
-        return geometry.depth_bounds(ct2img, self.scene_range)
 
     # --------------------------------------------------------------- predict
     def predict_by_feat(self, queries: InstanceData) -> InstanceData:

@@ -338,7 +338,8 @@ class XRayLiftingHead(XRaySourceFusion):
         if not len(rois):
             return views.new_zeros(0, 0), views.new_zeros(0, 0).bool()
         overlaps = sweep_overlaps(
-            rois[:, 1:5], views, ct2img, self._depth_bounds(ct2img),
+            rois[:, 1:5], views, ct2img,
+            geometry.depth_bounds(ct2img, self.scene_range),
             self.relevance['num_depths'])
         return relevant_rois(overlaps, views, len(ct2img),
                              self.relevance['mode'],

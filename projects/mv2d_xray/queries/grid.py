@@ -66,13 +66,9 @@ def _pool_views(sampled: Tensor, seen: Tensor,
 def _places(points: Tensor, ct2img: Tensor, size: Tensor, covered: Tensor
             ) -> Tuple[Tensor, Tensor]:
     """Where points (N, 3) (mm) are in a map that covers an image (px), (V, N,
-    2) from -1 to 1, and whether in the image, (V, N). As with
-    :func:`~projects.core.geometry.project`, for a graph, which is slow where
-    the last axis is short."""
-    rows = ct2img[:, :3, :3] @ points.T + ct2img[:, :3, 3:]  # (V, 3, N)
-    depth = rows[:, 2:]
-    uv = rows[:, :2] / (depth + (depth.abs() < 1e-6) * 1e-6)
-    seen = ((uv >= 0) & (uv <= size[:, None])).all(1) & (depth[:, 0] > 0)
+    2) from -1 to 1, and whether in the image, (V, N), for a graph."""
+    uv, depth = geometry.project_rows(points, ct2img)
+    seen = ((uv >= 0) & (uv <= size[:, None])).all(1) & (depth > 0)
     return (uv * (2 / covered)[:, None] - 1).mT, seen
 
 

@@ -71,14 +71,13 @@ class XRayRoIQueryGenerator(BaseModule):
             nn.init.zeros_(self.place.bias)
 
     def forward(self, roi_feats: Tensor, rois: Tensor, cam2img: Tensor,
-                ct2img: Tensor, bounds: Tensor) -> InstanceData:
+                ct2img: Tensor) -> InstanceData:
         """Place one query per RoI.
 
         Args:
             roi_feats (Tensor): (R, C, 7, 7).
             rois (Tensor): (R, 7) view index, xyxy (px), score and label.
             cam2img, ct2img (Tensor): (V, 4, 4), the cameras.
-            bounds (Tensor): (V, 2) nearest and farthest depth (mm).
 
         Returns:
             InstanceData: ``centres``, ``sizes`` (R, 3) (mm), ``content``
@@ -89,7 +88,7 @@ class XRayRoIQueryGenerator(BaseModule):
         content = self.describe(roi_feats, rois, cam2img)
         unit = self.place(content).sigmoid()
         uv = rois[:, :2] + unit[:, :2] * (rois[:, 2:] - rois[:, :2])
-        near, far = bounds[views].unbind(1)
+        near, far = geometry.depth_bounds(ct2img, self.scene_range).unbind(1)
         depth = near + unit[:, 2] * (far - near)
         points = geometry.unproject(uv[:, None], depth[:, None], ct2img)[:, 0]
         sizes = cubes_at_depth(rois, depth.detach()[:, None],
@@ -131,8 +130,7 @@ class XRayTriangulatedQueryGenerator(XRayRoIQueryGenerator):
         self.min_iou = min_iou
 
     def forward(self, roi_feats: Optional[Tensor], rois: Tensor,
-                cam2img: Tensor, ct2img: Tensor,
-                bounds: Tensor) -> InstanceData:
+                cam2img: Tensor, ct2img: Tensor) -> InstanceData:
         """As :meth:`XRayRoIQueryGenerator.forward`, with ``scores`` (R,);
         ``content`` where there are ``roi_feats``."""
         views, boxes = rois[:, 0].long(), rois[:, 1:5]
