@@ -19,6 +19,7 @@ import torch
 from mmdet3d.registry import DATASETS
 from mmengine.dataset import pseudo_collate
 from robustness import with_step
+from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from projects.core.boxes import gravity_boxes
@@ -30,19 +31,29 @@ SAME = .01, 1e-4  # mm, of score
 
 
 def apart(found: tuple, other: tuple) -> np.ndarray:
-    """Of each box found the distance (mm) and the difference in score to the
-    like one of another's, (N, 2); infinite where there is none."""
+    """How far boxes are from another's (mm), and their scores, one by one,
+    (N, 2); infinite where there is none of the label."""
     boxes, scores, labels = found
     others, other_scores, other_labels = other
-    if not len(others):
-        return np.full((len(boxes), 2), np.inf)
     distance = np.abs(boxes[:, None] - others).max(-1)
-    distance[labels[:, None] != other_labels] = np.inf
     score = np.abs(scores[:, None] - other_scores)
-    # Scores may be alike: the order of boxes says nothing.
-    like = (distance / SAME[0] + score / SAME[1]).argmin(1)
-    rows = np.arange(len(boxes))
-    return np.stack([distance[rows, like], score[rows, like]], 1)
+    alike = labels[:, None] == other_labels
+    # Scores may be the same: the order of boxes says nothing.
+    row, column = linear_sum_assignment(np.where(
+        alike, distance / SAME[0] + score / SAME[1], 1e9))
+    result = np.full((len(boxes), 2), np.inf)
+    result[row] = np.where(alike[row, column, None], np.stack(
+        [distance[row, column], score[row, column]], 1), np.inf)
+    return result
+
+
+def differences(found: tuple, other: tuple) -> Optional[tuple]:
+    """The largest of boxes (mm) and of scores, or None where their number or
+    a label is another one."""
+    if len(found[0]) != len(other[0]):
+        return None
+    pairs = apart(found, other)
+    return tuple(pairs.max(0, initial=0)) if np.isfinite(pairs).all() else None
 
 
 @one_sentence
@@ -59,7 +70,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     cfg = with_step(cfg, dict(type='XRayViewDropout', prob=.6, min_views=2,
                               max_views=9))
     data = DATASETS.build(cfg.test_dataloader.dataset)
-    pairs, times, views, lengths = [], [], [], []
+    pairs, times, views, other = [], [], [], 0
     for index in tqdm(range(min(args.scans, len(data))), unit='scan'):
         np.random.seed(index)
         sample = data[index]
@@ -77,7 +88,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                  found.scores_3d.numpy(), found.labels_3d.numpy())
         views.append(len(images))
         pairs.append(apart(boxes, again))
-        lengths.append(len(boxes[0]) - len(again[0]))
+        other += differences(boxes, again) is None
     same = [(pair <= SAME).all(1) for pair in pairs]
     farthest = np.concatenate([pair[kept] for pair, kept in zip(pairs, same)]
                               ).max(0, initial=0)
@@ -85,9 +96,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     print(f'{len(views)} scans of {min(views)} to {max(views)} views, '
           f'{sum(map(len, same))} boxes: {sum(map(sum, same))} are the same, '
           f'at most {farthest[0]:.1g} mm and {farthest[1]:.1g} of score '
-          'apart; '
-          f'the others are in {sum(not all(kept) for kept in same)} scans; '
-          f'{sum(map(bool, lengths))} scans have another number of boxes')
+          f'apart; the others are in {sum(not all(kept) for kept in same)} '
+          f'scans; {other} scans have another number of boxes or labels')
     print(f'a scan takes {seconds[0]:.2f} s in PyTorch, {seconds[1]:.2f} s '
           'deployed (medians)')
 
