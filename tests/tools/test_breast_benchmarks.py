@@ -1,18 +1,75 @@
 """What the benchmarks of mammograms say."""
 
+import boxes_in_views
 import breast_spectrum
 import cv2
 import landmarks
 import numpy as np
 import pytest
+from mmdet3d.registry import DATASETS
+from mmengine.registry import init_default_scope
 
 from data_converters.breast import power_law_noise
-from projects.core.files import dump_json, load_json
+from projects.core.engine.configs import load_config
+from projects.core.evaluation.metric_images import recall_difference
+from projects.core.files import DataError, dump_json, load_json
 from tests.helpers.mammograms import (
     DRAWN_LINE,
     DRAWN_NIPPLE,
     drawn_breast,
 )
+from tests.helpers.spheres import make_sphere_set
+
+
+def found_in_space(root, found):
+    """Figures by view of boxes that a function makes of a scan's spheres."""
+    cfg = load_config(str(boxes_in_views.CONFIG))
+    init_default_scope('mmdet3d')
+    data = DATASETS.build(dict(
+        cfg.test_dataloader.dataset, data_root=str(root)))
+    exams = [data.get_data_info(row) for row in range(len(data))]
+    return boxes_in_views.figures_of(
+        {exam['token']: dict(predictions=found(n))
+         for n, exam in enumerate(exams)}, exams, ['nodule'])
+
+
+def test_boxes_in_space_are_measured_in_views(tmp_path):
+    spheres = [[((20., -10., 15.), 12.), ((-40., 30., 0.), 10.)], [],
+               [((0., 50., -30.), 9.)]]
+    make_sphere_set(tmp_path, num_scans=3, split='test', spheres=spheres,
+                    ignored=False)
+
+    def true(n):
+        return [dict(bbox_3d=[*centre, *[2 * radius] * 3, 0], score=.9)
+                for centre, radius in spheres[n]]
+
+    def aside(n):
+        return [dict(bbox_3d=[0, -60, 60, 20, 20, 20, 0], score=.5)] + true(n)
+    right, one_wrong, nothing = (found_in_space(tmp_path, found)
+                                 for found in (true, aside, lambda n: []))
+    assert right['R@0.5'] == right['R@0.5_centre'] == 1
+    assert right['num_images'] == 15 and right['num_gt'] == 15
+    # The wrong box comes last, and stands in each view.
+    assert one_wrong['R@0.5'] == 1
+    assert sum(not box['match'] + 1 for image in one_wrong['images']
+               for box in image['predictions']) == 15
+    assert nothing['R@4'] == 0
+    assert recall_difference(right, nothing)[0] == 1
+
+
+def test_a_box_that_no_view_shows(tmp_path):
+    make_sphere_set(tmp_path, num_scans=1, split='test',
+                    spheres=[[((0., 0., 0.), 12.)]])
+    full = found_in_space(tmp_path, lambda n: [
+        dict(bbox_3d=[0, 0, 900, 20, 20, 20, 0], score=.9)])
+    assert not any(image['predictions'] for image in full['images'])
+
+
+def test_boxes_of_other_scans(tmp_path):
+    make_sphere_set(tmp_path, num_scans=1, split='test',
+                    spheres=[[((0., 0., 0.), 12.)]])
+    with pytest.raises(DataError, match='expected the scans of the test'):
+        boxes_in_views.figures_of({}, [dict(token='a')], ['nodule'])
 
 
 def test_landmarks_of_a_set(tmp_path, capsys):
