@@ -89,7 +89,7 @@ class Demo:
 DEMOS = {
     'demo-v2': Demo(
         'configs/mv2d_xray/mv2d-xray_small_volume_400i_demo-v2.py',
-        make_chests, 'from the released weights', 'phantoms'),
+        make_chests, 'from the released weights', 'phantoms', ['--amp']),
     'blade': Demo(
         'configs/mv2d_xray/mv2d-xray_small_volume_600i_blade.py',
         make_blades, 'from scratch', 'blades'),
