@@ -11,7 +11,7 @@ for the same volume and the same rays:
 """
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -199,13 +199,13 @@ def _strips(view: View, pixels: int):
         yield slice(start, min(start + rows, view.height))
 
 
-def _joseph(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+def _joseph(mu: Volume, rig: Rig, device: str) -> List[np.ndarray]:
     if torch.device(device).type == 'cpu':
         return _joseph_cpu(mu, rig)
     return _joseph_torch(mu, rig, device)
 
 
-def _joseph_torch(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+def _joseph_torch(mu: Volume, rig: Rig, device: str) -> List[np.ndarray]:
     values = torch.from_numpy(np.ascontiguousarray(mu.values)).to(device)
     ct2voxel = np.linalg.inv(mu.voxel2ct)
     images = []
@@ -223,10 +223,11 @@ def _joseph_torch(mu: Volume, rig: Rig, device: str) -> np.ndarray:
                 image[torch.from_numpy(here).to(device)] = _joseph_axis(
                     values, source, direction[here], axis)
         images.append(image.reshape(view.height, view.width).cpu().numpy())
-    return np.stack(images)
+    return images
 
 
-def _joseph_cpu(mu: Volume, rig: Rig) -> np.ndarray:
+def _joseph_cpu(mu: Volume, rig: Rig) -> List[np.ndarray]:
+    values = np.ascontiguousarray(mu.values)
     ct2voxel = np.linalg.inv(mu.voxel2ct)
     images = []
     for view in rig.views:
@@ -234,15 +235,11 @@ def _joseph_cpu(mu: Volume, rig: Rig) -> np.ndarray:
         ends = geometry.unproject(pixels, np.ones(3), view.ct2img)
         source = geometry.camera_centres(view.ct2img)
         corner, right, below = (ends - source) @ ct2voxel[:3, :3].T
-        # The axis that a detector's columns are along comes last.
-        last = int(np.abs(below - corner).argmax())
-        order = [a for a in range(3) if a != last] + [last]
         images.append(joseph.project(
-            np.ascontiguousarray(mu.values.transpose(order)),
-            (ct2voxel[:3, :3] @ source + ct2voxel[:3, 3])[order],
-            corner[order], (right - corner)[order], (below - corner)[order],
-            mu.voxel2ct[:3, :3][:, order], view.width, view.height))
-    return np.stack(images)
+            values, ct2voxel[:3, :3] @ source + ct2voxel[:3, 3], corner,
+            right - corner, below - corner, mu.voxel2ct[:3, :3], view.width,
+            view.height))
+    return images
 
 
 def _joseph_axis(values: torch.Tensor, source: np.ndarray,
@@ -279,7 +276,7 @@ def _joseph_axis(values: torch.Tensor, source: np.ndarray,
     return total / torch.from_numpy(np.abs(lead)).float().to(values.device)
 
 
-def _nanodrr(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+def _nanodrr(mu: Volume, rig: Rig, device: str) -> List[np.ndarray]:
     from nanodrr.data import Subject
     from nanodrr.drr import render as nanodrr_render
     size = np.array(mu.values.shape)
@@ -314,12 +311,12 @@ def _nanodrr(mu: Volume, rig: Rig, device: str) -> np.ndarray:
                     n_samples=samples, src=torch.zeros(1, 1, 3).to(device),
                     tgt=tensor(target)[None])[0, 0])
         images.append(torch.cat(strips).cpu().numpy())
-    return np.stack(images)
+    return images
 
 
 def _diffdrr(renderer: str, **options) -> Callable:
 
-    def run(mu: Volume, rig: Rig, device: str) -> np.ndarray:
+    def run(mu: Volume, rig: Rig, device: str) -> List[np.ndarray]:
         from diffdrr.drr import DRR
         from torchio import ScalarImage, Subject
         data = torch.from_numpy(np.ascontiguousarray(mu.values))[None]
@@ -349,7 +346,7 @@ def _diffdrr(renderer: str, **options) -> Callable:
                     drr.render(density, source, target, **options)
                     .reshape(-1, view.width))
             images.append(torch.cat(strips).cpu().numpy())
-        return np.stack(images)
+        return images
 
     return run
 
