@@ -19,6 +19,7 @@ import os
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -38,6 +39,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+from scipy.spatial.transform import Rotation
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from projects.core import box_correlation as matching, geometry
@@ -89,13 +91,22 @@ def diffdrrs_own(hu, rig: Rig, device: str) -> List[np.ndarray]:
     ]
 
 
+def rig_of(size: int, views: int, tilt: float) -> Rig:
+    """Some views of a circle; each camera turned by an angle (degrees) in its
+    plane, and by as much about its rows."""
+    rig = Rig(Rig.circle(10, image_size=size).views[:views])
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.from_euler('zx', [tilt] * 2,
+                                       degrees=True).as_matrix()
+    return Rig([replace(view, ct2cam=turn @ view.ct2cam)
+                for view in rig.views])
+
+
 @torch.no_grad()
-def render_one(renderer: str, hu, size: int, views: int, repeats: int,
-               device: str) -> Dict:
+def render_one(renderer: str, hu, rig: Rig, repeats: int, device: str
+               ) -> Dict:
     """Time and memory of one renderer, and its pictures."""
     from data_converters.drr import render
-    rig = Rig.circle(10, image_size=size)
-    rig = Rig(rig.views[:views])
     work = (partial(diffdrrs_own, hu, rig, device) if not renderer else
             partial(render, hu, rig, renderer, device))
     images, cpu = [work()] if repeats > 1 else [], []
@@ -107,6 +118,7 @@ def render_one(renderer: str, hu, size: int, views: int, repeats: int,
 
     before = peak_mb(device, anew=True)
     seconds = median_seconds(timed, repeats, device, warm_up=0)
+    views = len(rig.views)
     return dict(seconds=seconds / views,
                 cpu_seconds=float(np.median(cpu)) / views,
                 peak_mb=peak_mb(device),
@@ -114,12 +126,11 @@ def render_one(renderer: str, hu, size: int, views: int, repeats: int,
                 images=np.stack([np.asarray(i) for i in images[-1]]))
 
 
-def rtks_own(python: Path, hu, args) -> Dict:
+def rtks_own(python: Path, hu, rig: Rig, args) -> Dict:
     """RTK's CPU Joseph in an environment that has it, of what ours is given
     after preparation. Its time is that of the projection alone."""
     from data_converters.drr import prepare
     from data_converters.geometries import write_geometry
-    rig = Rig(Rig.circle(10, image_size=args.image_size).views[:args.views])
     mu, view = prepare(hu, rig), rig.views[0]
     pixel = 600. / view.cam2img[[0, 1], [0, 1]]
     size = np.array([view.width, view.height])
@@ -146,11 +157,13 @@ def render(args) -> None:
     from data_converters.drr import RENDERERS
     hu = phantom_volume()
     rows, siddon = [], None
-    names = args.only or ['', *RENDERERS]
+    # DiffDRR's own call has poses of its own.
+    names = args.only or [''] * (not args.tilt) + list(RENDERERS)
+    rig = rig_of(args.image_size, args.views, args.tilt)
     for name in names + ['rtk'] * bool(args.rtk):
-        row = rtks_own(args.rtk, hu, args) if name == 'rtk' else in_process(
-            render_one, name, hu, args.image_size, args.views, args.repeats,
-            args.device, threads=args.threads)
+        row = (rtks_own(args.rtk, hu, rig, args) if name == 'rtk' else
+               in_process(render_one, name, hu, rig, args.repeats,
+                          args.device, threads=args.threads))
         images = row.pop('images')
         siddon = images if name == 'siddon' else siddon
         rows.append(dict(
@@ -165,7 +178,7 @@ def render(args) -> None:
     show(rows, ['renderer', 'seconds', 'cpu_seconds', 'images_per_second',
                 'times_faster', 'peak_mb', 'extra_mb', 'difference_percent'],
          args.out, command='render', image_size=args.image_size,
-         device=args.device, threads=args.threads)
+         tilt=args.tilt, device=args.device, threads=args.threads)
 
 
 # ----------------------------------------------------------------------- load
@@ -467,6 +480,9 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     shared.add_argument('--out', type=Path, help='JSON to write')
     of_render = commands.add_parser('render', parents=[shared])
     of_render.add_argument('--views', type=int, default=1)
+    of_render.add_argument('--tilt', type=float, default=0., help='degrees '
+                           'by which each camera is turned in its plane, and '
+                           'out of it; default 0')
     of_render.add_argument('--only', nargs='+', help='renderers, in place of '
                            'all and DiffDRR\'s own call')
     of_render.add_argument('--rtk', type=Path, metavar='PYTHON',
