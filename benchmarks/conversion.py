@@ -16,7 +16,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterator, List, Optional
 
 from measure import in_process, peak_mb
 from terminaltables import GithubFlavoredMarkdownTable
@@ -34,13 +34,19 @@ FACTORS = dict(image_size=(256, 512), num_views=(5, 20), slices=(65, 260),
                renderer=tuple(RENDERERS))
 
 
-def scan_of(slices: int) -> str:
-    """Series UID of the first scan with about so many slices that fits."""
+def scans_of(slices: int) -> Iterator[str]:
+    """Series UIDs of the scans with about so many slices that fit."""
     for uid in phantom.phantom_order(0):
         count = len(lidc.query_scan(uid).slice_zvals)
         if abs(count - slices) <= .08 * slices and (
                 phantom.choose_field(uid, 0) is not None):
-            return uid
+            yield uid
+
+
+def scan_of(slices: int) -> str:
+    """The first of them."""
+    for uid in scans_of(slices):
+        return uid
     raise ValueError(f'slices: expected a scan of about {slices}, found none')
 
 
