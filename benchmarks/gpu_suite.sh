@@ -29,17 +29,19 @@ speed() {  # NAME SECONDS ARGUMENTS...
         --device "${DEVICE:-cuda}" --out "$parts/$name.json"
 }
 
-part environment 30 "$python" -c 'from mmengine.utils.dl_utils import collect_env
+part environment 20 "$python" -c 'from mmengine.utils.dl_utils import collect_env
 for entry in collect_env().items(): print(*entry, sep=": ")'
-part ops 90 "$python" -m pytest -q tests/mv2d_xray/test_devices.py
-speed train_10 100 train $papers --plain-config $stock --gpu-gb 16 --repeats 3
+part ops 80 "$python" -m pytest -q tests/mv2d_xray/test_devices.py
+speed train_10 90 train $papers --plain-config $stock --gpu-gb 16 --repeats 3
 speed train_20 60 train $papers --plain-config $stock --gpu-gb 16 --views 20 \
     --repeats 2 --warm-up 1
 speed infer_10 60 infer $papers --plain-config $stock --gpu-gb 16
 speed infer_20 40 infer $papers --plain-config $stock --gpu-gb 16 --views 20 \
     --repeats 2 --warm-up 1
-speed render 100 render --views 2 --repeats 2
+speed render 90 render --views 2 --repeats 2
 speed correlate 40 correlate --rois 100
+part growth 60 "$python" benchmarks/growth.py --only views --most 4 \
+    --repeats 2 --device "${DEVICE:-cuda}" --out-dir "$parts"
 "$python" - "$parts" "$out" <<'END'
 import json
 import sys
