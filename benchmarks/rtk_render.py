@@ -66,7 +66,7 @@ def main() -> None:
     (folder / 'took.json').write_text(json.dumps(dict(
         seconds=statistics.median(seconds[1:]),
         cpu_seconds=statistics.median(cpu[1:]),
-        extra_mb=_peak_mb() - memory)))
+        beside_mb=_peak_mb() - memory)))
 
 
 def _peak_mb(anew: bool = False) -> float:

@@ -91,39 +91,43 @@ def diffdrrs_own(hu, rig: Rig, device: str) -> List[np.ndarray]:
     ]
 
 
-def rig_of(size: int, views: int, tilt: float) -> Rig:
-    """Some views of a circle; each camera turned by an angle (degrees) in its
-    plane, and by as much about its rows."""
-    rig = Rig(Rig.circle(10, image_size=size).views[:views])
+def tilted(rig: Rig) -> Rig:
+    """The same cameras turned by 3 degrees in and by 3 out of the image's
+    plane, so that no line of pixels is along an axis of the volume."""
     turn = np.eye(4)
-    turn[:3, :3] = Rotation.from_euler('zx', [tilt] * 2,
+    turn[:3, :3] = Rotation.from_euler('zx', [3, 3],
                                        degrees=True).as_matrix()
     return Rig([replace(view, ct2cam=turn @ view.ct2cam)
                 for view in rig.views])
 
 
 @torch.no_grad()
-def render_one(renderer: str, hu, rig: Rig, repeats: int, device: str
-               ) -> Dict:
-    """Time and memory of one renderer, and its pictures."""
-    from data_converters.drr import render
-    work = (partial(diffdrrs_own, hu, rig, device) if not renderer else
-            partial(render, hu, rig, renderer, device))
-    images, cpu = [work()] if repeats > 1 else [], []
+def render_one(renderer: str, hu, rig: Rig, repeats: int,
+               device: str) -> Dict:
+    """Time of one renderer, what memory it takes beside the prepared volume,
+    views included, and its pictures; preparation apart."""
+    from data_converters.drr import RENDERERS, prepare
+    begin = time.process_time()
+    mu = prepare(hu, rig) if renderer else hu
+    prepared = time.process_time() - begin
+    work = RENDERERS[renderer] if renderer else diffdrrs_own
+    work(mu, rig.resized(8, 8), device)  # compiles
+    images, cpu = [], []
 
     def timed():
+        images.clear()
         begin = time.process_time()
-        images[:] = [work()]
+        images.extend(work(mu, rig, device))
         cpu.append(time.process_time() - begin)
 
     before = peak_mb(device, anew=True)
     seconds = median_seconds(timed, repeats, device, warm_up=0)
-    views = len(rig.views)
-    return dict(seconds=seconds / views,
-                cpu_seconds=float(np.median(cpu)) / views,
+    return dict(seconds=seconds / len(rig.views),
+                cpu_seconds=float(np.median(cpu)) / len(rig.views),
+                prepare_cpu_seconds=prepared,
                 peak_mb=peak_mb(device),
-                extra_mb=peak_mb(device) - before,
-                images=np.stack([np.asarray(i) for i in images[-1]]))
+                beside_mb=peak_mb(device) - before,
+                images=np.stack([np.asarray(i) for i in images]))
 
 
 def rtks_own(python: Path, hu, rig: Rig, args) -> Dict:
@@ -153,32 +157,35 @@ def rtks_own(python: Path, hu, rig: Rig, args) -> Dict:
 
 def render(args) -> None:
     """Every renderer against the first, DiffDRR's own call if all are asked
-    for; pictures against Siddon."""
+    for; pictures against Siddon. ``joseph`` and RTK see tilted detectors,
+    too."""
     from data_converters.drr import RENDERERS
     hu = phantom_volume()
+    rig = Rig(Rig.circle(10, image_size=args.image_size).views[:args.views])
     rows, siddon = [], None
-    # DiffDRR's own call has poses of its own.
-    names = args.only or [''] * (not args.tilt) + list(RENDERERS)
-    rig = rig_of(args.image_size, args.views, args.tilt)
-    for name in names + ['rtk'] * bool(args.rtk):
-        row = (rtks_own(args.rtk, hu, rig, args) if name == 'rtk' else
-               in_process(render_one, name, hu, rig, args.repeats,
-                          args.device, threads=args.threads))
+    names = (args.only or ['', *RENDERERS]) + ['rtk'] * bool(args.rtk)
+    for name, seen in [
+            (name, seen) for name in names for seen in (rig, tilted(rig))
+            if seen is rig or name in ('joseph', 'rtk')]:
+        row = rtks_own(args.rtk, hu, seen, args) if name == 'rtk' else (
+            in_process(render_one, name, hu, seen, args.repeats, args.device,
+                       threads=args.threads))
         images = row.pop('images')
         siddon = images if name == 'siddon' else siddon
         rows.append(dict(
             renderer=dict({'': 'DiffDRR\'s own call'}, rtk='RTK').get(
-                name, name), **row,
+                name, name) + ', tilted' * (seen is not rig), **row,
             images_per_second=1 / row['seconds'],
             times_faster=(rows[0] if rows else row)['seconds'] /
             row['seconds'],
             difference_percent=100 * float(
                 np.abs(images - siddon).mean() / siddon.mean())
-            if siddon is not None else None))
+            if siddon is not None and seen is rig else None))
     show(rows, ['renderer', 'seconds', 'cpu_seconds', 'images_per_second',
-                'times_faster', 'peak_mb', 'extra_mb', 'difference_percent'],
+                'times_faster', 'prepare_cpu_seconds', 'peak_mb', 'beside_mb',
+                'difference_percent'],
          args.out, command='render', image_size=args.image_size,
-         tilt=args.tilt, device=args.device, threads=args.threads)
+         views=args.views, device=args.device, threads=args.threads)
 
 
 # ----------------------------------------------------------------------- load
@@ -480,9 +487,6 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     shared.add_argument('--out', type=Path, help='JSON to write')
     of_render = commands.add_parser('render', parents=[shared])
     of_render.add_argument('--views', type=int, default=1)
-    of_render.add_argument('--tilt', type=float, default=0., help='degrees '
-                           'by which each camera is turned in its plane, and '
-                           'out of it; default 0')
     of_render.add_argument('--only', nargs='+', help='renderers, in place of '
                            'all and DiffDRR\'s own call')
     of_render.add_argument('--rtk', type=Path, metavar='PYTHON',

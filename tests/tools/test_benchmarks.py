@@ -25,6 +25,7 @@ from mmdet3d.registry import MODELS
 from mmengine.dataset import pseudo_collate
 
 from data_converters.chest import load_chest
+from data_converters.drr import Volume
 from projects.core.acquisition import load_preset
 from projects.core.engine.command_line import argument_parser
 from projects.core.engine.configs import config_of
@@ -215,6 +216,20 @@ def rows_of(path, *command):
     speed.main([*map(str, command), '--threads', '1', '--repeats', '1',
                 '--out', str(path)])
     return json.loads(path.read_text())['rows']
+
+
+def test_rendering_takes_no_second_volume(tmp_path, monkeypatch):
+    """Upright or tilted, in a process of its own: two views of 1 MB beside a
+    volume of 32 MB."""
+    hu = Volume.centred(np.zeros((512, 256, 64), np.float32),
+                        np.diag([-.7, -.7, 2.5]))
+    monkeypatch.setattr(speed, 'phantom_volume', lambda: hu)
+    rows = rows_of(tmp_path / 'a.json', 'render', '--only', 'joseph',
+                   '--image-size', 512, '--views', 2)
+    assert [r['renderer'] for r in rows] == ['joseph', 'joseph, tilted']
+    for row in rows:
+        assert row['cpu_seconds'] > 0 and row['peak_mb'] > 100
+        assert 1 < row['beside_mb'] < 12
 
 
 def test_detectors_of_slices_side_by_side(tmp_path, capsys):
