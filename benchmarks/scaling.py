@@ -221,7 +221,7 @@ def bytes_of(folder: Path) -> int:
 
 
 # -------------------------------------------------------------------- training
-@HOOKS.register_module()
+@HOOKS.register_module(force=True)  # as a script, too
 class StepClock(Hook):
     """Leaves the clocks after each step, ``steps_<rank>.json`` in the work
     folder: ``wall``, ``machine``, ``cpu`` (s), and a training's ``loss``."""
@@ -394,8 +394,8 @@ def coefficients_of(converted: Dict, trained: Dict) -> Dict:
         conversion_s=one['cpu_s'] / one['scans'],
         training_s=trained['step_s'], inference_s=trained['inference_s'],
         bytes_a_scan=converted['bytes_a_scan'],
-        conversion_speed_up=two[0]['speed_up'],
-        training_speed_up=two[1]['speed_up'])
+        conversion_speed_up=two[0]['path_speed_up'],
+        training_speed_up=two[1]['path_speed_up'])
 
 
 def costs_of(measured: Dict, scans: int, epochs: int,
