@@ -406,15 +406,16 @@ def costs_of(measured: Dict, scans: int, epochs: int,
         measured (dict): CPU seconds of one thread: ``conversion_s`` and
             ``inference_s`` of a scan, ``training_s`` of a step of one scan;
             ``conversion_speed_up`` and ``training_speed_up`` of two
-            processes on two cores; ``bytes_a_scan`` of the converted set.
+            processes with a core each; ``bytes_a_scan`` of the converted
+            set.
         scans (int): Number of scans, all of which are trained on.
         epochs (int): Steps for each scan.
         price (float, optional): Of a core hour.
 
     Returns:
-        list: Rows with ``work``, ``core_hours``, ``hours_on_two`` cores,
-            ``price``, ``gpu``, which nobody has measured, and ``gigabytes``
-            of the set. The last row is the sum.
+        list: Rows with ``work``, ``core_hours``, ``hours_on_two`` cores
+            that do nothing else, ``price``, ``gpu``, which nobody has
+            measured, and ``gigabytes`` of the set. The last row is the sum.
 
     Raises:
         ValueError: A number is not above 0.
@@ -470,8 +471,8 @@ def main(argv: Optional[List[str]] = None) -> None:
                         default=list(PARTS), help='parts')
     parser.add_argument('--processes', type=int, nargs='+',
                         default=[1, 2, 4], help='default 1 2 4')
-    parser.add_argument('--scans', type=int, default=4, help='conversion, '
-                        'weak scaling: of each worker; default 4')
+    parser.add_argument('--scans', type=int, default=12, help='conversion, '
+                        'weak scaling: of each worker; default 12')
     parser.add_argument('--image-size', type=int, default=256,
                         help='conversion: pixels per side; default 256')
     parser.add_argument('--steps', type=int, default=15, help='training: '

@@ -116,8 +116,8 @@ def tilt(view, degrees=(3., 4.)):
 def test_renderers_agree(renderer, bound):
     """Mean difference to ``trilinear``, relative to the mean integral; with
     a non-square detector, two focal lengths, a shifted principal point and a
-    tilt. Siddon's voxels are blocks, the others interpolate, so it differs
-    most."""
+    tilted detector. Siddon's voxels are blocks, the others interpolate, so it
+    differs most."""
     rig = Rig.circle(3, image_size=64)
     odd = rig.views[1]
     odd.width, odd.height = 80, 48
@@ -233,9 +233,9 @@ def test_a_single_layer_of_voxels(axis):
         rig = turned_rig(kind)
         found = drr._joseph_cpu(mu, rig)
         assert np.max(found) > 1
-        # Rays that share their samples end a thousandth of a voxel early.
+        # Shares of a voxel below 1/1000 may be left out, of 11 mm.
         np.testing.assert_allclose(found, drr._joseph_torch(mu, rig, 'cpu'),
-                                   atol=5e-3)
+                                   atol=1e-2)
 
 
 @pytest.mark.parametrize('renderer', RENDERERS)

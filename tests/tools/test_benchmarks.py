@@ -219,17 +219,19 @@ def rows_of(path, *command):
 
 
 def test_rendering_takes_no_second_volume(tmp_path, monkeypatch):
-    """Upright or tilted, in a process of its own: two views of 1 MB beside a
-    volume of 32 MB."""
-    hu = Volume.centred(np.zeros((512, 256, 64), np.float32),
+    """Upright or tilted: two views of 1 MB beside a volume of 36 MB."""
+    hu = Volume.centred(np.zeros((512, 256, 72), np.float32),
                         np.diag([-.7, -.7, 2.5]))
     monkeypatch.setattr(speed, 'phantom_volume', lambda: hu)
+    # In this process, which has imported everything.
+    monkeypatch.setattr(speed, 'in_process',
+                        lambda work, *args, threads: work(*args))
     rows = rows_of(tmp_path / 'a.json', 'render', '--only', 'joseph',
                    '--image-size', 512, '--views', 2)
     assert [r['renderer'] for r in rows] == ['joseph', 'joseph, tilted']
     for row in rows:
         assert row['cpu_seconds'] > 0 and row['peak_mb'] > 100
-        assert 1 < row['beside_mb'] < 12
+        assert row['beside_mb'] < 12
 
 
 def test_detectors_of_slices_side_by_side(tmp_path, capsys):

@@ -1,11 +1,16 @@
 """Scaling and costs: the arithmetic by hand, and both parts once."""
 
+import re
+import subprocess
+import sys
+
 import nibabel
 import numpy as np
 import pytest
 import scaling
 
-from projects.core.files import dump_json
+from projects.core.files import dump_json, load_json
+from tests.helpers.commands import ROOT
 from tests.helpers.spheres import make_sphere_set
 
 MEASURED = dict(conversion_s=3.6, training_s=.9, inference_s=.36,
@@ -147,3 +152,24 @@ def test_two_processes_train_on_the_same_scans_as_one(tmp_path):
     for told in (one, two):
         assert 0 < told['path_s'] <= told['cpu_s']
     assert two['path_s'] < two['cpu_s']
+
+
+def test_the_suite_for_a_gpu_gathers_its_parts_in_nine_minutes(tmp_path):
+    """With a Python that does nothing, in place of a GPU."""
+    suite = ROOT / 'benchmarks/gpu_suite.sh'
+    limits = re.findall(r'^(?:part|speed) (\w+) (\d+) ', suite.read_text(),
+                        re.M)
+    assert len(limits) == 9 and sum(int(s) for _, s in limits) <= 9 * 60
+    (tmp_path / 'python').write_text(
+        f'#!/bin/sh\n[ "$1" = - ] && exec {sys.executable} "$@"\n'
+        'case "$*" in *growth.py*) for out; do :; done\n'
+        'echo \'{"points": []}\' > "$out/growth.json";; esac\n')
+    (tmp_path / 'python').chmod(0o755)
+    done = subprocess.run(
+        [str(suite), str(tmp_path / 'all.json')], capture_output=True,
+        text=True, env=dict(PATH='/usr/bin:/bin', PYTHON=str(
+            tmp_path / 'python')))
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = load_json(tmp_path / 'all.json')
+    assert set(told) == {name for name, _ in limits}
+    assert told['growth']['status'] == 0 and told['growth']['points'] == []
