@@ -40,7 +40,7 @@ speed infer_20 40 infer $papers --plain-config $stock --gpu-gb 16 --views 20 \
     --repeats 2 --warm-up 1
 speed render 90 render --views 2 --repeats 2
 speed correlate 40 correlate --rois 100
-part growth 60 "$python" benchmarks/growth.py --only views --most 4 \
+part growth 60 "$python" benchmarks/growth.py --only views --most 3 \
     --repeats 2 --device "${DEVICE:-cuda}" --out-dir "$parts"
 "$python" - "$parts" "$out" <<'END'
 import json
