@@ -99,7 +99,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         throughput = {}
         for jobs in sorted({1, os.cpu_count()}):
             begin = time.perf_counter()
-            convert(['benchmark', 'full', '--out-dir', f'{folder}/{jobs}',
+            convert(['benchmark', 'full-v2', '--out-dir', f'{folder}/{jobs}',
                      '--num-scans', str(args.scans), '--jobs', str(jobs),
                      '--device', args.device])
             throughput[jobs] = 60 * args.scans / (time.perf_counter() - begin)
