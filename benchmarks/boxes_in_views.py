@@ -12,7 +12,7 @@ A box in space stands in each view that shows it, with its score.
 
 import argparse
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 from mmdet3d.registry import DATASETS
@@ -31,6 +31,17 @@ from projects.core.results import load_results
 
 CONFIG = Path(__file__).resolve().parent.parent / (
     'configs/ag_rcnn/ag-rcnn_small_epipolar_2000i_quick-v2-views.py')
+
+
+def exams_of(data_root: str) -> Tuple[List[dict], List[str]]:
+    """A set's test split as scans of
+    :class:`~projects.ag_rcnn.dataset.ViewPairDataset`, and its classes."""
+    cfg = load_config(str(CONFIG))
+    init_default_scope('mmdet3d')
+    data = DATASETS.build(dict(cfg.test_dataloader.dataset,
+                               data_root=data_root))
+    return ([data.get_data_info(row) for row in range(len(data))],
+            data.metainfo['classes'])
 
 
 def in_views(exam: dict, boxes: np.ndarray, scores: np.ndarray) -> List[dict]:
@@ -106,13 +117,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     others = [load_json(path) for path in args.against]
     for path, other in zip(args.against, others):
         expect_images(other, path)
-    cfg = load_config(str(CONFIG))
-    init_default_scope('mmdet3d')
-    data = DATASETS.build(dict(cfg.test_dataloader.dataset,
-                               data_root=args.data_root))
-    mine = figures_of(scans, [data.get_data_info(row)
-                              for row in range(len(data))],
-                      data.metainfo['classes'])
+    mine = figures_of(scans, *exams_of(args.data_root))
     dump_json(mine, args.out)
     for path, other in zip(args.against, others):
         print('R@0.5, more than {}: {:+.3f} [{:+.3f}, {:+.3f}]'.format(

@@ -45,9 +45,11 @@ def scans_of(slices: int) -> Iterator[str]:
 
 def scan_of(slices: int) -> str:
     """The first of them."""
-    for uid in scans_of(slices):
-        return uid
-    raise ValueError(f'slices: expected a scan of about {slices}, found none')
+    uid = next(scans_of(slices), None)
+    if uid is None:
+        raise ValueError(f'slices: expected a scan of about {slices}, found '
+                         'none')
+    return uid
 
 
 def convert_once(uid: str, dicom: Path, num_views: int, image_size: int,

@@ -6,11 +6,8 @@ import cv2
 import landmarks
 import numpy as np
 import pytest
-from mmdet3d.registry import DATASETS
-from mmengine.registry import init_default_scope
 
 from data_converters.breast import power_law_noise
-from projects.core.engine.configs import load_config
 from projects.core.evaluation.metric_images import recall_difference
 from projects.core.files import DataError, dump_json, load_json
 from tests.helpers.mammograms import (
@@ -23,14 +20,10 @@ from tests.helpers.spheres import make_sphere_set
 
 def found_in_space(root, found):
     """Figures by view of boxes that a function makes of a scan's spheres."""
-    cfg = load_config(str(boxes_in_views.CONFIG))
-    init_default_scope('mmdet3d')
-    data = DATASETS.build(dict(
-        cfg.test_dataloader.dataset, data_root=str(root)))
-    exams = [data.get_data_info(row) for row in range(len(data))]
+    exams, classes = boxes_in_views.exams_of(str(root))
     return boxes_in_views.figures_of(
         {exam['token']: dict(predictions=found(n))
-         for n, exam in enumerate(exams)}, exams, ['nodule'])
+         for n, exam in enumerate(exams)}, exams, classes)
 
 
 def test_boxes_in_space_are_measured_in_views(tmp_path):
