@@ -1,4 +1,4 @@
-"""How time and memory grow, where memory ends, and what many scans cost.
+"""How time and memory grow, and where memory ends.
 
     python benchmarks/growth.py [--out-dir work_dirs/growth]
 
@@ -6,7 +6,8 @@ One factor at a time is changed: views, RoIs, grid cells, image side, batch.
 Each point is a process of its own: an inference, then a training step of a
 small model on noise. Seconds are those of one thread of the CPU, so that other
 work on the machine counts little, or CUDA's on a GPU. Power laws are fitted in
-log-log, drawn, and followed to where 8, 16 and 24 GB end; ``--check`` measures
+log-log and drawn. Where 8, 16 and 24 GB end is told by a line, since memory is
+a constant and a share for each view, cell, pixel or scan; ``--check`` measures
 one of these predictions.
 """
 
@@ -114,11 +115,6 @@ class Power(NamedTuple):
         """y at x."""
         return self.coefficient * x**self.exponent
 
-    def reaches(self, y: float) -> float:
-        """x at which y is reached; infinite if it does not grow."""
-        return ((y / self.coefficient)**(1 / self.exponent)
-                if self.exponent > 0 else math.inf)
-
 
 def fit_power(x: Sequence[float], y: Sequence[float]) -> Power:
     """Least squares in log-log.
@@ -140,9 +136,24 @@ def fit_power(x: Sequence[float], y: Sequence[float]) -> Power:
                  float(np.sqrt(np.mean(rest**2))))
 
 
+def end_of(x: Sequence[float], y: Sequence[float], most: float) -> float:
+    """x at which y comes to ``most``, by the least-squares line through the
+    points; infinite if it does not grow. A power law through a constant and
+    shares would come to it too late.
+
+    Raises:
+        ValueError: They are not two or more different x and as many y.
+    """
+    if len(x) != len(y) or len(set(x)) < 2:
+        raise ValueError('line: expected two or more different x and as many '
+                         f'y, found x {list(x)} and y {list(y)}')
+    slope, offset = np.polyfit(x, y, 1)
+    return max(float((most - offset) / slope), 0.) if slope > 0 else math.inf
+
+
 def fits_of(points: List[Dict]) -> List[Dict]:
     """A row for each factor, step and quantity: the exponent of all points and
-    of the last three, which is what a prediction follows."""
+    of the last three; of memory also where it ends, by these."""
     rows = []
     for factor in FACTORS:
         mine = [p for p in points
@@ -160,8 +171,11 @@ def fits_of(points: List[Dict]) -> List[Dict]:
                            coefficient=whole.coefficient, at_the_end=end)
                 if unit == 'mb':
                     row['largest'] = x[-1]
-                    row['ends'] = {gb: end.reaches(
-                        gb * 1024 - mine[-1]['start_mb']) for gb in GIGABYTES}
+                    power = 2 if factor == 'side' else 1  # to what is stored
+                    row['ends'] = {gb: end_of(
+                        [value**power for value in x[-3:]], y[-3:],
+                        gb * 1024 - mine[-1]['start_mb'])**(1 / power)
+                        for gb in GIGABYTES}
                 rows.append(row)
     return rows
 

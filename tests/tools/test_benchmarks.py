@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -255,18 +256,34 @@ def test_correlation_is_compared_with_a_loop(tmp_path, capsys):
     assert '| decoder ' in capsys.readouterr().out
 
 
-def test_a_power_law_is_found_and_followed():
+def test_a_power_law_is_found():
     x = [1, 2, 4, 8]
     law = growth.fit_power(x, [3 * value**1.5 for value in x])
     assert law.exponent == pytest.approx(1.5)
     assert law.coefficient == pytest.approx(3)
     assert law.scatter == pytest.approx(0, abs=1e-9)
     assert law.at(16) == pytest.approx(192)
-    assert law.reaches(192) == pytest.approx(16)
-    assert growth.fit_power(x, [5] * 4).reaches(6) > 1e9
     for wrong in ([1, 1, 1, 1], [0, 1, 2, 3], [1, 2]):
         with pytest.raises(ValueError, match='two or more different x'):
             growth.fit_power(wrong, [1, 2, 3, 4])
+
+
+def test_memory_ends_where_a_constant_and_shares_lead():
+    # 200 MB and 30 a view: a power law of the last three says 304.
+    views = [20, 40, 80]
+    megabytes = [200 + 30 * n for n in views]
+    assert growth.end_of(views, megabytes, 8000) == pytest.approx(260)
+    assert growth.end_of(views, [5, 5, 5], 8000) == math.inf
+    for wrong in ([20, 20, 20], [20, 40]):
+        with pytest.raises(ValueError, match='two or more different x'):
+            growth.end_of(wrong, megabytes, 8000)
+    points = [dict(factor='side', x=side, start_mb=500, **{
+        f'{step}_{unit}': 200 + side**2 / 1000
+        for step in growth.STEPS for unit in ('s', 'mb')})
+        for side in (256, 512, 1024)]
+    row = next(r for r in growth.fits_of(points) if r['what'] == 'memory')
+    assert row['ends'][8] == pytest.approx(
+        (1000 * (8 * 1024 - 700))**.5)
 
 
 def test_growth_with_the_views(tmp_path, monkeypatch, capsys):
