@@ -210,7 +210,9 @@ class _LineDerivatives:
         scaled = lines[..., :2] * self.scale
         length = np.linalg.norm(scaled, axis=-1)
         middle = np.array(self.shape[::-1]) / 2
-        offset = -(lines[..., 2] + scaled @ middle) / length
+        # A plane parallel to the detector has no line.
+        offset = -(lines[..., 2] + scaled @ middle) / np.where(
+            length > 0, length, np.nan)
         angle = np.arctan2(scaled[..., 1], scaled[..., 0])
         sign = np.where((angle < 0) | (angle >= np.pi), -1., 1.)
         return length, sign, angle % np.pi, sign * offset

@@ -12,7 +12,7 @@ from projects.core.consistency import (
     find_turned_views,
 )
 from projects.core.files import DataError
-from projects.core.rig import Rig
+from projects.core.rig import Rig, View
 from tests.helpers.spheres import chord_lengths
 
 # No plane of symmetry: centre and radius (mm).
@@ -59,6 +59,19 @@ def test_both_views_give_the_derivative_of_the_plane_integral():
     sign = np.sign((found * expected[inside]).sum())
     assert np.abs(sign * found - expected[inside]).max() < .06 * np.abs(
         expected[inside]).max()
+
+
+def test_a_plane_that_no_detector_meets_is_left_out():
+    """As the one through both sources of a tomosynthesis, whose detector
+    lies: not even NumPy says anything."""
+    lying = [View.from_detector(
+        f'CAM_0{number}', [x, 0., 600.], [0., 0., -100.], [4., 0., 0.],
+        [0., -4., 0.], 72, 72) for number, x in enumerate([-90., 90.])]
+    images = [sum(.02 * chord_lengths(centre, radius, view)
+                  for centre, radius in SPHERES) for view in lying]
+    ct2img = np.stack([view.ct2img for view in lying])
+    with np.errstate(all='raise'):
+        assert Consistency(images, ct2img, planes=180).compare().error() < .01
 
 
 def test_rendered_views_agree_and_wrong_poses_do_not():
