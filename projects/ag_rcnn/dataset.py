@@ -56,8 +56,9 @@ class MammogramDataset(BaseDataset):
                          metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> List[dict]:
-        """Samples with ``images``, each with ``instances``, ``partners`` (ids
-        or None) and absolute ``img_path``; ``token`` and ``lidc_id_ref``
+        """Samples with ``images``, each with ``instances`` (``abnormality``
+        is the same number in both views, or None), ``partners`` (ids or
+        None) and absolute ``img_path``; ``token`` and ``lidc_id_ref``
         (the patient) are those of a sample of scans."""
         content = load_json(self.source)
         for key in ('images', 'annotations', 'categories'):
@@ -129,10 +130,12 @@ class MammogramDataset(BaseDataset):
             x, y, width, height = map(float, box)
             name = names.get(item.get('category_id'))
             known = name in classes
+            number = item.get('abnormality')
             records[item['image_id']]['instances'].append(dict(
                 bbox=[x, y, x + width, y + height],
                 label=classes.index(name) if known else 0,
                 ignore=bool(item.get('iscrowd')) or not known,
+                abnormality=number if isinstance(number, int) else None,
                 segmentation=item.get('segmentation')))
 
     def _refuse(self, field: str, expected: str, found: object) -> None:
@@ -171,7 +174,7 @@ class ViewPairDataset(ConvertedDataset):
         for number, (name, view) in enumerate(views):
             instances = [
                 dict(bbox=box.tolist(), label=int(label), ignore=ignore,
-                     segmentation=None)
+                     abnormality=None, segmentation=None)
                 for key, ignore in (('gt', False), ('ignored', True))
                 for box, label, at in zip(
                     truth[f'{key}_bboxes'], truth.get(

@@ -15,10 +15,12 @@ from mmdet3d.registry import HOOKS, MODELS
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
 from torch import Tensor
 from tqdm import tqdm
 
 from projects.ag_rcnn.graph import finding_nodes
+from projects.ag_rcnn.transforms import unaugmented
 from projects.core import geometry
 from projects.core.engine.checkpoints import inner_model
 
@@ -31,9 +33,9 @@ class CoOccurrence(BaseModule):
     H_g): ``e_ij / sqrt(D_i D_j)``, where D are the sums of rows and columns.
 
     :class:`FitRelationHook` counts before a training; checkpoints hold the
-    counts. A finding is at the k nodes next to its centre, as a cell is, and
-    all pairs of findings of one class in both views are counted: the set does
-    not say which are the same.
+    counts. A finding is at the k nodes next to its centre, as a cell is. A
+    pair are the findings in both views that the set's ``abnormality`` calls
+    the same; where it has none, all of one class.
 
     Args:
         num_nodes (Sequence[int]): In CC and in MLO.
@@ -85,13 +87,20 @@ class CoOccurrence(BaseModule):
                 if sample.view != 'CC' or other is None or (
                         sample.nodes is None or other.nodes is None):
                     continue
-                same = (sample.gt_instances.labels[:, None]
-                        == other.gt_instances.labels).float()
+                same = _same(sample.gt_instances, other.gt_instances).float()
                 pairs += int(same.sum())
                 at, there = (finding_nodes(s, self.k) / self.k
                              for s in (sample, other))
                 self.counts += (at.T @ same @ there).to(self.counts)
         return pairs
+
+
+def _same(first: InstanceData, second: InstanceData) -> Tensor:
+    """Whether findings (N,) and (M,) of both views may be the same, (N, M)."""
+    alike, numbers = (getattr(first, key)[:, None] == getattr(second, key)
+                      for key in ('labels', 'abnormalities'))
+    unknown = (first.abnormalities[:, None] < 0) | (second.abnormalities < 0)
+    return alike & (numbers | unknown)
 
 
 @MODELS.register_module()
@@ -130,7 +139,7 @@ class EpipolarRelation(BaseModule):
 @HOOKS.register_module()
 class FitRelationHook(Hook):
     """Lets relations that come from a training set see it, once, before the
-    training."""
+    training, as it is: what augmentation does depends on the seed."""
 
     priority = 'HIGH'
 
@@ -138,7 +147,9 @@ class FitRelationHook(Hook):
         """Fit those that are not."""
         for module in inner_model(runner.model).modules():
             if hasattr(module, 'fit') and not module.fitted:
-                pairs = module.fit(runner.train_dataloader.dataset)
+                dataset = runner.train_dataloader.dataset
+                with unaugmented(dataset):
+                    pairs = module.fit(dataset)
                 print_log(
                     f'{pairs} pairs of findings in both views of a breast'
                     + ('' if pairs else ': expected some, without them the '

@@ -2,12 +2,15 @@
 
 A transform takes one image; :class:`EachImage` takes all of an exam to it. An
 image's record has ``img`` (H, W) float32 from 0 to 1, ``masks`` (M, H, W)
-boolean, ``bboxes`` (M, 4) xyxy (px), ``labels`` and ``ignored`` (M,), and
-perhaps ``nodes`` (N, 2) (px), None where there are none.
+boolean, ``bboxes`` (M, 4) xyxy (px), ``labels``, ``ignored`` and
+``abnormalities`` (M,) (below 0 where unknown), and perhaps ``nodes`` (N, 2)
+(px), None where there are none.
 """
 
+import copy
 import logging
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
@@ -25,7 +28,8 @@ from projects.core.files import DataError
 from projects.core.projections import decode_image
 
 __all__ = ['EachImage', 'FindNodes', 'GridNodes', 'LoadMammogram',
-           'MammogramTones', 'PackExam', 'ResizeMammogram', 'WarpMammogram']
+           'MammogramTones', 'PackExam', 'ResizeMammogram', 'WarpMammogram',
+           'unaugmented']
 
 _META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
          'patient', 'laterality', 'view', 'partners', 'nodes', 'ct2img')
@@ -51,6 +55,13 @@ class EachImage(BaseTransform):
                 image = step(image)
             images.append(image)
         return dict(results, images=images)
+
+    def without(self, *kinds: type) -> 'EachImage':
+        """The same, but for transforms of these kinds."""
+        others = copy.copy(self)
+        others.transforms = [step for step in self.transforms
+                             if not isinstance(step, kinds)]
+        return others
 
 
 @TRANSFORMS.register_module()
@@ -87,6 +98,9 @@ class LoadMammogram(BaseTransform):
             [item['label'] for item in instances], np.int64)
         results['ignored'] = np.array(
             [item['ignore'] for item in instances], bool)
+        results['abnormalities'] = np.array(
+            [-1 if item['abnormality'] is None else item['abnormality']
+             for item in instances], np.int64)
         return results
 
     @staticmethod
@@ -273,7 +287,7 @@ class WarpMammogram(BaseTransform):
         results['masks'] = masks[kept]
         results['bboxes'] = np.array(
             [_box_of(mask) for mask in masks[kept]], np.float32).reshape(-1, 4)
-        for key in ('labels', 'ignored'):
+        for key in ('labels', 'ignored', 'abnormalities'):
             results[key] = results[key][kept]
         if results.get('nodes') is not None:
             # Pixel i of the maps has its middle at i, of the nodes at i + .5.
@@ -357,10 +371,26 @@ class PackExam(BaseTransform):
             instances = InstanceData(
                 bboxes=torch.from_numpy(
                     image['bboxes'][rows].astype(np.float32)),
-                labels=torch.from_numpy(image['labels'][rows]))
+                labels=torch.from_numpy(image['labels'][rows]),
+                abnormalities=torch.from_numpy(image['abnormalities'][rows]))
             if 'masks' in image:
                 instances.masks = BitmapMasks(
                     image['masks'][rows].astype(np.uint8),
                     *image['img_shape'])
             setattr(sample, name, instances)
         return sample
+
+
+@contextmanager
+def unaugmented(dataset) -> Iterator[None]:
+    """A set whose samples are not warped, nor their tones changed, as long as
+    the context lasts."""
+    pipeline, dataset.pipeline = dataset.pipeline, copy.copy(dataset.pipeline)
+    try:
+        dataset.pipeline.transforms = [
+            step.without(WarpMammogram, MammogramTones)
+            if isinstance(step, EachImage) else step
+            for step in pipeline.transforms]
+        yield
+    finally:
+        dataset.pipeline = pipeline

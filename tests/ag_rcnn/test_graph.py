@@ -15,7 +15,11 @@ from mmengine.structures import InstanceData
 import projects.ag_rcnn  # noqa: F401  registers everything
 from projects.ag_rcnn import landmarks
 from projects.ag_rcnn.graph import CrossViewGraph, nearest_nodes
-from projects.ag_rcnn.relations import CoOccurrence, EpipolarRelation
+from projects.ag_rcnn.relations import (
+    CoOccurrence,
+    EpipolarRelation,
+    FitRelationHook,
+)
 from projects.core import geometry
 from projects.core.engine.configs import load_config
 from projects.core.rig import Rig
@@ -32,13 +36,14 @@ NODES = np.array([[8., 8.], [24., 8.], [8., 24.], [24., 24.]])
 
 
 def image(number, view='CC', partner=None, breast=None, nodes=NODES,
-          boxes=(), **meta):
+          boxes=(), numbers=None, **meta):
     sample = DetDataSample(metainfo=dict(
         img_id=number, view=view, nodes=nodes, batch_input_shape=(32, 32),
         partners=dict(other_view=partner, other_breast=breast), **meta))
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     sample.gt_instances = InstanceData(
-        bboxes=boxes, labels=torch.zeros(len(boxes)).long())
+        bboxes=boxes, labels=torch.zeros(len(boxes)).long(),
+        abnormalities=torch.tensor(numbers or [-1] * len(boxes)))
     return sample
 
 
@@ -197,7 +202,8 @@ def test_an_oracle_tells_true_findings_in_place_of_features():
 
 # ------------------------------------------------------------------------ H_g
 def test_counts_of_findings_at_nodes():
-    """Two breasts; one finding in both views, one in CC alone."""
+    """Two breasts; one finding in both views, one in CC alone. In the fourth
+    nobody says which of two is the one in CC; in the fifth the set does."""
     relation = CoOccurrence((4, 4), k=1)
     at = [[4., 4., 12., 12.], [20., 20., 28., 28.]]
 
@@ -214,13 +220,16 @@ def test_counts_of_findings_at_nodes():
         [image(3, 'CC', 4, boxes=at[:1]), image(4, 'MLO', 3)],
         [image(5, 'CC', 6, boxes=at[:1], nodes=None),
          image(6, 'MLO', 5, boxes=at)],
-        [image(7, 'CC', 8, boxes=at[:1]), image(8, 'MLO', 7, boxes=at)]])
-    assert relation.fit(exams) == 3 and relation.fitted
+        [image(7, 'CC', 8, boxes=at[:1]), image(8, 'MLO', 7, boxes=at)],
+        [image(9, 'CC', 10, boxes=at, numbers=[1, 2]),
+         image(10, 'MLO', 9, boxes=at, numbers=[2, 3])]])
+    assert relation.fit(exams) == 4 and relation.fitted
     expected = torch.zeros(4, 4)
-    expected[0, 3], expected[0, 0] = 2., 1.
+    expected[0, 3], expected[0, 0], expected[3, 0] = 2., 1., 1.
     assert torch.equal(relation.counts, expected)
     weights = relation(image(1, 'CC'), image(2, 'MLO'))
     assert weights[0, 3] == pytest.approx(2 / (3 * 2)**.5)
+    assert weights[3, 0] == pytest.approx(1 / (1 * 2)**.5)
     assert torch.equal(relation(image(1, 'MLO'), image(2, 'CC')), weights.T)
 
 
@@ -301,6 +310,24 @@ def build(name):
     net = MODELS.build(cfg)
     net.init_weights()
     return net
+
+
+def test_what_is_counted_is_the_set_itself(tmp_path, found_landmarks):
+    """Whatever the seed: nothing is warped, and no finding is lost."""
+    data = exam_set(make_breast_set(tmp_path / 'set', 3))
+    step = data.pipeline.transforms[0].transforms[-1]
+    step.shift = 5.  # whatever is warped leaves the image
+    relation = build(SMALL).graph.relation
+    hook, runner = FitRelationHook(), SimpleNamespace(
+        model=relation, train_dataloader=SimpleNamespace(dataset=data))
+    counts = []
+    for seed in range(2):
+        np.random.seed(seed)
+        relation.counts.zero_()
+        hook.before_train(runner)
+        counts.append(relation.counts.clone())
+    assert counts[0].sum() > 0 and torch.equal(*counts)
+    assert data.pipeline.transforms[0].transforms[-1] is step
 
 
 @pytest.mark.parametrize('rows', [[0], [1, 2], [3]])
