@@ -24,7 +24,12 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from projects.core.breast import breast_mask, chest_side, to_eight_bits
+from projects.core.breast import (
+    breast_mask,
+    chest_side,
+    cut_borders,
+    to_eight_bits,
+)
 from projects.core.files import dump_json, load_json
 
 from .convert import (
@@ -61,7 +66,6 @@ _SAME_SHAPE = .02  # relative: of the sides of a mask that is resized
 _LIKE = .9  # correlation of a crop with its place in the mammogram
 _SEARCHED = 1000  # px to a side, of the mammogram in which it is sought
 _MARGIN = .02  # of the breast's box, round what is cut out
-_WALL = .25  # of a side's length, that the breast may reach the border with
 
 __all__ = ['CATEGORIES', 'TABLES', 'Fitting', 'Mammogram', 'convert', 'plan']
 
@@ -381,7 +385,8 @@ def write(loaded: _Loaded, options: Options, out_dir: Path,
     if side != dict(L='left', R='right')[image.laterality]:
         repairs.append(f'the chest wall of a {image.laterality} breast is '
                        f'at the {side} of the image, as it was delivered')
-    _tell_cut(breast, side, image.view, repairs)
+    repairs += [f'the breast is cut at the {border} border of the image'
+                for border in cut_borders(breast, side, image.view)]
     fit = _Fit.of(loaded.values.shape, side, fitting,
                   _box_of(breast, factor) if fitting.crop else None)
     levels = fit.apply(loaded.values, cv2.INTER_AREA)
@@ -426,20 +431,6 @@ def _coarse_breast(values: np.ndarray) -> Tuple[np.ndarray, float]:
     if not mask.any():
         raise ValueError('expected a breast, found nothing bright')
     return mask, scale
-
-
-def _tell_cut(breast: np.ndarray, side: str, view: str, repairs: List[str]
-              ) -> None:
-    """Note where the breast goes on beyond a border at which it should end;
-    at the top of MLO it never does."""
-    far = breast[:, 0 if side == 'right' else -1]
-    for name, edge in dict(top=breast[0], bottom=breast[-1], front=far
-                           ).items():
-        if name == 'top' and view == 'MLO':
-            continue
-        if edge.sum() > _WALL * len(edge):
-            repairs.append(f'the breast is cut at the {name} border of the '
-                           'image')
 
 
 def _box_of(breast: np.ndarray, factor: float) -> Tuple[int, ...]:

@@ -99,6 +99,7 @@ class MammogramDataset(BaseDataset):
                 width=image['width'], patient=image['patient'],
                 laterality=image['laterality'], view=image['view'],
                 pixel_mm=image.get('pixel_mm'), instances=[],
+                padding=image.get('padding', [0, 0, 0, 0]),
                 img_path=osp.join(self.data_root or '', image['file_name']),
                 partners={name: image['partners'].get(name)
                           for name in PARTNERS})

@@ -18,7 +18,12 @@ import cv2
 import numpy as np
 from scipy.interpolate import splev, splprep
 
-from projects.core.breast import breast_mask, chest_side, to_eight_bits
+from projects.core.breast import (
+    breast_mask,
+    chest_side,
+    cut_borders,
+    to_eight_bits,
+)
 
 LATERALITIES = ('L', 'R')
 VIEWS = ('CC', 'MLO')
@@ -89,7 +94,8 @@ class Landmarks:
 
 
 def find_landmarks(image: np.ndarray, laterality: str, view: str,
-                   smoothed_side: float = SMOOTHED_SIDE) -> Landmarks:
+                   smoothed_side: float = SMOOTHED_SIDE,
+                   padding: Sequence[int] = (0, 0, 0, 0)) -> Landmarks:
     """Landmarks of a mammogram (document 004).
 
     - Contour: Otsu's threshold, largest piece, its skin smoothed by a B-spline
@@ -105,9 +111,12 @@ def find_landmarks(image: np.ndarray, laterality: str, view: str,
         view: 'CC' or 'MLO'.
         smoothed_side: Side of the images that equation 4 is meant for (px):
             the larger, the less is smoothed.
+        padding: Columns and rows at the left, top, right and bottom that are
+            beyond the film (px): there no skin ends.
 
     Raises:
-        LandmarkError: One cannot be found; says which.
+        LandmarkError: One cannot be found, or the film ends before the
+            nipple; says which.
         ValueError: Image, laterality or view are of another kind.
     """
     if image.ndim != 2:
@@ -118,15 +127,18 @@ def find_landmarks(image: np.ndarray, laterality: str, view: str,
         if value not in known:
             raise ValueError(f'{name}: expected one of {", ".join(known)}, '
                              f'found "{value}"')
+    left, top, right, bottom = padding
     if laterality == 'R':
-        return find_landmarks(image[:, ::-1], 'L', view,
-                              smoothed_side).mirrored()
+        return find_landmarks(image[:, ::-1], 'L', view, smoothed_side,
+                              (right, top, left, bottom)).mirrored()
     grey = _eight_bits(image)
     breast = _breast(grey)
-    outline, skin = _outline(breast)
+    height, width = image.shape
+    film = slice(top, height - bottom), slice(left, width - right)
+    _expect_nipple(breast[film], view)
+    outline, skin = _outline(breast, film)
     smooth, curvature = _smoothed(skin, max(image.shape) / smoothed_side,
                                   view)
-    height, width = image.shape
     smooth = smooth.clip(0, [width, height])
     contour = np.concatenate([smooth, outline])
     low, high = contour.min(0), contour.max(0)
@@ -163,17 +175,32 @@ def _breast(grey: np.ndarray) -> np.ndarray:
     return breast
 
 
-def _outline(breast: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _expect_nipple(breast: np.ndarray, view: str) -> None:
+    """Refuse what a film shows of a breast without its nipple: it ends at the
+    front, or at the top or bottom as far out as nipples are."""
+    if 'front' in cut_borders(breast, 'left', view):
+        raise LandmarkError('nipple: expected it in the image, found the '
+                            'breast cut at the front')
+    used = np.flatnonzero(breast.any(0))
+    out = round(used[0] + _LATERAL * (used[-1] - used[0]))
+    for name, edge in dict(top=breast[0], bottom=breast[-1]).items():
+        if edge[out:].any() and (name, view) != ('top', 'MLO'):
+            raise LandmarkError('nipple: expected it in the image, found the '
+                                f'breast cut at the {name} near its front')
+
+
+def _outline(breast: np.ndarray, film: Tuple[slice, slice]
+             ) -> Tuple[np.ndarray, np.ndarray]:
     """The rest of the outline, and its skin, (N, 2) from the top down (px):
-    the longest part that is neither on the image's border nor on the chest
+    the longest part that is neither on the film's border nor on the chest
     wall."""
     outlines, _ = cv2.findContours(breast, cv2.RETR_EXTERNAL,
                                    cv2.CHAIN_APPROX_NONE)
     points = max(outlines, key=len)[:, 0]
-    height, width = breast.shape
+    rows, columns = film
     first = points[:, 0].min()
-    border = ((points[:, 0] <= first) | (points[:, 0] == width - 1)
-              | (points[:, 1] == 0) | (points[:, 1] == height - 1))
+    border = ((points[:, 0] <= first) | (points[:, 0] >= columns.stop - 1)
+              | (points[:, 1] <= rows.start) | (points[:, 1] >= rows.stop - 1))
     if border.all() or not border.any():
         raise LandmarkError('contour: expected a skin line from the chest '
                             'wall and back, found none')

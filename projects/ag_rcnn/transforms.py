@@ -151,7 +151,8 @@ class FindNodes(BaseTransform):
     def _find(self, results: dict) -> Optional[np.ndarray]:
         try:
             found = landmarks.find_landmarks(
-                results['img'], results['laterality'], results['view'])
+                results['img'], results['laterality'], results['view'],
+                padding=results['padding'])
             nodes = landmarks.node_grid(found, self.num_nodes)
         except landmarks.LandmarkError as error:
             print_log(f'{results["img_path"]}: {error}: the detector looks '

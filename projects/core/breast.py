@@ -1,12 +1,17 @@
 """Where the breast is in a mammogram."""
 
+from typing import List
+
 import cv2
 import numpy as np
 from scipy import ndimage
 
-__all__ = ['breast_mask', 'chest_side', 'to_eight_bits']
+__all__ = ['breast_mask', 'chest_side', 'cut_borders', 'to_eight_bits']
 
 _OPENING = 1 / 200  # of the image's longer side: labels' lines are thinner
+# Of a border's length, that a breast may reach it with. At the front it ends
+# as a nipple does, at the others it may be long.
+_CONTACT = dict(top=.25, bottom=.25, front=.02)
 
 
 def to_eight_bits(image: np.ndarray) -> np.ndarray:
@@ -64,3 +69,20 @@ def chest_side(mask: np.ndarray) -> str:
     reach = max(len(used) // 20, 1)
     ends = [mask[:, part].sum() for part in (used[:reach], used[-reach:])]
     return 'left' if ends[0] >= ends[1] else 'right'
+
+
+def cut_borders(mask: np.ndarray, side: str, view: str) -> List[str]:
+    """Borders beyond which a breast goes on and at which it should end: of
+    ``top``, ``bottom`` and ``front``; at the top of MLO it never ends.
+
+    Args:
+        mask: (H, W), of :func:`breast_mask`, of what the film shows.
+        side: Of the chest wall, 'left' or 'right'.
+        view: 'CC' or 'MLO'.
+    """
+    edges = dict(top=mask[0], bottom=mask[-1],
+                 front=mask[:, -1 if side == 'left' else 0])
+    if view == 'MLO':
+        del edges['top']
+    return [name for name, edge in edges.items()
+            if (edge > 0).mean() > _CONTACT[name]]

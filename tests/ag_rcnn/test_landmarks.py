@@ -92,6 +92,34 @@ def test_what_cannot_be_found_is_told(image, view, part):
         find_landmarks(image, 'L', view)
 
 
+@pytest.mark.parametrize('padded', [False, True])
+@pytest.mark.parametrize('view, border', [
+    ('CC', 'front'), ('MLO', 'front'), ('CC', 'top'), ('CC', 'bottom'),
+    ('MLO', 'bottom')])
+@pytest.mark.parametrize('pixels', [3, 20])
+def test_a_breast_cut_before_its_nipple_has_none(view, border, pixels,
+                                                 padded):
+    """As far before it; what a converted set adds beyond is no skin."""
+    image, (x, y) = drawn_breast(view), np.rint(NIPPLE).astype(int)
+    film = dict(front=np.s_[:, :x - pixels], top=np.s_[y + pixels:],
+                bottom=np.s_[:y - pixels])[border]
+    padding = [0, 0, 0, 0]
+    if padded:
+        kept = np.zeros_like(image)
+        kept[film] = image[film]
+        right, below = np.subtract(image.shape[::-1],
+                                   image[film].shape[::-1])
+        padding = dict(front=[0, 0, right, 0], top=[0, below, 0, 0],
+                       bottom=[0, 0, 0, below])[border]
+        image, film = kept, np.s_[:]
+    with pytest.raises(LandmarkError, match=f'cut at the {border}'):
+        find_landmarks(image[film], 'L', view, padding=padding)
+    with pytest.raises(LandmarkError, match=f'cut at the {border}'):
+        find_landmarks(
+            image[film][:, ::-1], 'R', view,
+            padding=[padding[2], padding[1], padding[0], padding[3]])
+
+
 def test_other_arguments_are_refused():
     with pytest.raises(ValueError, match='laterality: expected one of L, R'):
         find_landmarks(drawn_breast('CC'), 'LEFT', 'CC')
