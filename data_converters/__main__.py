@@ -743,8 +743,9 @@ def run_mammograms(args: argparse.Namespace) -> None:
     images, missing = mammograms.plan(args.dicom_root, args.tables,
                                       fitting.findings)
     options = Options(
-        None, mammograms=asdict(fitting), seed=args.seed, dataset='CBIS-DDSM',
-        classes=list(mammograms.CATEGORIES),
+        None, mammograms=asdict(fitting), seed=args.seed,
+        dataset=('synthetic breasts' if any(image.truth for image in images)
+                 else 'CBIS-DDSM'), classes=list(mammograms.CATEGORIES),
         fractions=_check_fractions(args.val_fraction, 0.))
     _report(mammograms.convert(images, missing, options, args.out_dir,
                                args.jobs, args.strict), args.out_dir,

@@ -425,11 +425,13 @@ class _Exposure:
         masks: (H, W) boolean, of each lesion.
         nipple: (2,) (px).
         pectoral: (2, 2) (px), None in CC.
+        lesions: (M, 2) where their centres are shown (px).
     """
     levels: np.ndarray
     masks: List[np.ndarray]
     nipple: np.ndarray
     pectoral: Optional[np.ndarray]
+    lesions: np.ndarray
 
 
 def expose(breast: Breast, view: str, image_size: int,
@@ -472,7 +474,8 @@ def expose(breast: Breast, view: str, image_size: int,
     return _Exposure(
         _film(integrals, pitch, rng), masks,
         geometry.project(apex[None], camera.ct2img)[0][0],
-        None if view == 'CC' else _pectoral(pressed, camera))
+        None if view == 'CC' else _pectoral(pressed, camera),
+        geometry.project(placed, camera.ct2img)[0])
 
 
 def _render(volume: Volume, camera: View) -> np.ndarray:
@@ -693,7 +696,8 @@ def _write_patient(out_dir: Path, number: int, seed: int, image_size: int
             told['images'][f'{patient}_{side}_{view}'] = dict(
                 nipple=shot.nipple.tolist(),
                 pectoral=None if shot.pectoral is None
-                else shot.pectoral.tolist())
+                else shot.pectoral.tolist(),
+                lesions=shot.lesions.tolist())
             for row in _write_image(out_dir, shot, breast, pitch,
                                     (part, patient, side, view)):
                 kind = 'mass' if row[5] == 'mass' else 'calc'
@@ -707,7 +711,8 @@ def _mirrored(shot: _Exposure) -> _Exposure:
     return _Exposure(
         shot.levels[:, ::-1], [mask[:, ::-1] for mask in shot.masks],
         width + shot.nipple * [-1, 1], None if shot.pectoral is None
-        else width + shot.pectoral * [-1, 1])
+        else width + shot.pectoral * [-1, 1],
+        width + shot.lesions * [-1, 1])
 
 
 def _write_image(out_dir: Path, shot: _Exposure, breast: Breast,

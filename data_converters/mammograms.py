@@ -301,6 +301,9 @@ def _finding(image: Mammogram, row: Row, values: np.ndarray,
     path, pixels = max(masks, key=lambda item: item[1].size)
     _tell_swapped(image.root, row, path, what, repairs)
     mask = pixels > 0
+    if mask.mean() > .5:  # as of a MONOCHROME1 file
+        mask = ~mask
+        repairs.append(f'mask of {what}: most of it is marked: was inverted')
     if mask.shape == values.shape:
         return mask
     scale = np.array(values.shape) / mask.shape
@@ -414,8 +417,8 @@ def write(loaded: _Loaded, options: Options, out_dir: Path,
         repairs=repairs, findings=findings)
     if image.truth is not None:
         record['truth'] = {
-            name: None if points is None
-            else fit.points(np.array(points, float)).tolist()
+            name: fit.points(np.array(points, float)).tolist() if points
+            else points
             for name, points in image.truth.items()}
     dump_json(record, record_path(out_dir, image.name))
     return record

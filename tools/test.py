@@ -130,7 +130,9 @@ def main(argv: Optional[List[str]] = None) -> None:
                 config=args.config, checkpoint=args.checkpoint,
                 sha256=hashlib.sha256(
                     Path(args.checkpoint).read_bytes()).hexdigest(),
-                ann_file=tested.source, patients_seen_in_training=seen),
+                ann_file=tested.source,
+                dataset=tested.metainfo.get('dataset'),
+                patients_seen_in_training=seen),
             boxes[-1].full_results if boxes else None)
 
 

@@ -69,6 +69,7 @@ class MammogramDataset(BaseDataset):
         if not content['images']:
             raise DataError(f'{self.source}: field "images": expected at '
                             'least one, found 0')
+        self._metainfo['dataset'] = content.get('info', {}).get('description')
         records = self._records(content['images'])
         self._add_annotations(records, content)
         groups: Dict[str, List[dict]] = defaultdict(list)

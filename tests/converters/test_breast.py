@@ -7,12 +7,14 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
+from landmarks import line_error
 from pycocotools import mask as coco_mask
 
 from data_converters import breast
 from data_converters.__main__ import main
 from data_converters.breast import Compression, make_patient, power_law_noise
 from data_converters.check import check_set
+from projects.ag_rcnn.landmarks import find_landmarks
 
 SIZE = 96
 
@@ -149,6 +151,10 @@ def test_findings_are_where_the_truth_in_3d_says(tree, converted):
             assert mask.sum() == found['area']
             across = max(found['bbox'][2:]) * image['pixel_mm']
             assert .4 < across / lesion['diameter'] < 2.2
+            u, v = image['truth']['lesions'][lesion['abnormality'] - 1]
+            middle = np.argwhere(mask).mean(0)[::-1] + .5
+            assert np.linalg.norm(middle - [u, v]) * image[
+                'pixel_mm'] < 2 + .15 * lesion['diameter']
     assert len(shown) == 2 * len(lesions)
 
 
@@ -172,6 +178,35 @@ def test_landmarks_are_where_the_truth_says(converted):
                 if image['laterality'] == 'R':
                     top = SIZE - top
                 assert 0 < top < SIZE / 2 and 0 < wall < SIZE
+
+
+def test_landmarks_are_found_where_the_truth_is(tmp_path):
+    """As docs/breast.md says of many: in pixels of 0.9 mm."""
+    main(['breast', '--out-dir', str(tmp_path / 'tree'), '--num-patients',
+          '2', '--image-size', '256', '--seed', '3'])
+    main(['mammograms', '--dicom-root', str(tmp_path / 'tree'), '--out-dir',
+          str(tmp_path / 'set'), '--image-size', '256'])
+    images, nipples, lines = [], [], []
+    for path in (tmp_path / 'set/annotations').glob('*.json'):
+        images += json.loads(path.read_text())['images']
+    assert len(images) == 8
+    for image in images:
+        found = find_landmarks(cv2.imread(
+            str(tmp_path / 'set' / image['file_name']), cv2.IMREAD_UNCHANGED),
+            image['laterality'], image['view'], padding=image['padding'])
+        truth = image['truth']
+        nipples.append(image['pixel_mm'] * np.linalg.norm(
+            found.nipple - truth['nipple']))
+        if truth['pectoral']:
+            lines.append(image['pixel_mm'] * line_error(
+                found.pectoral, np.array(truth['pectoral'])))
+    assert max(nipples) < 10 and np.median(nipples) < 6
+    assert len(lines) == 4 and max(lines) < 5
+
+
+def test_the_set_says_that_it_is_synthetic(converted):
+    for coco in converted[0].values():
+        assert coco['info']['description'] == 'synthetic breasts'
 
 
 def test_the_same_seed_makes_the_same_files(tree, tmp_path):

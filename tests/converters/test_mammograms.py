@@ -214,6 +214,19 @@ def test_monochrome1_is_inverted(delivery, tmp_path):
     assert pixels[SIZE // 2, 10] > 25000 and pixels[2, 95] < 1000
 
 
+@pytest.mark.parametrize('pixels', [mask(), mask().max() - mask()])
+def test_the_mask_is_what_is_little(delivery, tmp_path, pixels):
+    """Whatever a MONOCHROME1 file means by white."""
+    folder = one(delivery, [pixels, crop()])
+    write_dicom(folder / 'study/roi/1-1.dcm', pixels,
+                PhotometricInterpretation='MONOCHROME1')
+    sets = convert(delivery.tables(), tmp_path / 'out')
+    assert only_box(sets) == [2 * v for v in BOX]
+    inverted = pixels[0, 0] == 0
+    assert ('was inverted' in str(errors(tmp_path / 'out')['repaired'])
+            ) == inverted
+
+
 def test_bits_are_stretched(delivery, tmp_path):
     one(delivery, pixels=mammogram() >> 4, BitsStored=12, HighBit=11)
     sets = convert(delivery.tables(), tmp_path / 'out')
