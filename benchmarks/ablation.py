@@ -291,8 +291,9 @@ def table_of_images(out_dir: Path, split: str, against: str) -> str:
         if against in results and name != against:
             more = '{:+.3f} [{:+.3f}, {:+.3f}]'.format(
                 *recall_difference(r, results[against]))
-        cells = [f'{r[f"R@{rate:g}"]:.3f}' for rate in RATES]
-        cells[0] += f' [{r["R@0.5_low"]:.3f}, {r["R@0.5_high"]:.3f}]'
+        cells = ['{:.3f} [{:.3f}, {:.3f}]'.format(*(
+            r[f'R@{rate:g}{end}'] for end in ('', '_low', '_high')))
+            for rate in RATES]
         rows.append([name, *cells, more, f'{r["R@0.5_centre"]:.3f}',
                      f'{seconds_per_iteration(out_dir / slug(name)):.2f}'])
     header = ['variant', *(f'R@{rate:g}' for rate in RATES),
@@ -313,8 +314,11 @@ def main(argv: Optional[List[str]] = None) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument('--iters', type=int, default=1000)
     length.add_argument('--minutes', type=float)
-    parser.add_argument('--split', default='val', choices=('val', 'test'),
-                        help='what is tested on: test is for final tables')
+    parser.add_argument('--split', default='val',
+                        choices=('val', 'test', 'train'),
+                        help='what is tested on: test is for final tables, '
+                        'train for another set, made with another seed '
+                        '(--data-root), whose largest part it is')
     parser.add_argument('--against', metavar='VARIANT',
                         help='what the others are compared with, scan by '
                         'scan (default: volume or Mask R-CNN; of slices the '

@@ -26,4 +26,5 @@ train_dataloader = dict(dataset=dict(pipeline=[
     dict(type='PackExam')]))
 val_dataloader = test
 test_dataloader = test
+find_unused_parameters = True  # where an image has no partner
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=.01))

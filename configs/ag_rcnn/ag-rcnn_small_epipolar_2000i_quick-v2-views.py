@@ -21,4 +21,5 @@ model = dict(
         type='CrossViewGraph', channels=_base_.width, k=3, inception=None,
         # An edge of a node's cell: half in each view, as lines run along rows.
         relation=dict(type='EpipolarRelation', reach=16.)))
+find_unused_parameters = True  # where an image has no partner
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=.01))

@@ -4,8 +4,9 @@ This module owns both schemas. ``results.json``, of a test, is what the 3D
 metric's ``full_results`` hold, in their order, and then
 
 - ``source``: ``config``, ``checkpoint``, its ``sha256``, the tested
-  ``ann_file``, what that says its ``dataset`` is, and of how many of its patients or parts the checkpoint was
-  trained on (``patients_seen_in_training``; null where that is not known);
+  ``ann_file``, what that says its ``dataset`` is, and of how many of its
+  patients or parts the checkpoint was trained on
+  (``patients_seen_in_training``; null where that is not known);
 - ``2d``: ``full_results`` of the 2D metric, where the model has a 2D stage.
 
 ``boxes.json``, of an inference, has ``boxes`` and says what their numbers

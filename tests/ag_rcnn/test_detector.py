@@ -1,7 +1,9 @@
 """Mask R-CNN of mammograms: training, stages, tools."""
 
 import json
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,15 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner.checkpoint import load_state_dict
+from torch import distributed
 
 import projects.ag_rcnn  # noqa: F401  registers everything
 from projects.ag_rcnn.detector import GREY
 from projects.ag_rcnn.transforms import (
     LoadMammogram,
+    MammogramTones,
     ResizeMammogram,
     WarpMammogram,
 )
@@ -279,6 +284,32 @@ def test_a_stage_moves_its_part_alone(root, tmp_path):
         ['backbone.layer2'])
 
 
+def test_stages_do_not_stop_several_processes(tmp_path):
+    """Parts that a stage leaves out have no gradient to be waited for."""
+    for name in ('mask-rcnn_r50_55e', 'ag-rcnn_r50_12e'):
+        assert Config.fromfile(ROOT / f'configs/ag_rcnn/{name}_cbis-ddsm.py'
+                               ).find_unused_parameters
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        net = MMDistributedDataParallel(
+            torch.nn.Sequential(OrderedDict(
+                first=torch.nn.Linear(2, 2), last=torch.nn.Linear(2, 1))),
+            device_ids=None, find_unused_parameters=True)
+        hook = StageHook([dict(length=1, lr=.1, parts=['last']),
+                          dict(length=1, lr=.1)])
+        runner = SimpleNamespace(model=net, max_iters=4, optim_wrapper=(
+            torch.optim.SGD(net.parameters(), lr=.1)))
+        hook.before_train(runner)
+        for runner.iter in range(4):
+            hook.before_train_iter(runner, runner.iter)
+            net(torch.ones(3, 2)).sum().backward()
+            first = net.module.first.weight.grad
+            assert (first is None) == (runner.iter < 2)
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_a_stage_of_nothing_is_refused(root, tmp_path):
     runner = runner_of(root, tmp_path, [
         dict(length=1, lr=1., parts=['no_head'])], 1, 'nothing')
@@ -324,6 +355,40 @@ def test_a_warp_moves_image_masks_boxes_and_nodes_alike(root):
             out['nodes'][0], [columns.mean() + .5, rows.mean() + .5],
             atol=1.5)
         assert out['img'][mask].mean() > out['img'].mean() + .3
+
+
+@pytest.mark.parametrize('name', ['gamma', 'blur', 'noise', 'contrast',
+                                  'brightness'])
+def test_tones(root, name):
+    """Each of 004's does what it is called, alone, within black and white."""
+    before = LoadMammogram()(dict(breasts(root).get_data_info(1)['images'][0]))
+    image = before['img']
+    sizes = dict.fromkeys(('gamma', 'blur', 'noise', 'contrast',
+                           'brightness'), 0.)
+    tones = MammogramTones(1., **dict(sizes, **{
+        name: dict(blur=3.).get(name, .3)}))
+    np.random.seed(1)
+    after = max((tones(dict(before))['img'] for _ in range(5)),
+                key=lambda other: np.abs(other - image).sum())
+    assert after.dtype == np.float32 and after.shape == image.shape
+    assert after.min() >= 0 and after.max() <= 1
+    inside = (image > .1) & (image < .6)
+    changes = after - image
+    assert np.abs(changes[inside]).mean() > 1e-3
+    if name in ('gamma', 'contrast', 'brightness'):
+        # No pixel overtakes another, but by the least blur there is.
+        order = np.argsort(image[inside])
+        assert np.corrcoef(image[inside][order], after[inside][order])[
+            0, 1] > .95
+    if name == 'brightness':
+        assert changes[inside].std() < .05 * abs(changes[inside].mean()) + .02
+    edges = [np.abs(np.diff(a, axis=1)).mean() for a in (image, after)]
+    if name == 'blur':
+        assert edges[1] < .7 * edges[0]
+    if name == 'noise':
+        assert edges[1] > 1.2 * edges[0]
+    off = MammogramTones(0.)(dict(before))['img']
+    assert np.array_equal(off, image.clip(0, 1))
 
 
 def test_images_are_scaled_and_padded_to_squares(tmp_path):

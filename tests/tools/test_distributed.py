@@ -18,6 +18,7 @@ from torch import distributed
 from torch.multiprocessing import spawn
 
 from projects.core.engine.configs import load_config
+from tests.helpers.breasts import make_breast_set
 from tests.helpers.commands import CONFIG, ROOT, SMALL, error_of, tool
 from tests.helpers.models import FEATURES, quick, scans_of
 from tests.helpers.spheres import make_sphere_set
@@ -113,10 +114,9 @@ def free_port():
         return listening.getsockname()[1]
 
 
-def run(*command):
+def run(*command, options=(*SMALL, 'train_cfg.max_iters=2')):
     return subprocess.run(
-        [*map(str, command), '--cfg-options', *SMALL,
-         'train_cfg.max_iters=2'], cwd=ROOT,
+        [*map(str, command), '--cfg-options', *options], cwd=ROOT,
         capture_output=True, text=True, timeout=300, env=dict(
             os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
             PORT=str(free_port()), CUDA_VISIBLE_DEVICES='',
@@ -144,6 +144,22 @@ def test_two_processes_train_on_cpus(tmp_path):
     results = json.loads((tmp_path / 'results.json').read_text())
     assert results['num_scans'] == 4
     assert {'source', '2d'} <= set(results)
+
+
+def test_a_graph_that_nobody_needs_does_not_stop_several(tmp_path):
+    """No landmark is found in these images, so no exam has the graph."""
+    for split in ('train', 'val'):
+        make_breast_set(tmp_path / 'data', 2, split)
+    done = run('tools/dist_train.sh',
+               'configs/ag_rcnn/ag-rcnn_small_500i_breast.py', 1,
+               '--work-dir', tmp_path / 'work', '--data-root',
+               tmp_path / 'data', options=[
+                   *(f'{split}_dataloader.dataset.pipeline.0.transforms.'
+                     '2.size=96' for split in ('train', 'val', 'test')),
+                   'train_cfg.max_iters=3', 'train_cfg.val_begin=9',
+                   'load_from=None'])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / 'work' / 'iter_3.pth').exists()
 
 
 def test_slurm_gets_what_was_asked_for(tmp_path):

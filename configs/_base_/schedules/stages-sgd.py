@@ -14,3 +14,6 @@ default_hooks = dict(
         type='CheckpointHook', by_epoch=True, interval=1, max_keep_ckpts=2,
         save_best='R@0.5', rule='greater'))
 log_processor = dict(type='LogProcessor', window_size=20, by_epoch=True)
+# For several processes: what a stage leaves out has no gradient, nor has a
+# graph in an exam without partners.
+find_unused_parameters = True

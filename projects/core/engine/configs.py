@@ -281,7 +281,8 @@ def _distribute_on_cpu(cfg: Config) -> None:
     atexit.register(gc.collect)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel', device_ids=None,
-        broadcast_buffers=False)
+        broadcast_buffers=False, find_unused_parameters=cfg.get(
+            'find_unused_parameters', False))
 
 
 def match_distance_of(cfg: Config) -> float:
