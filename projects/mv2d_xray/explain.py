@@ -10,9 +10,9 @@ from mmengine.structures import InstanceData
 
 from projects.core import geometry
 from projects.core.boxes import corners_of, gravity_boxes
+from projects.core.engine.bands import gaussian_blur
 from projects.core.explain import Target, similarity, target_of
 from projects.mv2d_xray.detector import MV2DXRay
-from projects.mv2d_xray.preprocessing import gaussian_blur
 
 __all__ = ['xray_target']
 

@@ -7,6 +7,7 @@ from mmengine.structures import InstanceData
 
 from projects.core import geometry
 from projects.core.boxes import corners_of
+from projects.core.engine.bands import gaussian_blur
 from projects.core.engine.command_line import UserError
 from projects.core.explain import (
     FRACTIONS,
@@ -22,7 +23,6 @@ from projects.core.explain import (
 )
 from projects.core.findings import silhouettes
 from projects.core.rig import Rig
-from projects.mv2d_xray.preprocessing import gaussian_blur
 from tests.helpers.spheres import chord_lengths
 
 

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_converters.__main__ import BENCHMARKS, main as convert
 from projects.core import geometry
+from projects.core.engine.bands import gaussian_blur
 from projects.core.engine.configs import build_runner, load_config
 from projects.mv2d_xray.lifting.fusion import (
     DENOISING,
@@ -19,7 +20,6 @@ from projects.mv2d_xray.lifting.fusion import (
     VOLUME,
     XRaySourceFusion,
 )
-from projects.mv2d_xray.preprocessing import gaussian_blur
 from projects.mv2d_xray.transforms.geometric import keep_views
 from tests.helpers.models import (
     CONFIGS,
