@@ -13,10 +13,14 @@ train_cfg = dict(max_iters=2000)
 custom_hooks = [hook for hook in _base_.custom_hooks
                 if hook['type'] != 'KnownViewsHook']
 model = dict(
-    # Line integrals up to 16.
-    data_preprocessor=dict(mean=[.2], std=[.1], pad_mask=False),
-    detector_2d=dict(type='FasterRCNN', roi_head=dict(
-        mask_head=None, mask_roi_extractor=None)),
+    # Line integrals up to 16, and the bands of MV2D-Xray: a nodule is a
+    # twentieth of what the anatomy varies by.
+    data_preprocessor=dict(
+        mean=[.2], std=[.1], pad_mask=False,
+        bands=[(1.5, 32.), (4., 12.3), (12., 4.7)]),
+    detector_2d=dict(
+        type='FasterRCNN', backbone=dict(in_channels=4),
+        roi_head=dict(mask_head=None, mask_roi_extractor=None)),
     graph=dict(
         type='CrossViewGraph', channels=_base_.width, k=3, inception=None,
         # An edge of a node's cell: half in each view, as lines run along rows.

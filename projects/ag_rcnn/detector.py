@@ -1,6 +1,6 @@
 """An mmdet detector of images that come with their partners."""
 
-from typing import List, Optional, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmdet.models.data_preprocessors import DetDataPreprocessor
@@ -9,6 +9,7 @@ from mmdet3d.registry import MODELS
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from projects.core.engine.bands import contrast_bands
 from projects.core.engine.precision import as_is, features_2d
 
 __all__ = ['CrossViewDetector', 'ExamPreprocessor', 'GREY']
@@ -18,14 +19,33 @@ GREY = (.299, .587, .114)  # of red, green and blue
 
 @MODELS.register_module()
 class ExamPreprocessor(DetDataPreprocessor):
-    """mmdet's, of the images of all samples of a batch."""
+    """mmdet's, of the images of all samples of a batch.
+
+    Args:
+        bands (Sequence[Sequence[float]]): Further channels, each of what a
+            normalised image has more than its blur: its standard deviation
+            (px), and what the difference is multiplied with.
+        **kwargs: As for mmdet's.
+    """
+
+    def __init__(self, *args, bands: Sequence[Sequence[float]] = (),
+                 **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.sigmas = [sigma for sigma, _ in bands]
+        self.register_buffer('gains', torch.tensor(
+            [1., *(gain for _, gain in bands)])[:, None, None], False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Normalise the images (V, 1, H, W) of each sample as one batch."""
-        return super().forward(dict(
+        """Images (V, 1, H, W) of each sample to one batch (B, 1 + bands, H,
+        W)."""
+        batch = super().forward(dict(
             inputs=[image for images in data['inputs'] for image in images],
             data_samples=[image for sample in data['data_samples']
                           for image in sample.images]), training)
+        if self.sigmas:
+            batch['inputs'] = self.gains * contrast_bands(
+                batch['inputs'], self.sigmas)
+        return batch
 
 
 @MODELS.register_module()
@@ -36,8 +56,7 @@ class CrossViewDetector(BaseModel):
     Where the backbone takes one channel, weights of a first convolution for
     colours become their grey mean, .299 R + .587 G + .114 B. Where it takes
     three, each is the image: there are backbones of mmdet that take no other
-    number. Under autocast
-    backbone and neck run in half precision, the rest in float32.
+    number; unless the preprocessor makes channels. Under autocast backbone and neck run in half precision, the rest in float32.
 
     Args:
         detector_2d (dict): The mmdet detector.
@@ -67,7 +86,7 @@ class CrossViewDetector(BaseModel):
     def forward(self, inputs: Tensor,
                 data_samples: Optional[List[DetDataSample]] = None,
                 mode: str = 'tensor') -> Union[dict, list, tuple]:
-        """As mmdet's, of images (B, 1, H, W)."""
+        """As mmdet's, of images (B, C, H, W)."""
         features = self.extract_feat(inputs, data_samples)
         with torch.autocast(inputs.device.type, enabled=False):
             return self.detector_2d(features, data_samples, mode)
@@ -78,7 +97,8 @@ class CrossViewDetector(BaseModel):
         """Backbone, neck and graph, see :func:`~projects.core.engine.
         precision.features_2d`."""
         features = features_2d(
-            self.detector_2d, inputs.expand(-1, self.colours, -1, -1))
+            self.detector_2d, inputs if inputs.shape[1] > 1
+            else inputs.expand(-1, self.colours, -1, -1))
         if self.graph is None or data_samples is None:
             return features
         with torch.autocast(inputs.device.type, enabled=False):

@@ -8,7 +8,7 @@ from mmdet3d.models.data_preprocessors import Det3DDataPreprocessor
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
-from projects.core.engine.bands import gaussian_blur
+from projects.core.engine.bands import contrast_bands
 
 __all__ = ['XRayDataPreprocessor']
 
@@ -68,11 +68,8 @@ class XRayDataPreprocessor(Det3DDataPreprocessor):
         return data
 
     def bands(self, images: Tensor) -> Tensor:
-        """Line integrals (N, 1, H, W) to channels (N, 1 + bands, H, W), in
-        float32 under autocast, too: a band is a small difference of large
-        numbers."""
+        """Line integrals (N, 1, H, W) to channels (N, 1 + bands, H, W), see
+        :func:`~projects.core.engine.bands.contrast_bands`."""
         with torch.autocast(images.device.type, enabled=False):
-            channels = [images]
-            channels += [images - gaussian_blur(images, s)
-                         for s in self.band_sigmas]
-            return (torch.cat(channels, 1) - self.band_mean) / self.band_std
+            return (contrast_bands(images, self.band_sigmas)
+                    - self.band_mean) / self.band_std

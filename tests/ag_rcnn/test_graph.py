@@ -398,6 +398,26 @@ def test_x_ray_views_of_a_rig(tmp_path):
     assert len(found) == 4 and 'masks' not in found[0].pred_instances
 
 
+def test_bands_show_what_is_small():
+    """A disc that the anatomy's slope hides in the image itself."""
+    prepare = MODELS.build(dict(
+        type='ExamPreprocessor', mean=[.2], std=[.1], bands=[(2., 30.)]))
+    y, x = np.mgrid[:64, :64]
+    image = x / 100 + .01 * (np.hypot(x - 40, y - 20) < 2)
+    sample = dict(
+        inputs=torch.tensor(image[None, None], dtype=torch.float32),
+        data_samples=SimpleNamespace(images=[DetDataSample(
+            metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))]))
+    inputs = prepare(dict(inputs=[sample['inputs']],
+                          data_samples=[sample['data_samples']]))['inputs']
+    assert inputs.shape == (1, 2, 64, 64)
+    torch.testing.assert_close(inputs[0, 0], torch.tensor(
+        (image - .2) / .1, dtype=torch.float32))
+    inner = inputs[0, 1, 8:-8, 8:-8]
+    assert divmod(int(inner.argmax()), 48) == pytest.approx((12, 32), abs=1)
+    assert inner.max() > 10 * inner.abs().median()
+
+
 def test_a_training_on_x_ray_views(tmp_path):
     """With all hooks of the config."""
     for split in ('train', 'val'):

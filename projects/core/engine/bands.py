@@ -1,10 +1,12 @@
 """Contrast bands: what stands out of a blurred image."""
 
+from typing import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ['gaussian_blur']
+__all__ = ['contrast_bands', 'gaussian_blur']
 
 _PARTS = 8
 
@@ -46,3 +48,20 @@ def _blurred_rows(images: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(
         padded.reshape(-1, parts, height // parts, width + 2 * radius),
         kernel.expand(parts, 1, 1, -1), groups=parts).reshape(images.shape)
+
+
+def contrast_bands(images: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Images and, per scale, what they have more than their blur, in which a
+    small indication stands out from the anatomy. In float32 under autocast,
+    too: a band is a small difference of large numbers.
+
+    Args:
+        images (Tensor): (N, 1, H, W).
+        sigmas (Sequence[float]): Standard deviations of the blurs (px).
+
+    Returns:
+        Tensor: (N, 1 + bands, H, W).
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return torch.cat([images, *(images - gaussian_blur(images, sigma)
+                                    for sigma in sigmas)], 1)
