@@ -56,7 +56,8 @@ class CrossViewDetector(BaseModel):
     Where the backbone takes one channel, weights of a first convolution for
     colours become their grey mean, .299 R + .587 G + .114 B. Where it takes
     three, each is the image: there are backbones of mmdet that take no other
-    number; unless the preprocessor makes channels. Under autocast backbone and neck run in half precision, the rest in float32.
+    number; unless the preprocessor makes channels. Under autocast backbone
+    and neck run in half precision, the rest in float32.
 
     Args:
         detector_2d (dict): The mmdet detector.
