@@ -1,15 +1,21 @@
 """What the benchmarks of mammograms say."""
 
 import boxes_in_views
+import breast_pairs
 import breast_spectrum
 import cv2
 import landmarks
 import numpy as np
 import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 
 from data_converters.breast import power_law_noise
+from projects.ag_rcnn.relations import CoOccurrence
 from projects.core.evaluation.metric_images import recall_difference
 from projects.core.files import DataError, dump_json, load_json
+from tests.helpers.breasts import make_breast_set
 from tests.helpers.mammograms import (
     DRAWN_LINE,
     DRAWN_NIPPLE,
@@ -120,3 +126,51 @@ def test_the_square_lies_in_the_breast():
     assert (breast_spectrum.square(left[:, ::-1], 'R', .5) == taken).all()
     with pytest.raises(SystemExit, match='expected CC images'):
         breast_spectrum.main(['--data-root', 'no/such/folder'])
+
+
+# ------------------------------------------------------------ pairs of views
+def test_like_nodes_are_told_from_chance():
+    nodes = np.array([[8., 8.], [24., 8.], [40., 8.], [56., 8.]])
+
+    def at(*columns):
+        boxes = torch.tensor([[x - 2, 6, x + 2, 10] for x in columns])
+        return DetDataSample(metainfo=dict(nodes=nodes, view='CC'),
+                             gt_instances=InstanceData(bboxes=boxes.float()))
+
+    same = [(at(x), 0, at(x), 0) for x in (8, 24, 40, 56)]
+    told = breast_pairs.agreement(same, 4)
+    assert told['same_node'] == told['same_line'] == 1
+    assert told['same_node_by_chance'] == .25
+    other = [(at(8, 24), 1, at(56), 0)]
+    assert breast_pairs.agreement(other, 4)['same_node'] == 0
+    assert breast_pairs.line_of(np.arange(26), 22).tolist() == [
+        0, *[1] * 7, *[2] * 7, *[3] * 7, *[4] * 4]
+    relation = CoOccurrence((4, 4), k=1)
+    relation.counts[1, 3] = 1
+    assert breast_pairs.support(other, relation) == dict(
+        related=1, all_related=1 / 16)
+    assert breast_pairs.support(same, relation)['related'] == 0
+
+
+def test_what_one_view_could_tell_the_other():
+    def image(view, *found):
+        return dict(patient='P', laterality='L', view=view, ground_truth=[
+            {} for _ in found], predictions=[
+                dict(match=row, score=score)
+                for row, score in enumerate(found)])
+    results = dict(
+        images=[image('CC', .9, .9, .1), image('MLO', .9, .2, .1)],
+        by_class=dict(mass=dict(froc=dict(
+            threshold=[.9, .5, .1],
+            false_positives_per_image=[0, .5, 2]))))
+    assert breast_pairs.seen(results) == dict(
+        in_an_image=.5, in_both_views=pytest.approx(1 / 3),
+        in_one_view_alone=pytest.approx(1 / 3), findings=3)
+
+
+def test_a_set_without_pairs_is_told(tmp_path):
+    """Without landmarks nothing can be said of nodes."""
+    for split in ('train', 'test'):
+        make_breast_set(tmp_path, 2, split)
+    with pytest.raises(SystemExit, match='instances_test.json: expected find'):
+        breast_pairs.main(['--data-root', str(tmp_path)])
