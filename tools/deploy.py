@@ -13,7 +13,11 @@ from typing import List, Optional
 import numpy as np
 import torch
 
-from projects.core.deployed import CONTENT_FILE, GRAPH_FILE
+from projects.core.deployed import (
+    CONTENT_FILE,
+    GRAPH_FILE,
+    SCHEMA_VERSION,
+)
 from projects.core.engine.checkpoints import class_names, load_model
 from projects.core.engine.command_line import (
     UserError,
@@ -75,7 +79,7 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
         score=fusion.test_cfg['score_thr'], iou=fusion.test_cfg['iou_thr'],
         absent=fusion.prior, boxes=fusion.test_cfg['max_per_img'])
     return dict(
-        schema_version=1, units='mm',
+        schema_version=SCHEMA_VERSION, units='mm',
         classes=list(class_names(args.checkpoint, meta, model)), rig=rig,
         pixel_mm=None if rig is None else float(np.median(
             [view.pixel_size for view in Rig.from_dict(rig).views])),

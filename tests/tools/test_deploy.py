@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from mmdet3d.structures import Det3DDataSample
@@ -220,15 +221,92 @@ def test_one_view_fixes_no_place(both):
         both[0].predict(np.zeros((1, 64, 64)), np.zeros((1, 4, 4)))
 
 
-def test_damaged_files(both, tmp_path):
-    (tmp_path / 'model.json').write_text('{}')
-    with pytest.raises(DataError, match='field "classes"'):
+@pytest.mark.parametrize('field, value, sentence', [
+    ('', [], 'expected an object'),
+    ('', {}, 'field "schema_version": expected 1, .* found none'),
+    ('schema_version', 2, 'expected 1, .* found 2'),
+    ('classes', 5, 'expected a list of names, .* found 5'),
+    ('classes', [], 'expected a list of names'),
+    ('classes', [1], 'expected a list of names'),
+    ('thresholds', {}, r'"thresholds.score": expected a number, .* none'),
+    ('thresholds', 'x', "expected an object, .* found 'x'"),
+    ('thresholds.score', '0.1', "expected a number, .* found '0.1'"),
+    ('thresholds.iou', None, 'expected a number, .* found none'),
+    ('thresholds.absent', 0, 'expected a number between 0 and 1'),
+    ('thresholds.boxes', 1.5, 'expected a whole number'),
+    ('intensity', {}, '"intensity.scale": expected a number'),
+    ('checkpoint', 'x', "expected an object, .* found 'x'"),
+    ('checkpoint.file', 3, 'expected a text, .* found 3'),
+    ('rig', {}, '"views": expected a non-empty list'),
+    ('pixel_mm', 'x', 'expected a number'),
+    ('metrics', 5, 'expected an object'),
+    ('triangulation', {}, '"triangulation.scene_range": expected six'),
+    ('known_views', 'x', "expected an object, .* found 'x'"),
+    ('known_views', {}, '"known_views.line_integrals": expected an object'),
+    ('known_views.line_integrals.99', [1], 'expected two numbers'),
+    ('known_views.noise', .1, 'expected two numbers, .* found 0.1'),
+    ('known_views.exposure', [1], 'expected two numbers or null')])
+def test_a_damaged_json(both, tmp_path, field, value, sentence):
+    content = json.loads(json.dumps(both[0].content))
+    place = content
+    *parts, last = field.split('.')
+    for part in parts:
+        place = place[part]
+    place[last] = value
+    (tmp_path / 'model.json').write_text(
+        json.dumps(content if field else value))
+    with pytest.raises(DataError, match=sentence) as error:
         DeployedModel(tmp_path)
+    assert str(error.value).startswith(
+        f'{tmp_path}/model.json: ' + f'field "{field}'[:99 * bool(field)])
+    assert '\n' not in str(error.value)
+
+
+def other_graph(opset=20, ir_version=10):
+    """A file that onnxruntime reads: of the right inputs it gives one."""
+    def tensor(name, *shape):
+        return onnx.helper.make_tensor_value_info(name, 1, shape)
+
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node('Identity', ['images'], ['boxes'])], 'g',
+            [tensor('images', 'v', 1, 'h', 'w'), tensor('ct2img', 'v', 4, 4)],
+            [tensor('boxes', 'v', 1, 'h', 'w')]), ir_version=ir_version,
+        opset_imports=[onnx.helper.make_opsetid('', opset)])
+
+
+def test_a_damaged_graph(both, tmp_path):
     (tmp_path / 'model.json').write_text(json.dumps(both[0].content))
-    for write in (lambda p: None, lambda p: p.write_bytes(b'none')):
-        write(tmp_path / 'model.onnx')
-        with pytest.raises(DataError, match='expected an ONNX model'):
+    graph, outputs = other_graph(), other_graph()
+    graph.graph.input.pop()
+    newer = other_graph(ir_version=99)
+    for data, sentence in (
+            (None, 'expected an ONNX model, found none'),
+            (b'none', 'expected an ONNX model .* found .*INVALID_PROTOBUF'),
+            (graph, r'field "inputs": expected images \(any, 1, any, any\), '
+             r'ct2img .*, found images \(v, 1, h, w\) of tensor'),
+            (outputs, r'field "outputs": expected boxes \(any, 6\), .*found '
+             r'boxes \(v, 1, h, w\)'),
+            (newer, 'found .* model IR version: 99')):
+        if data is not None:
+            (tmp_path / 'model.onnx').write_bytes(
+                data if isinstance(data, bytes) else data.SerializeToString())
+        with pytest.raises(DataError, match=sentence) as error:
             DeployedModel(tmp_path)
+        assert str(error.value).startswith(f'{tmp_path}/model.onnx: ')
+        assert '\n' not in str(error.value)
+
+
+def test_a_json_of_another_graph(both, tmp_path):
+    content = dict(both[0].content)
+    shutil.copy(both[0].folder / 'model.onnx', tmp_path)
+    if content['triangulation']:
+        content['triangulation'], field = None, 'triangulation'
+    else:
+        content['classes'], field = [*content['classes'], 'other'], 'classes'
+    (tmp_path / 'model.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f'json: field "{field}": expected'):
+        DeployedModel(tmp_path)
 
 
 @pytest.mark.parametrize('name', OTHERS)
