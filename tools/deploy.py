@@ -8,7 +8,7 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import List, Optional
+from typing import TYPE_CHECKING, List, Optional
 
 import numpy as np
 import torch
@@ -32,8 +32,12 @@ from projects.core.results import load_results
 from projects.core.rig import Rig
 from projects.mv2d_xray.deploy import DeployedGraph, can_be_deployed
 
+if TYPE_CHECKING:
+    import onnx
+
 METRICS = ('num_scans', 'num_gt', 'mAP_3d', 'mAP_3d_low', 'mAP_3d_high',
            'CPM', 'centre_error_mm', 'size_error_mm')
+REPEATED = 1 << 12  # numbers: fewer are left as they are
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -133,6 +137,37 @@ def export(graph: torch.nn.Module, path: Path) -> None:
             dynamic_shapes=({0: views, 2: height, 3: width}, {0: views}),
             input_names=['images', 'ct2img'],
             output_names=list(graph(*example))).save(path)
+    import onnx  # an extra that only this needs
+    model = onnx.load(path)
+    slim(model)
+    onnx.save(model, path)
+
+
+def slim(model: 'onnx.ModelProto') -> None:
+    """Take out of a model what its nodes come from, which has the paths of
+    the machine that wrote it, and keep once what repeats along an axis of a
+    constant, as coordinates of a grid do; onnxruntime repeats it as it
+    loads."""
+    import onnx
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output,
+                 *graph.initializer):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
+    del graph.value_info[:]
+    for tensor in list(graph.initializer):
+        whole = once = onnx.numpy_helper.to_array(tensor)
+        for axis in range(whole.ndim if whole.size > REPEATED else 0):
+            first = once.take([0], axis)
+            once = first if (once == first).all() else once
+        if once.size < whole.size:
+            name, shape = tensor.name, np.array(whole.shape)
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(once, f'{name}_once'))
+            graph.initializer.append(
+                onnx.numpy_helper.from_array(shape, f'{name}_shape'))
+            graph.node.insert(0, onnx.helper.make_node(
+                'Expand', [f'{name}_once', f'{name}_shape'], [name]))
 
 
 if __name__ == '__main__':

@@ -211,6 +211,21 @@ def test_what_is_known_of_a_model(both):
     assert told['known_views'] == known and known['noise']
 
 
+def test_what_the_file_holds(both):
+    """No word of who made it; what the runtime's oldest onnxruntime reads;
+    and no coordinates of a whole grid."""
+    path = both[0].folder / 'model.onnx'
+    data = path.read_bytes()
+    for word in (str(ROOT), sysconfig.get_paths()['purelib'], '.py'):
+        assert word.encode() not in data
+    model = onnx.load_from_string(data)
+    assert model.ir_version <= 10  # of onnxruntime 1.20.1, as the opset
+    assert [(o.domain, o.version <= 20) for o in model.opset_import] == [
+        ('', True)]
+    weights = 4 * sum(p.numel() for p in both[1].parameters())
+    assert len(data) < weights + 3e5
+
+
 def test_cameras_that_are_not_those_of_the_images(both):
     with pytest.raises(ValueError, match='expected images'):
         both[0].predict(np.zeros((3, 64, 64)), np.zeros((2, 4, 4)))
