@@ -7,6 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional
 
@@ -100,6 +101,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, export, write."""
     args = parse_args(argv)
     check_outputs(args, 'out_dir')
+    for name in ('onnx', 'onnxscript'):
+        if find_spec(name) is None:
+            raise UserError(f'expected {name}, as pip install '
+                            'mv2d-xray[deploy] brings it, found none')
     cfg = load_config(args.config)
     model, meta = load_model(cfg, args.checkpoint, 'cpu')
     if not can_be_deployed(model):

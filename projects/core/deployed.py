@@ -26,6 +26,7 @@ import numpy as np
 
 from projects.core.box_correlation import triangulate_rois
 from projects.core.consistency import expect_as_rig
+from projects.core.engine.command_line import UserError
 from projects.core.engine.known_views import PERCENT, other_greys
 from projects.core.files import DataError, load_json
 from projects.core.fusion import fuse_arrays
@@ -180,10 +181,16 @@ class DeployedModel:
 
     Raises:
         DataError: A file is missing or not what it should be.
+        UserError: There is no onnxruntime.
     """
 
     def __init__(self, folder: Union[str, Path], threads: int = 0) -> None:
-        import onnxruntime  # an extra that only a deployed model needs
+        try:  # only a deployed model needs it
+            import onnxruntime
+        except ImportError:
+            raise UserError(
+                'expected onnxruntime, as pip install mv2d-xray[deploy] '
+                'brings it, found none') from None
         self.folder = Path(folder)
         path = self.folder / CONTENT_FILE
         self.content = load_json(path)
@@ -302,7 +309,7 @@ class DeployedFinder:
         shapes = {values.shape for values in integrals}
         if len(integrals) < 2 or len(shapes) > 1:
             raise DataError(
-                f'{token}: views: expected two or more of one size, found '
+                'views: expected two or more of one size, found '
                 + (f'{len(integrals)}' if len(integrals) < 2 else
                    f'sizes {sorted(shapes)}'))
         shown = np.stack(integrals)

@@ -312,6 +312,48 @@ def test_a_damaged_graph(both, tmp_path):
         assert '\n' not in str(error.value)
 
 
+def test_what_the_runtime_says_of_wrong_options(tmp_path):
+    for options, sentence in (
+            (['--threads', '-3', '--out', 'b.json'],
+             '--threads: expected 0, which takes all cores, or more, found '
+             '-3'),
+            ([], '--out: expected with --images, or --out-dir, found none')):
+        done = tool('run.py', 'model', '--images', 'i', *options,
+                    cwd=tmp_path)
+        assert sentence in error_of(done)
+
+
+def test_an_object_of_one_view_is_named_once(both, tmp_path):
+    Rig.circle(1, image_size=64).save(tmp_path / 'rig.json')
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / 'CAM_00.png'),
+                    np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    options = 'run.py', both[0].folder, '--images', 'a', 'b', '--rig', (
+        'rig.json')
+    done = tool(*options, '--out-dir', 'out', cwd=tmp_path)
+    assert ('2 of 2 objects were refused, first a: views: expected two or '
+            'more of one size, found 1') in error_of(done)
+    done = tool(*options, '--out', 'b.json', cwd=tmp_path)
+    assert 'error: --out: expected one object, found 2' in error_of(done)
+
+
+@pytest.mark.parametrize('tool_name, package', [
+    ('run.py', 'onnxruntime'), ('deploy.py', 'onnxscript')])
+def test_without_the_extra(tool_name, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    Rig.circle(2, image_size=64).save(tmp_path / 'rig.json')
+    (tmp_path / 'a').mkdir()
+    for view in range(2):
+        cv2.imwrite(str(tmp_path / f'a/CAM_{view:02d}.png'),
+                    np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    words = dict(deploy=['c.py', 'c.pth', '--out', 'out'], run=[
+        'model', '--images', 'a', '--rig', 'rig.json', '--out', 'b.json'])
+    done = tool(tool_name, *words[tool_name[:-3]], cwd=tmp_path)
+    assert (f'expected {package}, as pip install mv2d-xray[deploy] brings it, '
+            'found none') in error_of(done)
+
+
 def test_a_json_of_another_graph(both, tmp_path):
     content = dict(both[0].content)
     shutil.copy(both[0].folder / 'model.onnx', tmp_path)
