@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import onnx
 
 METRICS = ('num_scans', 'num_gt', 'mAP_3d', 'mAP_3d_low', 'mAP_3d_high',
-           'CPM', 'centre_error_mm', 'size_error_mm')
+           'CPM', 'centre_error_mm', 'size_error_mm', 'distances_mm')
 REPEATED = 1 << 12  # numbers: fewer are left as they are
 
 
@@ -71,6 +71,8 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
                 f'{args.results}: field "source.sha256": expected {sha256}, '
                 f'of the checkpoint, found {full["source"].get("sha256")}')
         metrics = {key: full[key] for key in METRICS if key in full}
+        # Of a split, on whose machine says nothing.
+        metrics['ann_file'] = Path(full['source'].get('ann_file', '')).name
     step = next(s for s in cfg.test_pipeline if s['type'] == 'LoadXRayViews')
     window = dict(dict(scale=LEVEL, offset=0.),
                   **(told.get('intensity') or {}))

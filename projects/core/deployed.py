@@ -5,7 +5,9 @@ Needs no torch. ``model.json`` beside ``model.onnx`` says
 - ``schema_version``, 1; ``classes``; ``rig`` of the training, as
   ``rig.json``, or null; ``pixel_mm``, its pixels at the isocentre (mm), or
   null;
-- ``intensity``: ``scale`` and ``offset`` of grey levels (line integral);
+- ``intensity``: ``scale`` and ``offset`` of the training set's grey levels
+  (line integral), for information: a graph takes line integrals, and how
+  images become these, :class:`~projects.core.projections.Reading` says;
 - ``thresholds``: ``score``, up to which a box is none; ``iou``, from which
   boxes are of one finding; ``absent``, see
   :func:`~projects.core.fusion.fuse_arrays`; where 2D boxes are triangulated
@@ -13,7 +15,8 @@ Needs no torch. ``model.json`` beside ``model.onnx`` says
 - ``triangulation`` of 2D boxes: ``scene_range`` (mm), ``num_depths`` and
   ``min_iou``, see :func:`~projects.core.box_correlation.triangulate_rois`, or
   null;
-- ``checkpoint``: ``file`` and ``sha256``; ``metrics`` of a test, or null;
+- ``checkpoint``: ``file`` and ``sha256``; ``metrics`` of a test, with its
+  ``ann_file`` and ``distances_mm``, or null;
 - ``known_views`` of the training, see
   :mod:`projects.core.engine.known_views`, or null.
 """
@@ -63,7 +66,6 @@ _FIELDS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
     'classes': ('a list of names', lambda value: (
         isinstance(value, list) and len(value) > 0
         and all(map(_NAME[1], value)))),
-    'intensity.scale': _NUMBER, 'intensity.offset': _NUMBER,
     'thresholds.score': _NUMBER, 'thresholds.iou': _NUMBER,
     'thresholds.absent': ('a number between 0 and 1', lambda value: (
         _is_number(value) and 0 < value < 1)),
@@ -73,6 +75,7 @@ _FIELDS: Dict[str, Tuple[str, Callable[[Any], bool]]] = {
 _OPTIONAL: Dict[str, Dict[str, Tuple[str, Callable[[Any], bool]]]] = {
     'thresholds.boxes': {'': _COUNT},
     'pixel_mm': {'': _NUMBER},
+    'intensity': {'.scale': _NUMBER, '.offset': _NUMBER},
     'metrics': {'': ('an object', lambda value: isinstance(value, dict))},
     'triangulation': {
         '.scene_range': ('six numbers', _are_numbers(6)),

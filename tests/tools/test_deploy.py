@@ -21,7 +21,7 @@ from projects.core.boxes import gravity_boxes
 from projects.core.deployed import DeployedModel
 from projects.core.engine.checkpoints import load_checkpoint, load_model
 from projects.core.engine.configs import load_config
-from projects.core.files import DataError
+from projects.core.files import DataError, load_json
 from projects.core.projections import LEVEL
 from projects.core.rig import Rig
 from tests.helpers.commands import ROOT, error_of, tool
@@ -277,6 +277,15 @@ def test_a_damaged_json(both, tmp_path, field, value, sentence):
     assert '\n' not in str(error.value)
 
 
+def test_what_is_for_information_may_lack(both, tmp_path):
+    content = {
+        key: value for key, value in both[0].content.items() if key not in (
+            'intensity', 'pixel_mm', 'metrics', 'rig', 'known_views')}
+    shutil.copy(both[0].folder / 'model.onnx', tmp_path)
+    (tmp_path / 'model.json').write_text(json.dumps(content))
+    assert DeployedModel(tmp_path).content == content
+
+
 def other_graph(opset=20, ir_version=10):
     """A file that onnxruntime reads: of the right inputs it gives one."""
     def tensor(name, *shape):
@@ -372,6 +381,25 @@ def test_what_cannot_be_deployed(name, tmp_path):
                 paths(name)[1], '--out', tmp_path / 'out')
     assert 'which cannot be deployed' in error_of(done)
     assert not (tmp_path / 'out').exists()
+
+
+def test_figures_of_a_test_say_of_what_they_are(tmp_path, monkeypatch):
+    config, checkpoint = paths('mv2d-xray_small_volume_600i_blade')
+    results = load_json(ROOT / 'tests/core/results.json')
+    results['source'] = dict(
+        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        ann_file='/data/set/lidc_infos_val.pkl')
+    monkeypatch.setattr('tools.deploy.load_results', lambda path: dict(
+        results, distances_mm=[1., 2., 3., 5.]))
+    monkeypatch.setattr('tools.deploy.export',
+                        lambda graph, path: path.write_bytes(b'graph'))
+    done = tool('deploy.py', config, checkpoint, '--out', tmp_path,
+                '--results', 'results.json')
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = load_json(tmp_path / 'model.json')['metrics']
+    assert told['ann_file'] == 'lidc_infos_val.pkl'
+    assert told['distances_mm'] == [1, 2, 3, 5]
+    assert (told['mAP_3d'], told['num_scans'], told['num_gt']) == (1, 2, 3)
 
 
 def test_results_of_another_checkpoint(tmp_path, monkeypatch):
