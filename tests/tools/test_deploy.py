@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 
 from projects.core import geometry
@@ -29,6 +30,8 @@ from tests.helpers.commands import ROOT, error_of, tool
 NAMES = {'mv2d-xray_small_volume_5000i_quick-v2': 1.,
          'mv2d-xray_small_volume_600i_blade': .3,
          'triangulation_centernet_5400i_quick-v2': 1.}
+# Of two sources, whose boxes are fused; its weights are not released.
+FUSED = 'mv2d-xray_small_roi-volume_3400i_quick-v2'
 OTHERS = ['faster-rcnn_small_neighbours_6000i_quick-v2-slices',
           'faster-rcnn_small_slabs_3000i_quick-v2-slabs']
 RIGS = [dict(num_views=10, image_size=128), dict(num_views=2, image_size=64),
@@ -42,15 +45,36 @@ def paths(name):
             ROOT / f'checkpoints/{name}.pth')
 
 
-@pytest.fixture(scope='module', params=list(NAMES))
-def both(request, deployed):
-    """A released model, as it was deployed and as it was, and the scale of
-    its world."""
-    out = deployed(request.param)
+def fused_checkpoint(path):
+    """The 2D stage that the training of both sources starts from, and the
+    released head of the volume, whatever it makes of these features."""
+    volume, stage = (load_checkpoint(str(paths(name)[1])) for name in (
+        'mv2d-xray_small_volume_5000i_quick-v2',
+        'triangulation_centernet_5400i_quick-v2'))
+    model = MODELS.build(load_config(str(paths(FUSED)[0])).model)
+    state = model.state_dict()
+    for name in state:
+        part = volume if name.startswith('volume_head') else stage
+        if name in part['state_dict'] and (
+                part['state_dict'][name].shape == state[name].shape):
+            state[name] = part['state_dict'][name]
+    torch.save(dict(meta=stage['meta'], state_dict=state), path)
+    return path
+
+
+@pytest.fixture(scope='module', params=[*NAMES, FUSED])
+def both(request, deployed, tmp_path_factory):
+    """A released model, or one of two sources, as it was deployed and as it
+    was, and the scale of its world."""
     config, checkpoint = paths(request.param)
+    if request.param == FUSED:
+        checkpoint = fused_checkpoint(
+            tmp_path_factory.mktemp('fused') / checkpoint.name)
+    out = deployed(request.param, checkpoint)
     assert {p.name for p in out.iterdir()} == {'model.onnx', 'model.json'}
     model, _ = load_model(load_config(str(config)), str(checkpoint), 'cpu')
-    return DeployedModel(out, 1), model, checkpoint, NAMES[request.param]
+    return (DeployedModel(out, 1), model, checkpoint,
+            NAMES.get(request.param, 1.))
 
 
 def views_of(rig, scale, seed):
