@@ -87,9 +87,10 @@ _OPTIONAL: Dict[str, Dict[str, Tuple[str, Callable[[Any], bool]]]] = {
             value is None or _RANGE[1](value)))},
 }
 # Names and shapes of the graph, None where any size will do.
-_INPUTS = {'images': [None, 1, None, None], 'ct2img': [None, 4, 4]}
-_OUTPUTS = {'boxes': [None, 6], 'scores': [None, None],
-            'rois': [None, None, 6]}
+_INPUTS: Dict[str, list] = {
+    'images': [None, 1, None, None], 'ct2img': [None, 4, 4]}
+_OUTPUTS: Dict[str, list] = {
+    'boxes': [None, 6], 'scores': [None, None], 'rois': [None, None, 6]}
 
 
 def _expect_content(content: Any, path: Path) -> None:
@@ -140,8 +141,8 @@ def _expect_graph(session: Any, content: dict, path: Path) -> None:
         return f'{name} ({", ".join(str(size or "any") for size in shape)})'
 
     def fits(node: Any, shapes: Dict[str, list]) -> bool:
-        shape = shapes.get(node.name, [])
-        return node.type == 'tensor(float)' and (
+        shape = shapes.get(node.name)
+        return shape is not None and node.type == 'tensor(float)' and (
             len(node.shape) == len(shape)) and all(
                 want is None or want == size or not isinstance(size, int)
                 for size, want in zip(node.shape, shape))
