@@ -1,7 +1,7 @@
 """How conversion and training scale with processes, and what many scans cost.
 
     python benchmarks/scaling.py [--out-dir work_dirs/scaling]
-    python benchmarks/scaling.py --only costs [--price 0.05]
+    python benchmarks/scaling.py --only costs [--num-scans 9 --price 0.05]
 
 ``conversion`` converts phantom scans, as ``data_converters lidc`` does it on a
 Dask cluster of this machine with workers of one thread. ``training`` trains
@@ -14,7 +14,10 @@ Beyond the machine's cores the clock on the wall shows overhead alone.
 each process had a core of its own; other work on the machine, ``others``
 (cores), hardly changes it.
 
-``costs`` follows the coefficients of one process to any number of scans.
+``costs`` follows the coefficients of one process to any number of scans:
+those that the other two parts left in ``--out-dir``, else those of
+``costs.json`` beside this file, which are those of docs/costs.md, or of
+another file with the same fields (``--coefficients``).
 """
 
 import argparse
@@ -42,10 +45,11 @@ from data_converters import phantom
 from data_converters.__main__ import main as convert
 from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.engine.configs import load_config, select_split
-from projects.core.files import dump_json, load_json
+from projects.core.files import DataError, dump_json, load_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = 'mv2d-xray_small_volume_5000i_quick-v2'
+COEFFICIENTS = Path(__file__).with_name('costs.json')
 SLICES = 133  # of a scan of usual size
 WARM_UP = 3  # steps
 MISSING = 'not measured'
@@ -444,12 +448,33 @@ def costs_of(measured: Dict, scans: int, epochs: int,
                         gpu=MISSING, gigabytes=rows[0]['gigabytes'])]
 
 
+def load_coefficients(path: Path) -> Dict:
+    """What :func:`costs_of` takes, of a file.
+
+    Raises:
+        DataError: A field is missing, or not a number above 0.
+    """
+    found = load_json(path)
+    for name in load_json(COEFFICIENTS):
+        value = found.get(name) if isinstance(found, dict) else None
+        if isinstance(value, bool) or not (
+                isinstance(value, (int, float)) and value > 0):
+            raise DataError(f'{path}: field "{name}": expected a number '
+                            f'above 0, found {value!r:.60}')
+    return {name: found[name] for name in load_json(COEFFICIENTS)}
+
+
 def costs(args: argparse.Namespace) -> None:
-    """A table of what was measured before."""
-    measured = coefficients_of(*(
-        load_json(args.out_dir / f'{part}.json')
-        for part in ('conversion', 'training')))
-    print(measured)
+    """A table of what was measured before, or of what others measured."""
+    parts = [args.out_dir / f'{part}.json'
+             for part in ('conversion', 'training')]
+    if args.coefficients or not any(path.exists() for path in parts):
+        source = args.coefficients or COEFFICIENTS
+        measured = load_coefficients(source)
+    else:
+        source = args.out_dir
+        measured = coefficients_of(*map(load_json, parts))
+    print(f'{source}: {measured}')
     rows = [row for scans in args.num_scans
             for row in costs_of(measured, scans, args.epochs, args.price)]
     show(rows, ['scans', 'work', 'core_hours', 'hours_on_two', 'price',
@@ -482,6 +507,10 @@ def main(argv: Optional[List[str]] = None) -> None:
                         'scans; default those of LIDC-IDRI and 100000')
     parser.add_argument('--epochs', type=int, default=24, help='costs: '
                         'default 24, as the configs for LIDC-IDRI have it')
+    parser.add_argument('--coefficients', type=Path, help='costs: JSON with '
+                        f'the fields of {COEFFICIENTS.name} beside this file, '
+                        'which is the default where --out-dir has nothing '
+                        'measured')
     parser.add_argument('--price', type=float, help='costs: of a core hour')
     args = parser.parse_args(argv)
     for name in ('processes', 'scans', 'image_size', 'steps', 'num_scans',

@@ -7,13 +7,18 @@ import io
 import logging
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import List, Optional
+from typing import TYPE_CHECKING, List, Optional
 
 import numpy as np
 import torch
 
-from projects.core.deployed import CONTENT_FILE, GRAPH_FILE
+from projects.core.deployed import (
+    CONTENT_FILE,
+    GRAPH_FILE,
+    SCHEMA_VERSION,
+)
 from projects.core.engine.checkpoints import class_names, load_model
 from projects.core.engine.command_line import (
     UserError,
@@ -28,8 +33,12 @@ from projects.core.results import load_results
 from projects.core.rig import Rig
 from projects.mv2d_xray.deploy import DeployedGraph, can_be_deployed
 
+if TYPE_CHECKING:
+    import onnx
+
 METRICS = ('num_scans', 'num_gt', 'mAP_3d', 'mAP_3d_low', 'mAP_3d_high',
-           'CPM', 'centre_error_mm', 'size_error_mm')
+           'CPM', 'centre_error_mm', 'size_error_mm', 'distances_mm')
+REPEATED = 1 << 12  # numbers: fewer are left as they are
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -62,6 +71,8 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
                 f'{args.results}: field "source.sha256": expected {sha256}, '
                 f'of the checkpoint, found {full["source"].get("sha256")}')
         metrics = {key: full[key] for key in METRICS if key in full}
+        # Of a split, on whose machine says nothing.
+        metrics['ann_file'] = Path(full['source'].get('ann_file', '')).name
     step = next(s for s in cfg.test_pipeline if s['type'] == 'LoadXRayViews')
     window = dict(dict(scale=LEVEL, offset=0.),
                   **(told.get('intensity') or {}))
@@ -75,7 +86,7 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
         score=fusion.test_cfg['score_thr'], iou=fusion.test_cfg['iou_thr'],
         absent=fusion.prior, boxes=fusion.test_cfg['max_per_img'])
     return dict(
-        schema_version=1, units='mm',
+        schema_version=SCHEMA_VERSION, units='mm',
         classes=list(class_names(args.checkpoint, meta, model)), rig=rig,
         pixel_mm=None if rig is None else float(np.median(
             [view.pixel_size for view in Rig.from_dict(rig).views])),
@@ -92,6 +103,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Build, load, export, write."""
     args = parse_args(argv)
     check_outputs(args, 'out_dir')
+    for name in ('onnx', 'onnxscript'):
+        if find_spec(name) is None:
+            raise UserError(f'expected {name}, as pip install '
+                            'mv2d-xray[deploy] brings it, found none')
     cfg = load_config(args.config)
     model, meta = load_model(cfg, args.checkpoint, 'cpu')
     if not can_be_deployed(model):
@@ -129,6 +144,37 @@ def export(graph: torch.nn.Module, path: Path) -> None:
             dynamic_shapes=({0: views, 2: height, 3: width}, {0: views}),
             input_names=['images', 'ct2img'],
             output_names=list(graph(*example))).save(path)
+    import onnx  # an extra that only this needs
+    model = onnx.load(path)
+    slim(model)
+    onnx.save(model, path)
+
+
+def slim(model: 'onnx.ModelProto') -> None:
+    """Take out of a model what its nodes come from, which has the paths of
+    the machine that wrote it, and keep once what repeats along an axis of a
+    constant, as coordinates of a grid do; onnxruntime repeats it as it
+    loads."""
+    import onnx
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output,
+                 *graph.initializer):
+        part.ClearField('metadata_props')
+        part.ClearField('doc_string')
+    del graph.value_info[:]
+    for tensor in list(graph.initializer):
+        whole = once = onnx.numpy_helper.to_array(tensor)
+        for axis in range(whole.ndim if whole.size > REPEATED else 0):
+            first = once.take([0], axis)
+            once = first if (once == first).all() else once
+        if once.size < whole.size:
+            name, shape = tensor.name, np.array(whole.shape)
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(once, f'{name}_once'))
+            graph.initializer.append(
+                onnx.numpy_helper.from_array(shape, f'{name}_shape'))
+            graph.node.insert(0, onnx.helper.make_node(
+                'Expand', [f'{name}_once', f'{name}_shape'], [name]))
 
 
 if __name__ == '__main__':

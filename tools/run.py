@@ -5,7 +5,7 @@ import sys
 from typing import List, Optional
 
 from projects.core.deployed import DeployedFinder
-from projects.core.engine.command_line import one_sentence
+from projects.core.engine.command_line import UserError, one_sentence
 from projects.core.inference import (
     add_object_arguments,
     check_object_arguments,
@@ -34,6 +34,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Load, predict, write; object by object."""
     args = parse_args(argv)
     check_object_arguments(args)
+    if args.threads < 0:
+        raise UserError('--threads: expected 0, which takes all cores, or '
+                        f'more, found {args.threads}')
 
     def load(rig: Rig) -> DeployedFinder:
         finder = DeployedFinder(args.model, args.threads)

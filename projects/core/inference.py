@@ -248,8 +248,10 @@ def check_object_arguments(args: argparse.Namespace) -> None:
                 raise UserError(f'--{name}: expected none with --watch, found '
                                 f'{getattr(args, name)}')
     elif not (args.out or args.out_dir):
-        raise UserError('--out: expected with --images or --scan, or '
-                        '--out-dir, found none')
+        # Not every command takes scans, or draws.
+        given = '--images or --scan' if hasattr(args, 'scan') else '--images'
+        raise UserError(f'--out: expected with {given}, or --out-dir, found '
+                        'none')
     check_outputs(args, 'out_dir', *files)
 
 
@@ -281,8 +283,9 @@ def find_boxes(args: argparse.Namespace,
     objects = find_objects(args.images, len(rig), reading)
     show = getattr(args, 'show', None)
     if len(objects) > 1 and (args.out or show):
-        raise UserError(f'--out, --show: expected one object, found '
-                        f'{len(objects)}: --out-dir takes them all')
+        names = '--out, --show' if hasattr(args, 'show') else '--out'
+        raise UserError(f'{names}: expected one object, found {len(objects)}: '
+                        '--out-dir takes them all')
     read = [read_views(next(iter(objects.values())), rig, reading)]
     finder = load(rig)
     refused, written = {}, []

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_converters.drr import Volume, render
-from projects.core import geometry
+from projects.core import consistency, geometry
 from projects.core.consistency import (
     Consistency,
     expect_as_rig,
@@ -35,6 +35,25 @@ def moved(ct2img, millimetres=0., degrees=0., seed=0):
     motions *= [[np.radians(degrees)], [millimetres]]
     return np.stack([matrix @ geometry.rigid_motion(*motion)
                      for matrix, motion in zip(ct2img, motions)])
+
+
+def test_integrals_along_lines_share_each_pixel_between_two():
+    images = np.random.default_rng(0).random((9, 14, 2))
+    sums = consistency._line_integrals(images)
+    size = sums.shape[-1]
+    v, u = np.mgrid[:9, :14] - np.array([4, 6.5])[:, None, None]
+    for row in (0, 31, 96, 140):
+        angle = row * np.pi / sums.shape[1]
+        offset = np.cos(angle) * u + np.sin(angle) * v + (size - 1) / 2
+        line = offset.astype(int)
+        for image, found in zip(np.moveaxis(images, -1, 0), sums[:, row]):
+            exact = np.zeros(size)
+            np.add.at(exact, line, image * (1 - offset + line))
+            np.add.at(exact, line + 1, image * (offset - line))
+            np.testing.assert_allclose(found.sum(), image.sum(), rtol=1e-6)
+            # Shares are known to a 32nd, of at most 32 pixels a line here.
+            np.testing.assert_allclose(found, exact, atol=.5)
+            assert np.abs(found - exact).mean() < .03 * exact.max()
 
 
 def test_views_of_spheres_agree():

@@ -20,15 +20,16 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def deployed(tmp_path_factory):
-    """Where a released model, by its name, is deployed."""
+    """Where a released model, by its name, or one with another checkpoint is
+    deployed."""
     folders = {}
 
-    def folder_of(name):
+    def folder_of(name, checkpoint=None):
         if name not in folders:
             out = tmp_path_factory.mktemp('deployed') / name
             done = tool(
                 'deploy.py', ROOT / f'configs/mv2d_xray/{name}.py',
-                ROOT / f'checkpoints/{name}.pth', '--out', out)
+                checkpoint or ROOT / f'checkpoints/{name}.pth', '--out', out)
             assert done.returncode == 0, done.stderr[-2000:]
             folders[name] = out
         return folders[name]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
+from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 
 from projects.core import geometry
@@ -20,7 +22,7 @@ from projects.core.boxes import gravity_boxes
 from projects.core.deployed import DeployedModel
 from projects.core.engine.checkpoints import load_checkpoint, load_model
 from projects.core.engine.configs import load_config
-from projects.core.files import DataError
+from projects.core.files import DataError, load_json
 from projects.core.projections import LEVEL
 from projects.core.rig import Rig
 from tests.helpers.commands import ROOT, error_of, tool
@@ -28,6 +30,8 @@ from tests.helpers.commands import ROOT, error_of, tool
 NAMES = {'mv2d-xray_small_volume_5000i_quick-v2': 1.,
          'mv2d-xray_small_volume_600i_blade': .3,
          'triangulation_centernet_5400i_quick-v2': 1.}
+# Of two sources, whose boxes are fused; its weights are not released.
+FUSED = 'mv2d-xray_small_roi-volume_3400i_quick-v2'
 OTHERS = ['faster-rcnn_small_neighbours_6000i_quick-v2-slices',
           'faster-rcnn_small_slabs_3000i_quick-v2-slabs']
 RIGS = [dict(num_views=10, image_size=128), dict(num_views=2, image_size=64),
@@ -41,15 +45,36 @@ def paths(name):
             ROOT / f'checkpoints/{name}.pth')
 
 
-@pytest.fixture(scope='module', params=list(NAMES))
-def both(request, deployed):
-    """A released model, as it was deployed and as it was, and the scale of
-    its world."""
-    out = deployed(request.param)
+def fused_checkpoint(path):
+    """The 2D stage that the training of both sources starts from, and the
+    released head of the volume, whatever it makes of these features."""
+    volume, stage = (load_checkpoint(str(paths(name)[1])) for name in (
+        'mv2d-xray_small_volume_5000i_quick-v2',
+        'triangulation_centernet_5400i_quick-v2'))
+    model = MODELS.build(load_config(str(paths(FUSED)[0])).model)
+    state = model.state_dict()
+    for name in state:
+        part = volume if name.startswith('volume_head') else stage
+        if name in part['state_dict'] and (
+                part['state_dict'][name].shape == state[name].shape):
+            state[name] = part['state_dict'][name]
+    torch.save(dict(meta=stage['meta'], state_dict=state), path)
+    return path
+
+
+@pytest.fixture(scope='module', params=[*NAMES, FUSED])
+def both(request, deployed, tmp_path_factory):
+    """A released model, or one of two sources, as it was deployed and as it
+    was, and the scale of its world."""
     config, checkpoint = paths(request.param)
+    if request.param == FUSED:
+        checkpoint = fused_checkpoint(
+            tmp_path_factory.mktemp('fused') / checkpoint.name)
+    out = deployed(request.param, checkpoint)
     assert {p.name for p in out.iterdir()} == {'model.onnx', 'model.json'}
     model, _ = load_model(load_config(str(config)), str(checkpoint), 'cpu')
-    return DeployedModel(out, 1), model, checkpoint, NAMES[request.param]
+    return (DeployedModel(out, 1), model, checkpoint,
+            NAMES.get(request.param, 1.))
 
 
 def views_of(rig, scale, seed):
@@ -210,6 +235,21 @@ def test_what_is_known_of_a_model(both):
     assert told['known_views'] == known and known['noise']
 
 
+def test_what_the_file_holds(both):
+    """No word of who made it; what the runtime's oldest onnxruntime reads;
+    and no coordinates of a whole grid."""
+    path = both[0].folder / 'model.onnx'
+    data = path.read_bytes()
+    for word in (str(ROOT), sysconfig.get_paths()['purelib'], '.py'):
+        assert word.encode() not in data
+    model = onnx.load_from_string(data)
+    assert model.ir_version <= 10  # of onnxruntime 1.20.1, as the opset
+    assert [(o.domain, o.version <= 20) for o in model.opset_import] == [
+        ('', True)]
+    weights = 4 * sum(p.numel() for p in both[1].parameters())
+    assert len(data) < weights + 3e5
+
+
 def test_cameras_that_are_not_those_of_the_images(both):
     with pytest.raises(ValueError, match='expected images'):
         both[0].predict(np.zeros((3, 64, 64)), np.zeros((2, 4, 4)))
@@ -220,15 +260,143 @@ def test_one_view_fixes_no_place(both):
         both[0].predict(np.zeros((1, 64, 64)), np.zeros((1, 4, 4)))
 
 
-def test_damaged_files(both, tmp_path):
-    (tmp_path / 'model.json').write_text('{}')
-    with pytest.raises(DataError, match='field "classes"'):
+@pytest.mark.parametrize('field, value, sentence', [
+    ('', [], 'expected an object'),
+    ('', {}, 'field "schema_version": expected 1, .* found none'),
+    ('schema_version', 2, 'expected 1, .* found 2'),
+    ('classes', 5, 'expected a list of names, .* found 5'),
+    ('classes', [], 'expected a list of names'),
+    ('classes', [1], 'expected a list of names'),
+    ('thresholds', {}, r'"thresholds.score": expected a number, .* none'),
+    ('thresholds', 'x', "expected an object, .* found 'x'"),
+    ('thresholds.score', '0.1', "expected a number, .* found '0.1'"),
+    ('thresholds.iou', None, 'expected a number, .* found none'),
+    ('thresholds.absent', 0, 'expected a number between 0 and 1'),
+    ('thresholds.boxes', 1.5, 'expected a whole number'),
+    ('intensity', {}, '"intensity.scale": expected a number'),
+    ('checkpoint', 'x', "expected an object, .* found 'x'"),
+    ('checkpoint.file', 3, 'expected a text, .* found 3'),
+    ('rig', {}, '"views": expected a non-empty list'),
+    ('pixel_mm', 'x', 'expected a number'),
+    ('metrics', 5, 'expected an object'),
+    ('triangulation', {}, '"triangulation.scene_range": expected six'),
+    ('known_views', 'x', "expected an object, .* found 'x'"),
+    ('known_views', {}, '"known_views.line_integrals": expected an object'),
+    ('known_views.line_integrals.99', [1], 'expected two numbers'),
+    ('known_views.noise', .1, 'expected two numbers, .* found 0.1'),
+    ('known_views.exposure', [1], 'expected two numbers or null')])
+def test_a_damaged_json(both, tmp_path, field, value, sentence):
+    content = json.loads(json.dumps(both[0].content))
+    place = content
+    *parts, last = field.split('.')
+    for part in parts:
+        place = place[part]
+    place[last] = value
+    (tmp_path / 'model.json').write_text(
+        json.dumps(content if field else value))
+    with pytest.raises(DataError, match=sentence) as error:
         DeployedModel(tmp_path)
+    assert str(error.value).startswith(
+        f'{tmp_path}/model.json: ' + f'field "{field}'[:99 * bool(field)])
+    assert '\n' not in str(error.value)
+
+
+def test_what_is_for_information_may_lack(both, tmp_path):
+    content = {
+        key: value for key, value in both[0].content.items() if key not in (
+            'intensity', 'pixel_mm', 'metrics', 'rig', 'known_views')}
+    shutil.copy(both[0].folder / 'model.onnx', tmp_path)
+    (tmp_path / 'model.json').write_text(json.dumps(content))
+    assert DeployedModel(tmp_path).content == content
+
+
+def other_graph(opset=20, ir_version=10):
+    """A file that onnxruntime reads: of the right inputs it gives one."""
+    def tensor(name, *shape):
+        return onnx.helper.make_tensor_value_info(name, 1, shape)
+
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node('Identity', ['images'], ['boxes'])], 'g',
+            [tensor('images', 'v', 1, 'h', 'w'), tensor('ct2img', 'v', 4, 4)],
+            [tensor('boxes', 'v', 1, 'h', 'w')]), ir_version=ir_version,
+        opset_imports=[onnx.helper.make_opsetid('', opset)])
+
+
+def test_a_damaged_graph(both, tmp_path):
     (tmp_path / 'model.json').write_text(json.dumps(both[0].content))
-    for write in (lambda p: None, lambda p: p.write_bytes(b'none')):
-        write(tmp_path / 'model.onnx')
-        with pytest.raises(DataError, match='expected an ONNX model'):
+    graph, outputs = other_graph(), other_graph()
+    graph.graph.input.pop()
+    newer = other_graph(ir_version=99)
+    for data, sentence in (
+            (None, 'expected an ONNX model, found none'),
+            (b'none', 'expected an ONNX model .* found .*INVALID_PROTOBUF'),
+            (graph, r'field "inputs": expected images \(any, 1, any, any\), '
+             r'ct2img .*, found images \(v, 1, h, w\) of tensor'),
+            (outputs, r'field "outputs": expected boxes \(any, 6\), .*found '
+             r'boxes \(v, 1, h, w\)'),
+            (newer, 'found .* model IR version: 99')):
+        if data is not None:
+            (tmp_path / 'model.onnx').write_bytes(
+                data if isinstance(data, bytes) else data.SerializeToString())
+        with pytest.raises(DataError, match=sentence) as error:
             DeployedModel(tmp_path)
+        assert str(error.value).startswith(f'{tmp_path}/model.onnx: ')
+        assert '\n' not in str(error.value)
+
+
+def test_what_the_runtime_says_of_wrong_options(tmp_path):
+    for options, sentence in (
+            (['--threads', '-3', '--out', 'b.json'],
+             '--threads: expected 0, which takes all cores, or more, found '
+             '-3'),
+            ([], '--out: expected with --images, or --out-dir, found none')):
+        done = tool('run.py', 'model', '--images', 'i', *options,
+                    cwd=tmp_path)
+        assert sentence in error_of(done)
+
+
+def test_an_object_of_one_view_is_named_once(both, tmp_path):
+    Rig.circle(1, image_size=64).save(tmp_path / 'rig.json')
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / 'CAM_00.png'),
+                    np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    options = 'run.py', both[0].folder, '--images', 'a', 'b', '--rig', (
+        'rig.json')
+    done = tool(*options, '--out-dir', 'out', cwd=tmp_path)
+    assert ('2 of 2 objects were refused, first a: views: expected two or '
+            'more of one size, found 1') in error_of(done)
+    done = tool(*options, '--out', 'b.json', cwd=tmp_path)
+    assert 'error: --out: expected one object, found 2' in error_of(done)
+
+
+@pytest.mark.parametrize('tool_name, package', [
+    ('run.py', 'onnxruntime'), ('deploy.py', 'onnxscript')])
+def test_without_the_extra(tool_name, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    Rig.circle(2, image_size=64).save(tmp_path / 'rig.json')
+    (tmp_path / 'a').mkdir()
+    for view in range(2):
+        cv2.imwrite(str(tmp_path / f'a/CAM_{view:02d}.png'),
+                    np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    words = dict(deploy=['c.py', 'c.pth', '--out', 'out'], run=[
+        'model', '--images', 'a', '--rig', 'rig.json', '--out', 'b.json'])
+    done = tool(tool_name, *words[tool_name[:-3]], cwd=tmp_path)
+    assert (f'expected {package}, as pip install mv2d-xray[deploy] brings it, '
+            'found none') in error_of(done)
+
+
+def test_a_json_of_another_graph(both, tmp_path):
+    content = dict(both[0].content)
+    shutil.copy(both[0].folder / 'model.onnx', tmp_path)
+    if content['triangulation']:
+        content['triangulation'], field = None, 'triangulation'
+    else:
+        content['classes'], field = [*content['classes'], 'other'], 'classes'
+    (tmp_path / 'model.json').write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f'json: field "{field}": expected'):
+        DeployedModel(tmp_path)
 
 
 @pytest.mark.parametrize('name', OTHERS)
@@ -237,6 +405,25 @@ def test_what_cannot_be_deployed(name, tmp_path):
                 paths(name)[1], '--out', tmp_path / 'out')
     assert 'which cannot be deployed' in error_of(done)
     assert not (tmp_path / 'out').exists()
+
+
+def test_figures_of_a_test_say_of_what_they_are(tmp_path, monkeypatch):
+    config, checkpoint = paths('mv2d-xray_small_volume_600i_blade')
+    results = load_json(ROOT / 'tests/core/results.json')
+    results['source'] = dict(
+        sha256=hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        ann_file='/data/set/lidc_infos_val.pkl')
+    monkeypatch.setattr('tools.deploy.load_results', lambda path: dict(
+        results, distances_mm=[1., 2., 3., 5.]))
+    monkeypatch.setattr('tools.deploy.export',
+                        lambda graph, path: path.write_bytes(b'graph'))
+    done = tool('deploy.py', config, checkpoint, '--out', tmp_path,
+                '--results', 'results.json')
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = load_json(tmp_path / 'model.json')['metrics']
+    assert told['ann_file'] == 'lidc_infos_val.pkl'
+    assert told['distances_mm'] == [1, 2, 3, 5]
+    assert (told['mAP_3d'], told['num_scans'], told['num_gt']) == (1, 2, 3)
 
 
 def test_results_of_another_checkpoint(tmp_path, monkeypatch):

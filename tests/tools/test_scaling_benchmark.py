@@ -88,11 +88,52 @@ def test_costs_of_nothing(wrong):
     ('--scans 0', '--scans: expected above 0'),
     ('--price -1', '--price: expected above 0, found -1'),
     ('--only training', 'set: expected the set that'),
-    ('--only costs', 'conversion.json: cannot be read')])
+    ('--only costs --coefficients none.json', 'none.json: cannot be read')])
 def test_wrong_words(tmp_path, words, message):
     with pytest.raises(SystemExit, match=message) as error:
         scaling.main(['--out-dir', str(tmp_path), *words.split()])
     assert '\n' not in str(error.value)
+
+
+def test_costs_of_the_page_need_no_measurements(tmp_path):
+    scaling.main(['--only', 'costs', '--out-dir', str(tmp_path)])
+    rows = load_json(tmp_path / 'costs.json')['rows']
+    page = (ROOT / 'docs/costs.md').read_text()
+    table = re.findall(r'^\|.*\| (conversion|training, 24 epochs|inference|all'
+                       r') \| ([\d.]+) \| ([\d.]+) \| ([\d.]*) *\| not', page,
+                       re.M)
+    assert len(table) == len(rows) == 8
+    for row, (work, hours, on_two, gigabytes) in zip(rows, table):
+        assert work.startswith(row['work'])
+        for name, told in (('core_hours', hours), ('hours_on_two', on_two),
+                           ('gigabytes', gigabytes)):
+            decimals = len(told.partition('.')[2])
+            assert not told or f'{row[name]:.{decimals}f}' == told, (
+                work, name)
+
+
+def test_whose_coefficients_costs_are_of(tmp_path, capsys):
+    words = ['--only', 'costs', '--out-dir', str(tmp_path), '--num-scans',
+             '1000', '--price', '2']
+    mine = tmp_path / 'mine.json'
+    dump_json(dict(MEASURED, training_s=3.6), mine)
+    scaling.main([*words, '--coefficients', str(mine)])
+    told = load_json(tmp_path / 'costs.json')['rows']
+    assert told[1]['price'] == pytest.approx(48)
+    dump_json(dict(MEASURED, training_s='x'), mine)
+    with pytest.raises(SystemExit, match=r'mine.json: field "training_s": '):
+        scaling.main([*words, '--coefficients', str(mine)])
+    # What was measured here comes first, and both parts of it.
+    rows = [dict(scaling='strong', processes=n, scans=2, cpu_s=7.2,
+                 path_speed_up=1.8) for n in (1, 2)]
+    dump_json(dict(rows=rows, bytes_a_scan=1e6), tmp_path / 'conversion.json')
+    with pytest.raises(SystemExit, match='training.json: cannot be read'):
+        scaling.main(words)
+    dump_json(dict(rows=rows, step_s=1., inference_s=1.),
+              tmp_path / 'training.json')
+    scaling.main(words)
+    told = load_json(tmp_path / 'costs.json')['rows']
+    assert told[0]['core_hours'] == pytest.approx(1)
 
 
 def test_two_processes_are_needed_for_two_cores():

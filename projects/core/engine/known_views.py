@@ -26,10 +26,10 @@ from typing import Iterator, List, Optional, Tuple
 import cv2
 import numpy as np
 
-__all__ = ['know_views', 'other_greys', 'two_noises']
+__all__ = ['PERCENT', 'know_views', 'other_greys', 'two_noises']
 
 SAMPLES = 24
-_PERCENT = (1, 50, 99)
+PERCENT = (1, 50, 99)  # of pixels
 # Of the training's largest line integral: what the levels may be off.
 _LEVEL = .1
 _NOISE = 1.5  # times the noisiest, or less than the least over it
@@ -75,7 +75,7 @@ def two_noises(images: np.ndarray) -> Tuple[float, float]:
 
 def _look(images: np.ndarray) -> List[float]:
     """Levels and noises of an object's views (V, H, W)."""
-    return [*np.percentile(images, _PERCENT), *two_noises(images)]
+    return [*np.percentile(images, PERCENT), *two_noises(images)]
 
 
 def _images_of(packed: dict) -> np.ndarray:
@@ -102,7 +102,7 @@ def know_views(dataset) -> dict:
     ranges = [[float(f'{a:.4g}'), float(f'{b:.4g}')]
               for a, b in zip(low, high)]
     return dict(
-        line_integrals={str(p): pair for p, pair in zip(_PERCENT, ranges)},
+        line_integrals={str(p): pair for p, pair in zip(PERCENT, ranges)},
         noise=ranges[-2], changing_noise=ranges[-1],
         exposure=_exposure(dataset), samples=len(rows))
 
@@ -148,8 +148,8 @@ def other_greys(path: str, meta: dict, images: np.ndarray) -> Optional[str]:
         return None
     levels = known['line_integrals']
     *found, noise, changing = _look(np.asarray(images))
-    margin, others = _LEVEL * levels[str(_PERCENT[-1])][1], []
-    for percent, level in zip(_PERCENT, found):
+    margin, others = _LEVEL * levels[str(PERCENT[-1])][1], []
+    for percent, level in zip(PERCENT, found):
         low, high = levels[str(percent)]
         if not low - margin <= level <= high + margin:
             others.append(
