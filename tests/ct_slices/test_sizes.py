@@ -1,7 +1,9 @@
 """The sizes of documents 002 and 003, and the transformers in small: they are
 built, and take a step."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS
 from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
@@ -180,6 +183,26 @@ def test_early_stopping_counts_validations(tmp_path):
         cfg[name] = None
     runner = build_runner(cfg)
     assert any(type(h).__name__ == 'EarlyStoppingHook' for h in runner.hooks)
+
+
+@pytest.mark.parametrize('series, after', [
+    ([.3 + .001 * step for step in range(20)], None),  # slowly, but up
+    ([.5, *[.49 + .001 * step for step in range(9)]], 5),  # below the first
+    ([.2] * 10, 5)])
+def test_early_stopping_takes_any_gain_for_one(series, after):
+    """The first validation and four without a gain: ten epochs are over."""
+    cfg = load_config(str(CONFIGS[0]), {})
+    hook, = [HOOKS.build(h) for h in cfg.custom_hooks
+             if h.type == 'EarlyStoppingHook']
+    runner = SimpleNamespace(
+        train_loop=SimpleNamespace(stop_training=False),
+        logger=logging.getLogger())
+    for count, value in enumerate(series, 1):
+        hook.after_val_epoch(runner, dict(CPM=value))
+        assert runner.train_loop.stop_training == (count == after)
+        if count == after:
+            break
+    assert (count == after) == (after is not None)
 
 
 # --------------------------------------------------------- slabs, by the tools
