@@ -8,8 +8,8 @@ Each variant is a config with some options changed, trained by
 ``tools/train.py`` and tested by ``tools/test.py`` on the validation split. As
 long means as many iterations, or as many minutes: then each variant first
 trains for 30 iterations that tell how many fit in. A schedule of epochs has
-its own length. A variant that was finished is not run again; the table holds
-all that are.
+its own length, and where it keeps the best checkpoint, that is tested. A
+variant that was finished is not run again; the table holds all that are.
 """
 
 import argparse
@@ -211,11 +211,19 @@ def test(name: str, folder: Path, options: List[str], split: str,
     """Leave the split's results in a variant's folder."""
     config, changes = variant(name)
     changes = [*changes, *(resized(name, size) if size else [])]
-    checkpoint = (folder / 'last_checkpoint').read_text().strip()
-    run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
+    run('tools/test.py', config, str(checkpoint_of(folder)), '--work-dir',
+        str(folder),
         *options, '--split', split,
         '--out', str(results_of(folder, split)),
         *(['--cfg-options', *changes] if changes else []))
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The best by the validations, where the schedule keeps it, or the
+    last."""
+    best = sorted(folder.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
+    return best[-1] if best else Path(
+        (folder / 'last_checkpoint').read_text().strip())
 
 
 def iterations(name: str, minutes: float, folder: Path,

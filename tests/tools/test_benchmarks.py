@@ -139,6 +139,10 @@ def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
         folder = Path(command[command.index('--work-dir') + 1])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'last_checkpoint').write_text(f'{folder.name}.pth')
+        if '30e' in command[1] and 'train.py' in command[0]:
+            for epoch in (3, 30):
+                (folder / f'epoch_{epoch}.pth').touch()
+            (folder / 'best_CPM_epoch_3.pth').touch()
         if 'test.py' in command[0]:
             dump_json(load_json(ROOT / 'tests/core/results.json'),
                       command[command.index('--out') + 1])
@@ -147,6 +151,8 @@ def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
     ablation.main(['--family', 'slices', '--iters', '1000', '--out-dir',
                    str(tmp_path)])
     trained = [set(c) for c in calls if 'train.py' in c[0]]
+    tested = [c[2] for c in calls if 'test.py' in c[0]]
+    assert tested[0] == 'Faster-R-CNN_small.pth'  # the last
     assert len(trained) == 3
     assert 'train_cfg.max_iters=1000' in trained[0]
     assert {'train_cfg.max_iters=500', 'train_dataloader.dataset.min_diameter'
@@ -158,6 +164,9 @@ def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
     trained = [c for c in calls if 'train.py' in c[0]]
     assert len({c[1] for c in trained}) == 6
     assert not any('max_iters' in word for c in trained for word in c)
+    tested = [Path(c[2]) for c in calls if 'test.py' in c[0]]
+    assert {p.name for p in tested} == {'best_CPM_epoch_3.pth'}
+    assert len({p.parent for p in tested}) == 6
     with pytest.raises(SystemExit, match='expected "large findings alone"'):
         ablation.main(['large findings first, then all', '--family', 'slices',
                        '--out-dir', str(tmp_path / 'other')])
