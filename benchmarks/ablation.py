@@ -128,11 +128,15 @@ def resized(name: str, size: int) -> List[str]:
 FAMILIES = {
     'views': VARIANTS,
     # Document 002 trains on the large nodules of one set, then on another's,
-    # or on that alone. Here the large ones and all are of one set.
+    # or on that alone. Here the large ones and all are of one set. Two
+    # trainings have two warm-ups and cosines: what that does alone is told by
+    # all twice.
     'slices': {
         'Faster R-CNN, small': (SMALL, []),
         'large findings alone': (SMALL, [_LARGE]),
         'large findings first, then all': (SMALL, []),
+        'all, first half': (SMALL, []),
+        'all, then all': (SMALL, []),
     },
     # Document 004: both begin with the same Mask R-CNN, the most important
     # first.
@@ -161,7 +165,8 @@ FAMILIES = {
                             ('efficientnet-v2-s', 'EfficientNetV2-S'))},
 }
 # What a variant starts from; both together take as long as any other.
-STARTS = {'large findings first, then all': 'large findings alone', **{
+STARTS = {'large findings first, then all': 'large findings alone',
+          'all, then all': 'all, first half', **{
     name: 'Mask R-CNN, first half'
     for name, (config, _) in FAMILIES['breast'].items()
     if config in (MASKS, GRAPH) and name != 'Mask R-CNN, first half'}}

@@ -153,12 +153,18 @@ def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
     trained = [set(c) for c in calls if 'train.py' in c[0]]
     tested = [c[2] for c in calls if 'test.py' in c[0]]
     assert tested[0] == 'Faster-R-CNN_small.pth'  # the last
-    assert len(trained) == 3
+    assert len(trained) == 5
     assert 'train_cfg.max_iters=1000' in trained[0]
     assert {'train_cfg.max_iters=500', 'train_dataloader.dataset.min_diameter'
             '=15.'} <= trained[1]
     assert {'train_cfg.max_iters=500',
             'load_from=large-findings-alone.pth'} <= trained[2]
+    # The same twice, as what both warm-ups and cosines do alone.
+    both = {'train_cfg.max_iters=500', 'load_from=all_first-half.pth'}
+    assert both & trained[3] == {'train_cfg.max_iters=500'}
+    assert both <= trained[4]
+    for half in trained[3:]:
+        assert not any('min_diameter' in word for word in half)
     calls.clear()
     ablation.main(['--family', 'slices-full', '--out-dir', str(tmp_path)])
     trained = [c for c in calls if 'train.py' in c[0]]
