@@ -68,7 +68,7 @@ class Slicing:
             number of them; None for the scan's own.
         select: Which slices are kept, see :func:`select_slices`; 'all' for
             all.
-        mask_lungs: Whether what is outside the lungs is black.
+        mask_lungs: Whether each slice is black outside its own lungs.
         crop_lungs: Whether images are cut to the box round the lungs.
         clahe: Whether contrast is equalised locally.
         pictures: Whether each scan has a picture of its lung mask.
@@ -344,30 +344,39 @@ class _Frame:
 
     def levels(self, volume: Volume, run: slice, slicing: Slicing,
                lungs: Optional[np.ndarray]) -> np.ndarray:
-        """Grey values of an image of some slices."""
+        """Grey values of an image of some slices: in each (003) what is
+        outside the lungs becomes black, then contrast is equalised; the
+        maximum of a slab comes last. Equalising lifts black a little: what
+        was outside is black again."""
         planes = volume.values.T
-        if slicing.slab_mm is not None:
-            images = [planes[run].max(0)]
-        elif slicing.channels == 'one':
-            images = [planes[run.start]]
-        else:
-            images = [planes[min(max(k, 0), len(planes) - 1)]
-                      for k in range(run.start - 1, run.start + 2)]
-        low, high = slicing.window
-        channels = []
-        for image in images:
-            grey = (self._cut(image, cv2.INTER_AREA) - low) / (high - low)
-            levels = np.rint(grey * _LEVELS).clip(0, _LEVELS).astype(np.uint8)
+        masked = slicing.mask_lungs and lungs is not None
+        slab = slicing.slab_mm is not None
+        if slab and not masked and not slicing.clahe:
+            return self._levels(planes[run].max(0), slicing)
+        beside = int(not slab and slicing.channels == 'neighbours')
+        images = []
+        for k in range(run.start - beside, run.stop + beside):
+            k = min(max(k, 0), len(planes) - 1)
+            levels = self._levels(planes[k], slicing)
+            if masked:
+                outside = self._cut(lungs[k].astype(np.uint8),
+                                    cv2.INTER_NEAREST) == 0
+                levels[outside] = 0
             if slicing.clahe:
                 levels = cv2.createCLAHE(_CLAHE_LIMIT, _CLAHE_TILES).apply(
                     levels)
-            channels.append(levels)
-        levels = np.stack(channels, -1) if len(channels) > 1 else channels[0]
-        if slicing.mask_lungs and lungs is not None:
-            inside = self._cut(lungs[run].any(0).astype(np.uint8),
-                               cv2.INTER_NEAREST)
-            levels[inside == 0] = 0
-        return levels
+            if masked:
+                levels[outside] = 0
+            images.append(levels)
+        if slab:
+            return np.max(images, 0)
+        return np.stack(images, -1) if len(images) > 1 else images[0]
+
+    def _levels(self, image: np.ndarray, slicing: Slicing) -> np.ndarray:
+        """Of HU, in the window and of this frame."""
+        low, high = slicing.window
+        grey = (self._cut(image, cv2.INTER_AREA) - low) / (high - low)
+        return np.rint(grey * _LEVELS).clip(0, _LEVELS).astype(np.uint8)
 
     def _cut(self, image: np.ndarray, method: int) -> np.ndarray:
         image = np.ascontiguousarray(image)

@@ -230,6 +230,35 @@ def test_crop_and_mask_keep_the_place():
                                   same.levels[v1:v2, u1:u2])
 
 
+@pytest.mark.parametrize('clahe', [False, True])
+def test_a_slab_is_of_slices_that_are_black_outside_their_lungs(
+        monkeypatch, clahe):
+    """A bright voxel counts where it is inside in its own slice alone: what
+    is inside in the next slice shows that one's lung."""
+    hu = np.full((32, 32, 2), -850, np.float32)
+    lungs = np.zeros((2, 32, 32), bool)
+    lungs[:, 4:16, 4:16] = lungs[1, 20, 20] = lungs[1, 24:28, 4:8] = True
+    hu[20, 20, 0] = 300  # outside, inside in the next slice
+    hu[8, 8, 0] = 300  # inside
+    hu[5, 25, 0] = 300
+    monkeypatch.setattr(slices, 'lung_mask', lambda *args: lungs)
+    scan = Scan('somebody', 'somebody', '', '', Volume.centred(
+        hu, np.diag([1., 1., 2.])), np.eye(4), [])
+    slicing = replace(PLAIN, channels='one', mask_lungs=True, clahe=clahe)
+    single = [shot.levels for shot in slices_of(scan, slicing)[0]]
+    slab, = slices_of(scan, replace(slicing, slab_mm=4.))[0]
+    np.testing.assert_array_equal(slab.levels, np.max(single, 0))
+    assert (slab.levels[~lungs.any(0)] == 0).all()
+    assert single[0][8, 8] == slab.levels[8, 8] > 150
+    assert single[0][20, 20] == single[0][25, 5] == 0
+    assert 0 < slab.levels[20, 20] == single[1][20, 20] < 100
+    assert slab.levels[25, 5] < 100
+    # Neighbours are black outside of their own lungs, too.
+    first = slices_of(scan, replace(slicing, channels='neighbours'))[0][0]
+    np.testing.assert_array_equal(first.levels[..., 1], single[0])
+    np.testing.assert_array_equal(first.levels[..., 2], single[1])
+
+
 @pytest.mark.parametrize('how, kept', [
     ('ends', [1, 2, 3, 4, 5, 6, 7]), ('threshold', [2, 3, 4, 5]),
     ('statistics', [2, 3, 4, 5, ]), ('window', [2, 3, 4, 5]),
