@@ -467,7 +467,8 @@ def choose_images(samples: List[dict], split: str, slicing: Slicing,
     their names; those that show only what does not count are neither. 003
     has 12.7 % of images with a nodule in training and validation and 3 % in
     its test, and does not say how its test got there: where there are not
-    enough images without one, all are taken.
+    enough images without one, all of these are taken, and for a share those
+    with one are drawn as well, at least one. What share it is is printed.
 
     Args:
         samples: Of the split.
@@ -494,15 +495,23 @@ def choose_images(samples: List[dict], split: str, slicing: Slicing,
         for name, image in sample['images'].items():
             shown = [sample['instances'][box['instance_idx']]
                      for box in sample['cam_instances'].get(name, ())]
-            place = sample['token'], name
-            if any(not item['ignore'] for item in shown):
-                positive.append(place)
-            elif not shown:
-                token = image['sample_data_token']
-                digest = hashlib.sha256(f'negative {seed} {token}'.encode())
-                negative.append((digest.digest(), place))
+            if all(item['ignore'] for item in shown) and shown:
+                continue
+            kind, group = (('positive', positive) if shown else
+                           ('negative', negative))
+            key = f'{kind} {seed} {image["sample_data_token"]}'
+            group.append((hashlib.sha256(key.encode()).digest(),
+                          (sample['token'], name)))
     wanted = round(ratio * len(positive))
-    taken = {*positive, *(place for _, place in sorted(negative)[:wanted])}
+    kept = len(positive)
+    if slicing.positive_share is not None and wanted > len(negative):
+        kept = max(round(len(negative) / ratio), 1)
+    taken = {place for ranked, count in ((positive, kept), (negative, wanted))
+             for _, place in sorted(ranked)[:count]}
+    if taken:
+        print(f'{split}: {kept} of {len(taken)} chosen images show a finding, '
+              f'{kept / len(taken):.1%} (expected {1 / (1 + ratio):.1%}); '
+              f'{len(positive)} do in all')
     return {sample['token']: [name for name in sample['images']
                               if (sample['token'], name) in taken]
             for sample in samples}
@@ -575,7 +584,9 @@ def plan(volumes: Sequence[Path], annotations: Path
         row.numbers(_LUNA16[1:4])
         row.number('diameter_mm', positive=True)
         if row['seriesuid'] not in keys:
-            raise row.fail('seriesuid', 'the name of one of the volumes')
+            raise row.fail('seriesuid', 'the name of one of the volumes, '
+                           'where --volume gives all folders that the table '
+                           'covers')
         size = row['diameter_mm']
         rows.append(Row(
             dict(scan=row['seriesuid'], x=row['coordX'], y=row['coordY'],

@@ -290,7 +290,11 @@ def samples(positive, negative, ignored=1):
     (dict(negatives=0.), 'val', (10, 0)),
     (dict(negatives=99.), 'train', (10, 300)),
     (dict(positive_share=[.127, .03]), 'train', (10, 69)),
-    (dict(positive_share=[.127, .05]), 'test', (10, 190))])
+    (dict(positive_share=[.127, .05]), 'test', (10, 190)),
+    # Negatives run out: fewer positives, and at least one.
+    (dict(positive_share=[.127, .02]), 'test', (6, 300)),
+    (dict(positive_share=[.001]), 'train', (1, 300)),
+    (dict(positive_share=[1.]), 'train', (10, 0))])
 def test_share_of_images_with_a_finding(options, split, expected):
     given = samples(10, 300)
     chosen = slices.choose_images(given, split, Slicing(**options), 0)['a']
@@ -301,7 +305,18 @@ def test_share_of_images_with_a_finding(options, split, expected):
     again = slices.choose_images(given, split, Slicing(**options), 0)['a']
     other = slices.choose_images(given, split, Slicing(**options), 1)['a']
     assert chosen == again
-    assert (chosen == other) == (expected[1] in (0, 300))
+    assert (chosen == other) == (expected in ((10, 0), (10, 300)))
+
+
+def test_the_share_that_was_reached_is_told(capsys):
+    slicing = Slicing(positive_share=[.127, .02])
+    slices.choose_images(samples(10, 300), 'test', slicing, 0)
+    assert capsys.readouterr().out == (
+        'test: 6 of 306 chosen images show a finding, 2.0% (expected 2.0%); '
+        '10 do in all\n')
+    none = slices.choose_images(samples(10, 0), 'train', slicing, 0)['a']
+    assert len(none) == 1  # a share of less needs others
+    assert '100.0% (expected 12.7%)' in capsys.readouterr().out
 
 
 def test_a_test_keeps_all_unless_it_is_asked():
@@ -516,6 +531,7 @@ def test_a_table_with_an_unknown_scan_is_refused(tmp_path):
     table.write_text(table.read_text() + 'b,0,0,0,5\n')
     message = refusal(luna(tmp_path))
     assert 'annotations.csv: row 3: column "seriesuid"' in message
+    assert '--volume gives all folders that the table covers' in message
     assert 'found "b"' in message
     assert not (tmp_path / 'set').exists()
 
