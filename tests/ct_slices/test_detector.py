@@ -1,5 +1,6 @@
 """The small detector of slices: training, scans, tools."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,9 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
+from data_converters.slices import Slicing
 from projects.core.boxes import gravity_array
+from projects.core.engine import checkpoints
 from projects.core.files import load_json
 from tests.helpers.commands import error_of, losses, tool
 from tests.helpers.slices import SHAPE, make_slice_set
@@ -144,6 +147,18 @@ def test_slices_of_another_kind_are_noticed(trained, tmp_path):
     assert 'expected slices as it was trained on' in text
     assert 'spacing None (found 2.0)' in text and 'window' in text
     assert 'channels' not in text
+
+
+def test_slabs_of_another_overlap_are_noticed(monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoints, 'print_log',
+                        lambda text, **kwargs: told.append(text))
+    made = asdict(Slicing(slab_mm=7.5, overlap=.5))
+    meta = dict(dataset_meta=dict(slices=made))
+    checkpoints.warn_of_other_slices('a.pth', meta, dict(made, select='all'))
+    assert told == []
+    checkpoints.warn_of_other_slices('a.pth', meta, dict(made, overlap=0.))
+    assert 'with overlap 0.5 (found 0.0): its figures do not' in told[0]
 
 
 @pytest.mark.parametrize('content, text', [
