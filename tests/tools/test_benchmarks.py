@@ -461,13 +461,17 @@ def test_observer_takes_planes_for_nothing():
     assert observer.cut_out(image, np.array([2., 10.]), 8) is None
 
 
+def hits(gains, kind='eigen-cam', views=(3, )):
+    """Boxes of scans with these gains, one finding each."""
+    return [dict(token=token, view=view, finding=0, methods={kind: dict(
+        gain=gain, deletion=gain / 10, insertion=.5)})
+        for token, gain in gains.items() for view in views]
+
+
 def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
-    def told(gain, **changes):
-        figures = {key: dict(mean=gain, low=gain - 1, high=gain + 1)
-                   for key in ('gain', 'deletion', 'insertion')}
-        return dict(dict(stage='2d', split='test', seed=0, findings=[{}] * 3,
-                         summary={'eigen-cam': figures, 'random': dict(
-                             figures, gain=dict(mean=None))}), **changes)
+    def told(gains, **changes):
+        return dict(dict(stage='2d', split='test', seed=0, ann_file='a.pkl',
+                         hits=9, findings=hits(gains)), **changes)
 
     def compared(**files):
         paths = []
@@ -476,18 +480,38 @@ def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
             paths[-1].parent.mkdir(exist_ok=True)
             dump_json(content, paths[-1])
         explained.main([str(path) for path in paths])
+        return capsys.readouterr().out
 
-    compared(one=told(3.), two=told(5.))
+    # Scan c is one's alone; another box of a finding counts with the first.
+    one = told(dict(a=2., b=4., c=99.))
+    two = told(dict(b=5., a=2.))
+    two['findings'] += hits(dict(a=4.)) + hits(dict(a=50.), views=[7])
+    none = told({})
+    out = compared(one=one, two=two, none=none)
+    assert 'none/explain.json: 0 boxes, of 9 that hit' in out
+    assert '2 hits that all have, of 2 scans' in out
     cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in
-             capsys.readouterr().out.splitlines() if line.count('|') > 2]
-    assert cells[1][:4] == ['one', 'eigen-cam', '3', '3.00 [2.00, 4.00]']
-    assert cells[2][:4] == ['two', 'eigen-cam', '3', '5.00 [4.00, 6.00]']
-    assert cells[3][:4] == ['one', 'random', '3', '-']
+             out.splitlines() if line.count('|') > 2]
+    assert cells[1:] == [
+        ['one', 'eigen-cam', '3', '3.00 [2.00, 4.00]', '0.30 [0.20, 0.40]',
+         '0.50 [0.50, 0.50]'],
+        ['two', 'eigen-cam', '4', '4.00 [3.00, 5.00]', '0.40 [0.30, 0.50]',
+         '0.50 [0.50, 0.50]'],
+        # In each scan it is one more.
+        ['two less one', 'eigen-cam', '', '+1.00 [+1.00, +1.00]',
+         '+0.10 [+0.10, +0.10]', '+0.00 [+0.00, +0.00]']]
     for wrong, message in (
-            (told(5., seed=1), 'field "seed": expected 0 as in'),
-            (dict(told(3.), summary=dict(a={})), 'the figures of tools/')):
+            (dict(two, seed=1), 'field "seed": expected 0 as in'),
+            (dict(two, split='val'), 'field "split": expected \'test\' as'),
+            (dict(two, ann_file='b.pkl'), 'field "ann_file": expected '
+             "'a.pkl' as in"),
+            (dict(two, findings=[{}]), 'the figures of tools/'),
+            (told(dict(z=1.)), 'expected one that the detectors hit')):
         with pytest.raises(SystemExit, match=message):
-            compared(one=told(3.), two=wrong)
+            compared(one=one, two=wrong)
+    del one['ann_file']
+    with pytest.raises(SystemExit, match='expected what tools/explain.py'):
+        compared(one=one, two=one)
 
 
 def test_deployed_boxes_are_compared_one_by_one():
