@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -17,6 +18,7 @@ from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
 from projects.core.engine.configs import build_runner, load_config
+from projects.core.explain import METHODS, target_of
 from projects.core.files import load_json
 from projects.ct_slices.backbone import EfficientNetV2S
 from tests.helpers.commands import error_of, tool
@@ -137,6 +139,30 @@ def test_small_transformers_learn_one_slab():
             best = found.bboxes[mine][found.scores[mine].argmax()]
             assert bbox_overlaps(best[None], torch.tensor(
                 [[8., 8, 20, 20]])).item() > .5, path.stem
+
+
+@pytest.mark.parametrize('name', [
+    'deformable-detr_small_slabs_6000i_quick-v2-slabs',
+    'retinanet_mobilenet-v2_neighbours_30e_mid-v2-slices'])
+def test_a_box_in_a_slice_is_explained(name):
+    """Whatever the detector, the box is found again in its slice alone."""
+    cfg, model = built(ROOT / f'configs/ct_slices/{name}.py')
+    model.detector_2d.bbox_head.test_cfg.score_thr = 0.  # it has not learned
+    model.eval().tile = 64
+    images = torch.stack(batch(0)['inputs'])
+    with torch.no_grad():
+        found = model.detect_2d(images)
+    view = int(found.view_ids[0])
+    sample = dict(inputs=dict(img=images), data_samples=DetDataSample(
+        metainfo=dict(ct2img=[np.eye(4)] * len(images))))
+    detection = InstanceData(bboxes=found.bboxes[:1],
+                             scores=found.scores[:1], labels=found.labels[:1])
+    target = target_of(model, sample, detection, view)
+    assert list(target.rows) == [view]
+    assert target.similarity(target.views) == pytest.approx(
+        float(detection.scores[0]), rel=1e-3)
+    heat = METHODS['eigen-cam'](target, torch.Generator().manual_seed(0))
+    assert heat.shape == (1, 64, 64) and torch.isfinite(heat).all()
 
 
 def test_a_batch_without_boxes():
