@@ -349,23 +349,23 @@ class _Frame:
         maximum of a slab comes last. Equalising lifts black a little: what
         was outside is black again."""
         planes = volume.values.T
-        masked = slicing.mask_lungs and lungs is not None
+        lungs = lungs if slicing.mask_lungs else None
         slab = slicing.slab_mm is not None
-        if slab and not masked and not slicing.clahe:
+        if slab and lungs is None and not slicing.clahe:
             return self._levels(planes[run].max(0), slicing)
         beside = int(not slab and slicing.channels == 'neighbours')
         images = []
         for k in range(run.start - beside, run.stop + beside):
             k = min(max(k, 0), len(planes) - 1)
             levels = self._levels(planes[k], slicing)
-            if masked:
+            if lungs is not None:
                 outside = self._cut(lungs[k].astype(np.uint8),
                                     cv2.INTER_NEAREST) == 0
                 levels[outside] = 0
             if slicing.clahe:
                 levels = cv2.createCLAHE(_CLAHE_LIMIT, _CLAHE_TILES).apply(
                     levels)
-            if masked:
+            if lungs is not None:
                 levels[outside] = 0
             images.append(levels)
         if slab:
@@ -490,7 +490,8 @@ def choose_images(samples: List[dict], split: str, slicing: Slicing,
         ratio = slicing.negatives
     else:
         return None
-    positive, negative = [], []
+    positive: List[tuple] = []
+    negative: List[tuple] = []
     for sample in samples:
         for name, image in sample['images'].items():
             shown = [sample['instances'][box['instance_idx']]
