@@ -8,8 +8,8 @@ Each variant is a config with some options changed, trained by
 ``tools/train.py`` and tested by ``tools/test.py`` on the validation split. As
 long means as many iterations, or as many minutes: then each variant first
 trains for 30 iterations that tell how many fit in. A schedule of epochs has
-its own length. A variant that was finished is not run again; the table holds
-all that are.
+its own length, and where it keeps the best checkpoint, that is tested. A
+variant that was finished is not run again; the table holds all that are.
 """
 
 import argparse
@@ -128,11 +128,15 @@ def resized(name: str, size: int) -> List[str]:
 FAMILIES = {
     'views': VARIANTS,
     # Document 002 trains on the large nodules of one set, then on another's,
-    # or on that alone. Here the large ones and all are of one set.
+    # or on that alone. Here the large ones and all are of one set. Two
+    # trainings have two warm-ups and cosines: what that does alone is told by
+    # all twice.
     'slices': {
         'Faster R-CNN, small': (SMALL, []),
         'large findings alone': (SMALL, [_LARGE]),
         'large findings first, then all': (SMALL, []),
+        'all, first half': (SMALL, []),
+        'all, then all': (SMALL, []),
     },
     # Document 004: both begin with the same Mask R-CNN, the most important
     # first.
@@ -161,7 +165,8 @@ FAMILIES = {
                             ('efficientnet-v2-s', 'EfficientNetV2-S'))},
 }
 # What a variant starts from; both together take as long as any other.
-STARTS = {'large findings first, then all': 'large findings alone', **{
+STARTS = {'large findings first, then all': 'large findings alone',
+          'all, then all': 'all, first half', **{
     name: 'Mask R-CNN, first half'
     for name, (config, _) in FAMILIES['breast'].items()
     if config in (MASKS, GRAPH) and name != 'Mask R-CNN, first half'}}
@@ -211,11 +216,19 @@ def test(name: str, folder: Path, options: List[str], split: str,
     """Leave the split's results in a variant's folder."""
     config, changes = variant(name)
     changes = [*changes, *(resized(name, size) if size else [])]
-    checkpoint = (folder / 'last_checkpoint').read_text().strip()
-    run('tools/test.py', config, checkpoint, '--work-dir', str(folder),
+    run('tools/test.py', config, str(checkpoint_of(folder)), '--work-dir',
+        str(folder),
         *options, '--split', split,
         '--out', str(results_of(folder, split)),
         *(['--cfg-options', *changes] if changes else []))
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The best by the validations, where the schedule keeps it, or the
+    last."""
+    best = sorted(folder.glob('best_*.pth'), key=lambda p: p.stat().st_mtime)
+    return best[-1] if best else Path(
+        (folder / 'last_checkpoint').read_text().strip())
 
 
 def iterations(name: str, minutes: float, folder: Path,

@@ -68,7 +68,7 @@ class Slicing:
             number of them; None for the scan's own.
         select: Which slices are kept, see :func:`select_slices`; 'all' for
             all.
-        mask_lungs: Whether what is outside the lungs is black.
+        mask_lungs: Whether each slice is black outside its own lungs.
         crop_lungs: Whether images are cut to the box round the lungs.
         clahe: Whether contrast is equalised locally.
         pictures: Whether each scan has a picture of its lung mask.
@@ -344,30 +344,39 @@ class _Frame:
 
     def levels(self, volume: Volume, run: slice, slicing: Slicing,
                lungs: Optional[np.ndarray]) -> np.ndarray:
-        """Grey values of an image of some slices."""
+        """Grey values of an image of some slices: in each (003) what is
+        outside the lungs becomes black, then contrast is equalised; the
+        maximum of a slab comes last. Equalising lifts black a little: what
+        was outside is black again."""
         planes = volume.values.T
-        if slicing.slab_mm is not None:
-            images = [planes[run].max(0)]
-        elif slicing.channels == 'one':
-            images = [planes[run.start]]
-        else:
-            images = [planes[min(max(k, 0), len(planes) - 1)]
-                      for k in range(run.start - 1, run.start + 2)]
-        low, high = slicing.window
-        channels = []
-        for image in images:
-            grey = (self._cut(image, cv2.INTER_AREA) - low) / (high - low)
-            levels = np.rint(grey * _LEVELS).clip(0, _LEVELS).astype(np.uint8)
+        lungs = lungs if slicing.mask_lungs else None
+        slab = slicing.slab_mm is not None
+        if slab and lungs is None and not slicing.clahe:
+            return self._levels(planes[run].max(0), slicing)
+        beside = int(not slab and slicing.channels == 'neighbours')
+        images = []
+        for k in range(run.start - beside, run.stop + beside):
+            k = min(max(k, 0), len(planes) - 1)
+            levels = self._levels(planes[k], slicing)
+            if lungs is not None:
+                outside = self._cut(lungs[k].astype(np.uint8),
+                                    cv2.INTER_NEAREST) == 0
+                levels[outside] = 0
             if slicing.clahe:
                 levels = cv2.createCLAHE(_CLAHE_LIMIT, _CLAHE_TILES).apply(
                     levels)
-            channels.append(levels)
-        levels = np.stack(channels, -1) if len(channels) > 1 else channels[0]
-        if slicing.mask_lungs and lungs is not None:
-            inside = self._cut(lungs[run].any(0).astype(np.uint8),
-                               cv2.INTER_NEAREST)
-            levels[inside == 0] = 0
-        return levels
+            if lungs is not None:
+                levels[outside] = 0
+            images.append(levels)
+        if slab:
+            return np.max(images, 0)
+        return np.stack(images, -1) if len(images) > 1 else images[0]
+
+    def _levels(self, image: np.ndarray, slicing: Slicing) -> np.ndarray:
+        """Of HU, in the window and of this frame."""
+        low, high = slicing.window
+        grey = (self._cut(image, cv2.INTER_AREA) - low) / (high - low)
+        return np.rint(grey * _LEVELS).clip(0, _LEVELS).astype(np.uint8)
 
     def _cut(self, image: np.ndarray, method: int) -> np.ndarray:
         image = np.ascontiguousarray(image)
@@ -458,7 +467,8 @@ def choose_images(samples: List[dict], split: str, slicing: Slicing,
     their names; those that show only what does not count are neither. 003
     has 12.7 % of images with a nodule in training and validation and 3 % in
     its test, and does not say how its test got there: where there are not
-    enough images without one, all are taken.
+    enough images without one, all of these are taken, and for a share those
+    with one are drawn as well, at least one. What share it is is printed.
 
     Args:
         samples: Of the split.
@@ -480,20 +490,29 @@ def choose_images(samples: List[dict], split: str, slicing: Slicing,
         ratio = slicing.negatives
     else:
         return None
-    positive, negative = [], []
+    positive: List[tuple] = []
+    negative: List[tuple] = []
     for sample in samples:
         for name, image in sample['images'].items():
             shown = [sample['instances'][box['instance_idx']]
                      for box in sample['cam_instances'].get(name, ())]
-            place = sample['token'], name
-            if any(not item['ignore'] for item in shown):
-                positive.append(place)
-            elif not shown:
-                token = image['sample_data_token']
-                digest = hashlib.sha256(f'negative {seed} {token}'.encode())
-                negative.append((digest.digest(), place))
+            if all(item['ignore'] for item in shown) and shown:
+                continue
+            kind, group = (('positive', positive) if shown else
+                           ('negative', negative))
+            key = f'{kind} {seed} {image["sample_data_token"]}'
+            group.append((hashlib.sha256(key.encode()).digest(),
+                          (sample['token'], name)))
     wanted = round(ratio * len(positive))
-    taken = {*positive, *(place for _, place in sorted(negative)[:wanted])}
+    kept = len(positive)
+    if slicing.positive_share is not None and wanted > len(negative):
+        kept = max(round(len(negative) / ratio), 1)
+    taken = {place for ranked, count in ((positive, kept), (negative, wanted))
+             for _, place in sorted(ranked)[:count]}
+    if taken:
+        print(f'{split}: {kept} of {len(taken)} chosen images show a finding, '
+              f'{kept / len(taken):.1%} (expected {1 / (1 + ratio):.1%}); '
+              f'{len(positive)} do in all')
     return {sample['token']: [name for name in sample['images']
                               if (sample['token'], name) in taken]
             for sample in samples}
@@ -566,7 +585,9 @@ def plan(volumes: Sequence[Path], annotations: Path
         row.numbers(_LUNA16[1:4])
         row.number('diameter_mm', positive=True)
         if row['seriesuid'] not in keys:
-            raise row.fail('seriesuid', 'the name of one of the volumes')
+            raise row.fail('seriesuid', 'the name of one of the volumes, '
+                           'where --volume gives all folders that the table '
+                           'covers')
         size = row['diameter_mm']
         rows.append(Row(
             dict(scan=row['seriesuid'], x=row['coordX'], y=row['coordY'],

@@ -1,6 +1,7 @@
 """What detections rest on: python tools/explain.py CONFIG CHECKPOINT"""
 
 import argparse
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional
@@ -53,8 +54,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         help='folder for explain.json and a picture of each box')
     parser.add_argument(
         '--scans', type=int, default=5,
-        help='how many with a box that hits are explained, drawn at random '
-        '(default: %(default)s)')
+        help='how many with a finding are drawn at random; their boxes that '
+        'hit are explained (default: %(default)s)')
     parser.add_argument(
         '--method', nargs='+', choices=list(METHODS), default=list(METHODS),
         help='default: all')
@@ -246,17 +247,23 @@ def main(argv: Optional[List[str]] = None) -> None:
         raise UserError(f'{args.config}: --stage: expected 2d, as of boxes in '
                         f'single images, found {args.stage}')
     hits, wrong, places = [], [], 0
+    with_findings = []
     for number, sample in enumerate(tqdm(data, desc='detect', unit='scan',
                                          dynamic_ncols=True)):
         with torch.no_grad():
             result = model.test_step(pseudo_collate([sample]))
         if exams:
             places += len(result)
+            true = any(len(image.gt_instances) for image in result)
             found = hits_of_images(result, len(data.metainfo['classes']))
         else:
             result = result[0].cpu().to_dict()
             places += 1 if args.stage == '3d' else len(result['view_names'])
+            true = len(result['eval_ann_info'][
+                'gt_labels_3d' if args.stage == '3d' else 'gt_bboxes_labels'])
             found = hits_of(result, len(data.metainfo['classes']))
+        if true:
+            with_findings.append(number)
         for hit in found:
             if hit['finding'] is None:
                 wrong.append(hit['score'])
@@ -265,14 +272,22 @@ def main(argv: Optional[List[str]] = None) -> None:
     threshold = threshold_at(sorted(wrong, reverse=True),
                              args.false_positives, places)
     hits = [hit for hit in hits if hit['score'] > threshold]
-    scans = sorted({hit['scan'] for hit in hits})
-    # In the order drawn: more scans are the same ones and others.
-    drawn = np.random.default_rng(args.seed).permutation(scans)[:args.scans]
+    # In the order drawn: more scans are the same ones and others. Whatever is
+    # found in them, so that detectors have the same ones.
+    drawn = np.random.default_rng(args.seed).permutation(
+        with_findings).astype(int)[:args.scans]
     chosen = [hit for scan in drawn for hit in hits if hit['scan'] == scan]
+    tokens = {scan: data.get_data_info(int(scan))['token'] for scan in drawn}
+    missed = [tokens[scan] for scan in drawn
+              if not any(hit['scan'] == scan for hit in chosen)]
     rng = torch.Generator().manual_seed(args.seed)
     told = dict(stage=args.stage, split=args.split, seed=args.seed,
-                threshold=threshold, hits=len(hits), fractions=FRACTIONS,
-                findings=[])
+                config=args.config, checkpoint=args.checkpoint,
+                sha256=hashlib.sha256(
+                    Path(args.checkpoint).read_bytes()).hexdigest(),
+                ann_file=data.source, scans=list(tokens.values()),
+                scans_without_hit=missed, threshold=threshold,
+                hits=len(hits), fractions=FRACTIONS, findings=[])
 
     def write():
         told['summary'] = summary_of(told['findings'], args.method)
@@ -297,10 +312,14 @@ def main(argv: Optional[List[str]] = None) -> None:
             dict(hit, box=hit['box'].tolist(), token=record['token'],
                  picture=name, methods=explained[-1]))
         write()  # each takes a minute: what is done is not lost
-    print(table_of(told))
-    if not hits:
-        print(f'no box with a score above {threshold:.2f} hits a finding: '
-              'there is nothing to explain')
+    if chosen:
+        print(table_of(told))
+    if missed:
+        print(f'{len(missed)} of the {len(drawn)} scans drawn have no box '
+              f'that hits: {", ".join(missed)}')
+    if not chosen:
+        print(f'no box with a score above {threshold:.2f} hits a finding of '
+              'the scans drawn: there is nothing to explain')
     print(f'{args.out_dir}/explain.json, {len(chosen)} pictures of '
           f'{len(hits)} boxes that hit')
 

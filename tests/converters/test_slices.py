@@ -230,6 +230,35 @@ def test_crop_and_mask_keep_the_place():
                                   same.levels[v1:v2, u1:u2])
 
 
+@pytest.mark.parametrize('clahe', [False, True])
+def test_a_slab_is_of_slices_that_are_black_outside_their_lungs(
+        monkeypatch, clahe):
+    """A bright voxel counts where it is inside in its own slice alone: what
+    is inside in the next slice shows that one's lung."""
+    hu = np.full((32, 32, 2), -850, np.float32)
+    lungs = np.zeros((2, 32, 32), bool)
+    lungs[:, 4:16, 4:16] = lungs[1, 20, 20] = lungs[1, 24:28, 4:8] = True
+    hu[20, 20, 0] = 300  # outside, inside in the next slice
+    hu[8, 8, 0] = 300  # inside
+    hu[5, 25, 0] = 300
+    monkeypatch.setattr(slices, 'lung_mask', lambda *args: lungs)
+    scan = Scan('somebody', 'somebody', '', '', Volume.centred(
+        hu, np.diag([1., 1., 2.])), np.eye(4), [])
+    slicing = replace(PLAIN, channels='one', mask_lungs=True, clahe=clahe)
+    single = [shot.levels for shot in slices_of(scan, slicing)[0]]
+    slab, = slices_of(scan, replace(slicing, slab_mm=4.))[0]
+    np.testing.assert_array_equal(slab.levels, np.max(single, 0))
+    assert (slab.levels[~lungs.any(0)] == 0).all()
+    assert single[0][8, 8] == slab.levels[8, 8] > 150
+    assert single[0][20, 20] == single[0][25, 5] == 0
+    assert 0 < slab.levels[20, 20] == single[1][20, 20] < 100
+    assert slab.levels[25, 5] < 100
+    # Neighbours are black outside of their own lungs, too.
+    first = slices_of(scan, replace(slicing, channels='neighbours'))[0][0]
+    np.testing.assert_array_equal(first.levels[..., 1], single[0])
+    np.testing.assert_array_equal(first.levels[..., 2], single[1])
+
+
 @pytest.mark.parametrize('how, kept', [
     ('ends', [1, 2, 3, 4, 5, 6, 7]), ('threshold', [2, 3, 4, 5]),
     ('statistics', [2, 3, 4, 5, ]), ('window', [2, 3, 4, 5]),
@@ -261,7 +290,11 @@ def samples(positive, negative, ignored=1):
     (dict(negatives=0.), 'val', (10, 0)),
     (dict(negatives=99.), 'train', (10, 300)),
     (dict(positive_share=[.127, .03]), 'train', (10, 69)),
-    (dict(positive_share=[.127, .05]), 'test', (10, 190))])
+    (dict(positive_share=[.127, .05]), 'test', (10, 190)),
+    # Negatives run out: fewer positives, and at least one.
+    (dict(positive_share=[.127, .02]), 'test', (6, 300)),
+    (dict(positive_share=[.001]), 'train', (1, 300)),
+    (dict(positive_share=[1.]), 'train', (10, 0))])
 def test_share_of_images_with_a_finding(options, split, expected):
     given = samples(10, 300)
     chosen = slices.choose_images(given, split, Slicing(**options), 0)['a']
@@ -272,7 +305,18 @@ def test_share_of_images_with_a_finding(options, split, expected):
     again = slices.choose_images(given, split, Slicing(**options), 0)['a']
     other = slices.choose_images(given, split, Slicing(**options), 1)['a']
     assert chosen == again
-    assert (chosen == other) == (expected[1] in (0, 300))
+    assert (chosen == other) == (expected in ((10, 0), (10, 300)))
+
+
+def test_the_share_that_was_reached_is_told(capsys):
+    slicing = Slicing(positive_share=[.127, .02])
+    slices.choose_images(samples(10, 300), 'test', slicing, 0)
+    assert capsys.readouterr().out == (
+        'test: 6 of 306 chosen images show a finding, 2.0% (expected 2.0%); '
+        '10 do in all\n')
+    none = slices.choose_images(samples(10, 0), 'train', slicing, 0)['a']
+    assert len(none) == 1  # a share of less needs others
+    assert '100.0% (expected 12.7%)' in capsys.readouterr().out
 
 
 def test_a_test_keeps_all_unless_it_is_asked():
@@ -487,6 +531,7 @@ def test_a_table_with_an_unknown_scan_is_refused(tmp_path):
     table.write_text(table.read_text() + 'b,0,0,0,5\n')
     message = refusal(luna(tmp_path))
     assert 'annotations.csv: row 3: column "seriesuid"' in message
+    assert '--volume gives all folders that the table covers' in message
     assert 'found "b"' in message
     assert not (tmp_path / 'set').exists()
 

@@ -1,20 +1,28 @@
 """The small detector of slices: training, scans, tools."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from highdicom import sr
 from mmdet3d.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
+from data_converters.slices import Slicing
 from projects.core.boxes import gravity_array
+from projects.core.engine import checkpoints
+from projects.core.evaluation.metric_3d import Indication3DMetric
+from projects.core.export import export
 from projects.core.files import load_json
+from projects.core.results import dump_results
 from tests.helpers.commands import error_of, losses, tool
+from tests.helpers.series import chest, edit, write_series
 from tests.helpers.slices import SHAPE, make_slice_set
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +154,18 @@ def test_slices_of_another_kind_are_noticed(trained, tmp_path):
     assert 'channels' not in text
 
 
+def test_slabs_of_another_overlap_are_noticed(monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoints, 'print_log',
+                        lambda text, **kwargs: told.append(text))
+    made = asdict(Slicing(slab_mm=7.5, overlap=.5))
+    meta = dict(dataset_meta=dict(slices=made))
+    checkpoints.warn_of_other_slices('a.pth', meta, dict(made, select='all'))
+    assert told == []
+    checkpoints.warn_of_other_slices('a.pth', meta, dict(made, overlap=0.))
+    assert 'with overlap 0.5 (found 0.0): its figures do not' in told[0]
+
+
 @pytest.mark.parametrize('content, text', [
     ('[]', 'expected the record of a scan'),
     ('{}', 'field "token": expected a string'),
@@ -248,24 +268,61 @@ def test_batches_and_chunks_change_nothing(root):
         assert alone.token == item['data_samples'].token
 
 
+def merged_truth(built, item, monkeypatch):
+    """A test's result, with the truth as what is found in slices."""
+    truth = item['data_samples'].eval_ann_info
+    monkeypatch.setattr(built, 'detect_2d', lambda images: InstanceData(
+        bboxes=torch.from_numpy(truth['gt_bboxes']),
+        scores=torch.ones(len(truth['gt_bboxes'])),
+        labels=torch.from_numpy(truth['gt_bboxes_labels']),
+        view_ids=torch.from_numpy(truth['gt_bboxes_view'])))
+    return built.test_step(pseudo_collate([item]))[0], truth
+
+
 def test_boxes_of_a_scan_lie_where_its_slices_say(root, monkeypatch):
-    """With the truth as what is found in slices."""
     built, data = model(), scans(root)
     for item in data:
-        truth = item['data_samples'].eval_ann_info
-        monkeypatch.setattr(built, 'detect_2d', lambda images, truth=truth: (
-            InstanceData(
-                bboxes=torch.from_numpy(truth['gt_bboxes']),
-                scores=torch.ones(len(truth['gt_bboxes'])),
-                labels=torch.from_numpy(truth['gt_bboxes_labels']),
-                view_ids=torch.from_numpy(truth['gt_bboxes_view']))))
-        result, = built.test_step(pseudo_collate([item]))
+        result, truth = merged_truth(built, item, monkeypatch)
         found = gravity_array(result.pred_instances_3d.bboxes_3d)
         true = gravity_array(truth['gt_bboxes_3d'])
         order = [np.abs(found[:, :3] - box[:3]).sum(1).argmin()
                  for box in true]
         assert len(found) == len(true)
         np.testing.assert_allclose(found[order], true, atol=.01)
+
+
+def test_boxes_of_slices_become_dicom_sr(root, monkeypatch, tmp_path):
+    """In the frame of the CT series, to which each refers."""
+    built, data = model(), scans(root)
+    metric, true = Indication3DMetric(), {}
+    metric.dataset_meta = data.metainfo
+    for item in data:
+        result, truth = merged_truth(built, item, monkeypatch)
+        metric.process({}, [result.cpu().to_dict()])
+        true[result.token] = gravity_array(truth['gt_bboxes_3d'])
+    metric.evaluate(len(data))
+    dump_results(tmp_path / 'results.json', metric.full_results, dict(
+        config=NAME, checkpoint='none.pth', sha256='ab' * 32,
+        ann_file=data.source))
+    for number in range(4):
+        for path in write_series(
+                tmp_path / f'ct/LIDC-IDRI-{number:04d}', chest(SHAPE[2]),
+                np.arange(SHAPE[2]) * 2. - 19, f'1.2.{number}'):
+            edit(path, FrameOfReferenceUID='1.2', SliceThickness='2')
+    written = export(tmp_path / 'results.json', tmp_path / 'out', ['sr'],
+                     dicom_root=tmp_path / 'ct')
+    assert sorted(path.stem for path in written) == sorted(true)
+    for path in written:
+        document = sr.srread(path)
+        series = {uid for _, uid in document.get_evidence_series()}
+        assert series == {f'1.2.{int(path.stem[-4:])}'}
+        groups = document.content.get_volumetric_roi_measurement_groups(
+            graphic_type=sr.GraphicTypeValues3D.ELLIPSOID)
+        places = [group.roi.graphic_data.mean(0) for group in groups]
+        assert len(places) == len(true[path.stem])
+        for box in true[path.stem]:  # x and y the other way round
+            assert min(np.abs(place - box[:3] * [-1, -1, 1]).max()
+                       for place in places) < .01
 
 
 @pytest.mark.parametrize('count', [0, 1])

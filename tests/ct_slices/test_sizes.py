@@ -1,8 +1,11 @@
 """The sizes of documents 002 and 003, and the transformers in small: they are
 built, and take a step."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
@@ -10,10 +13,12 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS
 from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
 from projects.core.engine.configs import build_runner, load_config
+from projects.core.explain import METHODS, target_of
 from projects.core.files import load_json
 from projects.ct_slices.backbone import EfficientNetV2S
 from tests.helpers.commands import error_of, tool
@@ -136,6 +141,30 @@ def test_small_transformers_learn_one_slab():
                 [[8., 8, 20, 20]])).item() > .5, path.stem
 
 
+@pytest.mark.parametrize('name', [
+    'deformable-detr_small_slabs_6000i_quick-v2-slabs',
+    'retinanet_mobilenet-v2_neighbours_30e_mid-v2-slices'])
+def test_a_box_in_a_slice_is_explained(name):
+    """Whatever the detector, the box is found again in its slice alone."""
+    cfg, model = built(ROOT / f'configs/ct_slices/{name}.py')
+    model.detector_2d.bbox_head.test_cfg.score_thr = 0.  # it has not learned
+    model.eval().tile = 64
+    images = torch.stack(batch(0)['inputs'])
+    with torch.no_grad():
+        found = model.detect_2d(images)
+    view = int(found.view_ids[0])
+    sample = dict(inputs=dict(img=images), data_samples=DetDataSample(
+        metainfo=dict(ct2img=[np.eye(4)] * len(images))))
+    detection = InstanceData(bboxes=found.bboxes[:1],
+                             scores=found.scores[:1], labels=found.labels[:1])
+    target = target_of(model, sample, detection, view)
+    assert list(target.rows) == [view]
+    assert target.similarity(target.views) == pytest.approx(
+        float(detection.scores[0]), rel=1e-3)
+    heat = METHODS['eigen-cam'](target, torch.Generator().manual_seed(0))
+    assert heat.shape == (1, 64, 64) and torch.isfinite(heat).all()
+
+
 def test_a_batch_without_boxes():
     for path in CONFIGS:
         if 'mobilenet' in path.stem:
@@ -180,6 +209,26 @@ def test_early_stopping_counts_validations(tmp_path):
         cfg[name] = None
     runner = build_runner(cfg)
     assert any(type(h).__name__ == 'EarlyStoppingHook' for h in runner.hooks)
+
+
+@pytest.mark.parametrize('series, after', [
+    ([.3 + .001 * step for step in range(20)], None),  # slowly, but up
+    ([.5, *[.49 + .001 * step for step in range(9)]], 5),  # below the first
+    ([.2] * 10, 5)])
+def test_early_stopping_takes_any_gain_for_one(series, after):
+    """The first validation and four without a gain: ten epochs are over."""
+    cfg = load_config(str(CONFIGS[0]), {})
+    hook, = [HOOKS.build(h) for h in cfg.custom_hooks
+             if h.type == 'EarlyStoppingHook']
+    runner = SimpleNamespace(
+        train_loop=SimpleNamespace(stop_training=False),
+        logger=logging.getLogger())
+    for count, value in enumerate(series, 1):
+        hook.after_val_epoch(runner, dict(CPM=value))
+        assert runner.train_loop.stop_training == (count == after)
+        if count == after:
+            break
+    assert (count == after) == (after is not None)
 
 
 # --------------------------------------------------------- slabs, by the tools

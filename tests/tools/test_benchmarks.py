@@ -139,6 +139,10 @@ def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
         folder = Path(command[command.index('--work-dir') + 1])
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'last_checkpoint').write_text(f'{folder.name}.pth')
+        if '30e' in command[1] and 'train.py' in command[0]:
+            for epoch in (3, 30):
+                (folder / f'epoch_{epoch}.pth').touch()
+            (folder / 'best_CPM_epoch_3.pth').touch()
         if 'test.py' in command[0]:
             dump_json(load_json(ROOT / 'tests/core/results.json'),
                       command[command.index('--out') + 1])
@@ -147,17 +151,28 @@ def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
     ablation.main(['--family', 'slices', '--iters', '1000', '--out-dir',
                    str(tmp_path)])
     trained = [set(c) for c in calls if 'train.py' in c[0]]
-    assert len(trained) == 3
+    tested = [c[2] for c in calls if 'test.py' in c[0]]
+    assert tested[0] == 'Faster-R-CNN_small.pth'  # the last
+    assert len(trained) == 5
     assert 'train_cfg.max_iters=1000' in trained[0]
     assert {'train_cfg.max_iters=500', 'train_dataloader.dataset.min_diameter'
             '=15.'} <= trained[1]
     assert {'train_cfg.max_iters=500',
             'load_from=large-findings-alone.pth'} <= trained[2]
+    # The same twice, as what both warm-ups and cosines do alone.
+    both = {'train_cfg.max_iters=500', 'load_from=all_first-half.pth'}
+    assert both & trained[3] == {'train_cfg.max_iters=500'}
+    assert both <= trained[4]
+    for half in trained[3:]:
+        assert not any('min_diameter' in word for word in half)
     calls.clear()
     ablation.main(['--family', 'slices-full', '--out-dir', str(tmp_path)])
     trained = [c for c in calls if 'train.py' in c[0]]
     assert len({c[1] for c in trained}) == 6
     assert not any('max_iters' in word for c in trained for word in c)
+    tested = [Path(c[2]) for c in calls if 'test.py' in c[0]]
+    assert {p.name for p in tested} == {'best_CPM_epoch_3.pth'}
+    assert len({p.parent for p in tested}) == 6
     with pytest.raises(SystemExit, match='expected "large findings alone"'):
         ablation.main(['large findings first, then all', '--family', 'slices',
                        '--out-dir', str(tmp_path / 'other')])
@@ -446,13 +461,17 @@ def test_observer_takes_planes_for_nothing():
     assert observer.cut_out(image, np.array([2., 10.]), 8) is None
 
 
+def hits(gains, kind='eigen-cam', views=(3, )):
+    """Boxes of scans with these gains, one finding each."""
+    return [dict(token=token, view=view, finding=0, methods={kind: dict(
+        gain=gain, deletion=gain / 10, insertion=.5)})
+        for token, gain in gains.items() for view in views]
+
+
 def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
-    def told(gain, **changes):
-        figures = {key: dict(mean=gain, low=gain - 1, high=gain + 1)
-                   for key in ('gain', 'deletion', 'insertion')}
-        return dict(dict(stage='2d', split='test', seed=0, findings=[{}] * 3,
-                         summary={'eigen-cam': figures, 'random': dict(
-                             figures, gain=dict(mean=None))}), **changes)
+    def told(gains, **changes):
+        return dict(dict(stage='2d', split='test', seed=0, ann_file='a.pkl',
+                         hits=9, findings=hits(gains)), **changes)
 
     def compared(**files):
         paths = []
@@ -461,18 +480,38 @@ def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
             paths[-1].parent.mkdir(exist_ok=True)
             dump_json(content, paths[-1])
         explained.main([str(path) for path in paths])
+        return capsys.readouterr().out
 
-    compared(one=told(3.), two=told(5.))
+    # Scan c is one's alone; another box of a finding counts with the first.
+    one = told(dict(a=2., b=4., c=99.))
+    two = told(dict(b=5., a=2.))
+    two['findings'] += hits(dict(a=4.)) + hits(dict(a=50.), views=[7])
+    none = told({})
+    out = compared(one=one, two=two, none=none)
+    assert 'none/explain.json: 0 boxes, of 9 that hit' in out
+    assert '2 hits that all have, of 2 scans' in out
     cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in
-             capsys.readouterr().out.splitlines() if line.count('|') > 2]
-    assert cells[1][:4] == ['one', 'eigen-cam', '3', '3.00 [2.00, 4.00]']
-    assert cells[2][:4] == ['two', 'eigen-cam', '3', '5.00 [4.00, 6.00]']
-    assert cells[3][:4] == ['one', 'random', '3', '-']
+             out.splitlines() if line.count('|') > 2]
+    assert cells[1:] == [
+        ['one', 'eigen-cam', '3', '3.00 [2.00, 4.00]', '0.30 [0.20, 0.40]',
+         '0.50 [0.50, 0.50]'],
+        ['two', 'eigen-cam', '4', '4.00 [3.00, 5.00]', '0.40 [0.30, 0.50]',
+         '0.50 [0.50, 0.50]'],
+        # In each scan it is one more.
+        ['two less one', 'eigen-cam', '', '+1.00 [+1.00, +1.00]',
+         '+0.10 [+0.10, +0.10]', '+0.00 [+0.00, +0.00]']]
     for wrong, message in (
-            (told(5., seed=1), 'field "seed": expected 0 as in'),
-            (dict(told(3.), summary=dict(a={})), 'the figures of tools/')):
+            (dict(two, seed=1), 'field "seed": expected 0 as in'),
+            (dict(two, split='val'), 'field "split": expected \'test\' as'),
+            (dict(two, ann_file='b.pkl'), 'field "ann_file": expected '
+             "'a.pkl' as in"),
+            (dict(two, findings=[{}]), 'the figures of tools/'),
+            (told(dict(z=1.)), 'expected one that the detectors hit')):
         with pytest.raises(SystemExit, match=message):
-            compared(one=told(3.), two=wrong)
+            compared(one=one, two=wrong)
+    del one['ann_file']
+    with pytest.raises(SystemExit, match='expected what tools/explain.py'):
+        compared(one=one, two=one)
 
 
 def test_deployed_boxes_are_compared_one_by_one():

@@ -229,6 +229,16 @@ def test_explain_says_that_nothing_was_found(trained, tmp_path):
         told = json.loads((tmp_path / 'explain.json').read_text())
         assert told['findings'] == [] and told['stage'] == stage
         assert told['summary']['score-cam']['gain']['mean'] is None
+        # Scans are drawn whatever is found in them.
+        assert told['scans'] == told['scans_without_hit'] != []
+        for token in told['scans']:
+            assert token in done.stdout
+        assert '0 boxes, score' not in done.stdout  # no table of none
+        assert told['ann_file'].endswith('data/lidc_infos_val.pkl')
+        checkpoint = Path(told['checkpoint'])
+        assert told['sha256'] == hashlib.sha256(
+            checkpoint.read_bytes()).hexdigest()
+        assert told['config'] == CONFIG
 
 
 def test_explain_judges_what_was_found(trained, tmp_path):

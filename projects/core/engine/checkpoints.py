@@ -18,8 +18,8 @@ from projects.core.engine.configs import config_errors, config_of, select_split
 from projects.core.inference import other_views
 
 # What a slice looks like.
-_OF_SLICES = ('channels', 'slab_mm', 'window', 'spacing', 'mask_lungs',
-              'clahe')
+_OF_SLICES = ('channels', 'slab_mm', 'overlap', 'window', 'spacing',
+              'mask_lungs', 'clahe')
 
 __all__ = [
     'allow_checkpoint_types', 'check_checkpoint', 'check_classes',
@@ -183,7 +183,8 @@ def warn_of_other_views(path: str, meta: dict, rig: Optional[dict]) -> None:
 def warn_of_other_slices(path: str, meta: dict,
                          slices: Optional[dict]) -> None:
     """Log a warning where a model meets CT slices that it cannot know, made
-    with other channels, slabs, grey window, pixels or contrast.
+    with other channels, slabs or overlap of them, grey window, pixels or
+    contrast.
 
     Args:
         path (str): Checkpoint, for the message.
