@@ -12,7 +12,7 @@ load_from = 'work_dirs/mask-rcnn_r50_55e_cbis-ddsm/epoch_55.pth'
 custom_hooks = [
     *_base_.custom_hooks, dict(type='FitRelationHook'),
     dict(type='EarlyStoppingHook', monitor='R@0.5', rule='greater',
-         patience=2)]
+         patience=2, min_delta=1e-6)]
 train_cfg = dict(max_epochs=12)
 model = dict(graph=dict(
     type='CrossViewGraph', channels=256, k=3, gate='residual',
