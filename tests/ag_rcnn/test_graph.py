@@ -276,7 +276,7 @@ def found_landmarks(monkeypatch):
     """Nodes without a search, but for one image."""
     calls = []
 
-    def find(pixels, laterality, view):
+    def find(pixels, laterality, view, padding):
         calls.append((laterality, view))
         if (laterality, view) == ('R', 'MLO'):
             raise landmarks.LandmarkError('no nipple')
