@@ -127,7 +127,8 @@ def test_breasts_share_their_first_half(monkeypatch, tmp_path, capsys):
     assert ['load_from=Mask-R-CNN_first-half.pth' in c for c in trained] == [
         False, True, True, False]
     rows = capsys.readouterr().out.splitlines()[-4:]
-    assert rows[1].count('0.500') == 8 and '+0.000' in rows[2]
+    # Five rates with their intervals, and the other rule of a hit.
+    assert rows[1].count('0.500') == 16 and '+0.000' in rows[2]
 
 
 def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
