@@ -14,6 +14,7 @@ variant that was finished is not run again; the table holds all that are.
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -245,13 +246,14 @@ def results_of(folder: Path, split: str) -> Path:
 
 
 def seconds_per_iteration(folder: Path) -> float:
-    """Median of the training's own log."""
+    """Median of the training's own log; nan of one that was trained
+    elsewhere, as by ``make breast``."""
     times = [
         json.loads(line)['time']
         for log in folder.glob('*/vis_data/scalars.json')
         for line in log.read_text().splitlines() if '"lr"' in line
     ]
-    return statistics.median(times)
+    return statistics.median(times) if times else math.nan
 
 
 def table(out_dir: Path, split: str, against: str,

@@ -131,6 +131,10 @@ def test_breasts_share_their_first_half(monkeypatch, tmp_path, capsys):
     assert rows[1].count('0.500') == 16 and '+0.000' in rows[2]
 
 
+def test_what_was_trained_elsewhere_has_no_pace(tmp_path):
+    assert math.isnan(ablation.seconds_per_iteration(tmp_path))
+
+
 def test_a_family_is_trained_one_after_the_other(monkeypatch, tmp_path):
     """Two stages together take as long as one; epochs keep their length."""
     calls = []
