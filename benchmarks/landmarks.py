@@ -48,7 +48,7 @@ def measure(root: Path, image: dict, side: float, out_dir: Optional[Path]
     told = dict(view=image['view'], name=Path(image['file_name']).stem)
     try:
         found = find_landmarks(pixels, image['laterality'], image['view'],
-                               side, image['padding'])
+                               side, image.get('padding', (0, 0, 0, 0)))
         nodes = node_grid(found, (22, 26))
     except LandmarkError as error:
         return dict(told, reason=str(error))
