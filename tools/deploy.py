@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import hashlib
 import io
 import logging
 import tempfile
@@ -26,7 +25,7 @@ from projects.core.engine.command_line import (
     one_sentence,
 )
 from projects.core.engine.configs import load_config
-from projects.core.files import atomic_write, dump_json
+from projects.core.files import atomic_write, dump_json, sha256_of
 from projects.core.fusion import ABSENT, IOU_THR
 from projects.core.projections import LEVEL
 from projects.core.results import load_results
@@ -61,7 +60,7 @@ def describe(args: argparse.Namespace, cfg, model, meta: dict) -> dict:
     Raises:
         UserError: The results are of another checkpoint.
     """
-    sha256 = hashlib.sha256(Path(args.checkpoint).read_bytes()).hexdigest()
+    sha256 = sha256_of(args.checkpoint)
     told = meta.get('dataset_meta', {})
     rig, metrics = told.get('rig'), None
     if args.results:

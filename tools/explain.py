@@ -1,7 +1,6 @@
 """What detections rest on: python tools/explain.py CONFIG CHECKPOINT"""
 
 import argparse
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional
@@ -36,7 +35,7 @@ from projects.core.explain import (
     summarise,
     target_of,
 )
-from projects.core.files import dump_json
+from projects.core.files import dump_json, sha256_of
 from projects.core.findings import silhouettes
 
 FIGURES = {'energy_share': 'energy inside', 'gain': 'over the area\'s',
@@ -283,8 +282,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     rng = torch.Generator().manual_seed(args.seed)
     told = dict(stage=args.stage, split=args.split, seed=args.seed,
                 config=args.config, checkpoint=args.checkpoint,
-                sha256=hashlib.sha256(
-                    Path(args.checkpoint).read_bytes()).hexdigest(),
+                sha256=sha256_of(args.checkpoint),
                 ann_file=data.source, scans=list(tokens.values()),
                 scans_without_hit=missed, threshold=threshold,
                 hits=len(hits), fractions=FRACTIONS, findings=[])

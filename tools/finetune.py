@@ -10,7 +10,6 @@ the measured set's split ``test``. What is done is not done again.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -37,7 +36,12 @@ from projects.core.engine.command_line import (
 from projects.core.engine.configs import config_of
 from projects.core.evaluation.matching import FALSE_POSITIVES
 from projects.core.evaluation.ranking import resampled, with_interval
-from projects.core.files import atomic_write, dump_json, load_json
+from projects.core.files import (
+    atomic_write,
+    dump_json,
+    load_json,
+    sha256_of,
+)
 from projects.core.infos import infos_name, load_infos
 from projects.core.results import load_results, notes_of
 
@@ -397,8 +401,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     folder = Path(args.work_dir)
     check_settings(folder / 'settings.json', dict(
         config=args.config, cfg_options=args.cfg_options or {},
-        checkpoint_sha256=hashlib.sha256(
-            Path(args.checkpoint).read_bytes()).hexdigest(),
+        checkpoint_sha256=sha256_of(args.checkpoint),
         measured=os.path.abspath(args.measured),
         simulated=os.path.abspath(dataset.data_root), split=args.split,
         iters=args.iters, lr_share=args.lr_share, share=args.share,

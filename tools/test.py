@@ -1,8 +1,6 @@
 """Test a detector: python tools/test.py CONFIG CHECKPOINT [--out FILE]"""
 
 import argparse
-import hashlib
-from pathlib import Path
 from typing import List, Optional
 
 from mmengine.config import Config
@@ -32,6 +30,7 @@ from projects.core.engine.configs import (
 from projects.core.evaluation.metric_2d import Indication2DMetric
 from projects.core.evaluation.metric_3d import Indication3DMetric
 from projects.core.evaluation.metric_images import ImageFROCMetric
+from projects.core.files import sha256_of
 from projects.core.results import dump_results
 from projects.ct_slices.malignancy import MalignancyMetric
 
@@ -128,8 +127,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         dump_results(
             args.out, told[-1].full_results, dict(
                 config=args.config, checkpoint=args.checkpoint,
-                sha256=hashlib.sha256(
-                    Path(args.checkpoint).read_bytes()).hexdigest(),
+                sha256=sha256_of(args.checkpoint),
                 ann_file=tested.source,
                 dataset=tested.metainfo.get('dataset'),
                 patients_seen_in_training=seen),

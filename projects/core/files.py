@@ -1,5 +1,6 @@
 """Files that are whole or not there, and JSON."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Union
 
-__all__ = ['DataError', 'atomic_write', 'dump_json', 'load_json', 'read_bytes']
+__all__ = ['DataError', 'atomic_write', 'dump_json', 'load_json',
+           'read_bytes', 'sha256_of']
 
 
 class DataError(ValueError):
@@ -77,3 +79,12 @@ def read_bytes(path: Union[str, Path]) -> bytes:
     if not content:
         raise DataError(f'{path}: is empty')
     return content
+
+
+def sha256_of(path: Union[str, Path]) -> str:
+    """SHA-256 of what a file holds, in hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
