@@ -18,7 +18,11 @@ from mmdet3d.registry import DATASETS, MODELS
 from mmengine.registry import init_default_scope
 
 from projects.ag_rcnn.graph import finding_nodes
-from projects.ag_rcnn.relations import CoOccurrence
+from projects.ag_rcnn.relations import (
+    CoOccurrence,
+    same_findings,
+    view_pairs,
+)
 from projects.core.engine.configs import load_config
 from projects.core.files import dump_json, load_json
 
@@ -36,19 +40,9 @@ def exams_of(cfg, root: Path, split: str):
 
 def pairs_of(exams) -> List[tuple]:
     """Samples of CC and MLO and rows of the same finding in them."""
-    pairs = []
-    for exam in exams:
-        images = {s.img_id: s for s in exam['data_samples'].images}
-        for cc in images.values():
-            mlo = images.get(cc.partners['other_view'])
-            if cc.view != 'CC' or mlo is None or (
-                    cc.nodes is None or mlo.nodes is None):
-                continue
-            numbers = [s.gt_instances.abnormalities.tolist()
-                       for s in (cc, mlo)]
-            pairs += [(cc, row, mlo, numbers[1].index(number))
-                      for row, number in enumerate(numbers[0])
-                      if number in numbers[1]]
+    pairs = [(cc, row, mlo, other) for exam in exams
+             for cc, mlo in view_pairs(exam['data_samples'].images)
+             for row, other in same_findings(cc, mlo).nonzero().tolist()]
     if not pairs:
         raise SystemExit(f'{exams.source}: expected findings in CC and MLO of '
                          'a breast with landmarks, found none')

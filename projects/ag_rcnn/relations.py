@@ -6,7 +6,7 @@ of images that it knows.
 """
 
 import logging
-from typing import Sequence
+from typing import Iterator, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from mmdet3d.registry import HOOKS, MODELS
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
-from mmengine.structures import InstanceData
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,7 +23,8 @@ from projects.ag_rcnn.transforms import unaugmented
 from projects.core import geometry
 from projects.core.engine.checkpoints import inner_model
 
-__all__ = ['CoOccurrence', 'EpipolarRelation', 'FitRelationHook']
+__all__ = ['CoOccurrence', 'EpipolarRelation', 'FitRelationHook',
+           'same_findings', 'view_pairs']
 
 
 @MODELS.register_module()
@@ -81,22 +81,29 @@ class CoOccurrence(BaseModule):
             record = dataset.get_data_info(row)
             if not any(image['instances'] for image in record['images']):
                 continue
-            images = {s.img_id: s for s in dataset[row]['data_samples'].images}
-            for sample in images.values():
-                other = images.get(sample.partners['other_view'])
-                if sample.view != 'CC' or other is None or (
-                        sample.nodes is None or other.nodes is None):
-                    continue
-                same = _same(sample.gt_instances, other.gt_instances).float()
+            for views in view_pairs(dataset[row]['data_samples'].images):
+                same = same_findings(*views).float()
                 pairs += int(same.sum())
                 at, there = (finding_nodes(s, self.k) / self.k
-                             for s in (sample, other))
+                             for s in views)
                 self.counts += (at.T @ same @ there).to(self.counts)
         return pairs
 
 
-def _same(first: InstanceData, second: InstanceData) -> Tensor:
+def view_pairs(images: Sequence[DetDataSample]
+               ) -> Iterator[Tuple[DetDataSample, DetDataSample]]:
+    """CC and MLO of each breast of an exam in which both have nodes."""
+    by_id = {sample.img_id: sample for sample in images}
+    for sample in images:
+        other = by_id.get(sample.partners['other_view'])
+        if sample.view == 'CC' and other is not None and (
+                sample.nodes is not None and other.nodes is not None):
+            yield sample, other
+
+
+def same_findings(sample: DetDataSample, other: DetDataSample) -> Tensor:
     """Whether findings (N,) and (M,) of both views may be the same, (N, M)."""
+    first, second = sample.gt_instances, other.gt_instances
     alike, numbers = (getattr(first, key)[:, None] == getattr(second, key)
                       for key in ('labels', 'abnormalities'))
     unknown = (first.abnormalities[:, None] < 0) | (second.abnormalities < 0)
