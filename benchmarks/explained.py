@@ -71,10 +71,9 @@ def resampled_means(values: np.ndarray, scans: List[str],
 
 
 def rows_of(names: List[str], found: List[Dict[tuple, dict]],
-            boxes: List[int]) -> List[list]:
+            boxes: List[int], common: List[tuple]) -> List[list]:
     """A row for each detector and map, and one for its difference to the
-    first, on what all hit."""
-    common = sorted(set.intersection(*map(set, found)), key=str)
+    first, on hits that all have."""
     scans = [key[0] for key in common]
     kinds = [kind for kind in found[0][common[0]]
              if all(kind in each[key] for each in found for key in common)]
@@ -119,13 +118,14 @@ def main(argv: Optional[List[str]] = None) -> None:
             print(f'{path}: 0 boxes, of {told.get("hits", 0)} that hit in '
                   'all scans: left out')
     found = {path: each for path, each in found.items() if each}
-    common = set.intersection(*map(set, found.values())) if found else set()
+    common = sorted(set.intersection(*map(set, found.values())), key=str
+                    ) if found else []
     if not common:
         raise DataError(f'{args.explained[0]}: findings: expected one that '
                         'the detectors hit in the same image, found none')
     rows = rows_of([name_of(path) for path in found], list(found.values()),
                    [len(told['findings']) for path, told in every
-                    if path in found])
+                    if path in found], common)
     print(AsciiTable(
         [['detector', 'map', 'boxes', *FIGURES], *rows],
         f'{len(common)} hits that all have, of {len({k[0] for k in common})} '

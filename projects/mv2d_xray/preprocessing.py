@@ -70,6 +70,5 @@ class XRayDataPreprocessor(Det3DDataPreprocessor):
     def bands(self, images: Tensor) -> Tensor:
         """Line integrals (N, 1, H, W) to channels (N, 1 + bands, H, W), see
         :func:`~projects.core.engine.bands.contrast_bands`."""
-        with torch.autocast(images.device.type, enabled=False):
-            return (contrast_bands(images, self.band_sigmas)
-                    - self.band_mean) / self.band_std
+        return (contrast_bands(images, self.band_sigmas)
+                - self.band_mean) / self.band_std
