@@ -24,7 +24,6 @@ import argparse
 import os
 import runpy
 import shutil
-import socket
 import tempfile
 import time
 from functools import partial
@@ -39,6 +38,7 @@ from conversion import scans_of
 from measure import in_process, show
 from mmdet3d.registry import HOOKS
 from mmengine.hooks import Hook
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import spawn
 
 from data_converters import phantom
@@ -328,11 +328,8 @@ def call_tool(rank: int, name: str, words: List[str], processes: int,
 def run(name: str, *words, processes: int = 1) -> None:
     """A tool of this project on CPUs, as torch.distributed.run starts it, but
     in this session: Linux may give each session a share of the cores."""
-    with socket.socket() as listening:
-        listening.bind(('127.0.0.1', 0))
-        port = listening.getsockname()[1]
-    spawn(call_tool, (name, [str(word) for word in words], processes, port),
-          processes)
+    spawn(call_tool, (name, [str(word) for word in words], processes,
+                      get_free_port()), processes)
 
 
 def trained_by(processes: int, scans: int, data_root: Path, steps: int,
@@ -454,14 +451,14 @@ def load_coefficients(path: Path) -> Dict:
     Raises:
         DataError: A field is missing, or not a number above 0.
     """
-    found = load_json(path)
-    for name in load_json(COEFFICIENTS):
+    found, names = load_json(path), list(load_json(COEFFICIENTS))
+    for name in names:
         value = found.get(name) if isinstance(found, dict) else None
         if isinstance(value, bool) or not (
                 isinstance(value, (int, float)) and value > 0):
             raise DataError(f'{path}: field "{name}": expected a number '
                             f'above 0, found {value!r:.60}')
-    return {name: found[name] for name in load_json(COEFFICIENTS)}
+    return {name: found[name] for name in names}
 
 
 def costs(args: argparse.Namespace) -> None:

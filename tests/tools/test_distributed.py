@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 from torch import distributed
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import spawn
 
 from projects.core.engine.configs import load_config
@@ -108,18 +108,12 @@ def test_two_processes_with_2d_heads(both_ranks):
         assert float(one.norm() / both.norm()) == pytest.approx(1, abs=.05)
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(('', 0))
-        return listening.getsockname()[1]
-
-
 def run(*command, options=(*SMALL, 'train_cfg.max_iters=2')):
     return subprocess.run(
         [*map(str, command), '--cfg-options', *options], cwd=ROOT,
         capture_output=True, text=True, timeout=300, env=dict(
             os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
-            PORT=str(free_port()), CUDA_VISIBLE_DEVICES='',
+            PORT=str(get_free_port()), CUDA_VISIBLE_DEVICES='',
             PATH=f'{Path(sys.executable).parent}:{os.environ["PATH"]}'))
 
 
@@ -136,7 +130,7 @@ def test_two_processes_train_on_cpus(tmp_path):
     assert tested['num_scans'] == 4
     assert (tmp_path / 'work' / 'iter_2.pth').exists()
     done = run('python', '-m', 'torch.distributed.run', '--nproc_per_node',
-               2, '--master_port', free_port(), 'tools/test.py', CONFIG,
+               2, '--master_port', get_free_port(), 'tools/test.py', CONFIG,
                tmp_path / 'work' / 'iter_2.pth', '--launcher', 'pytorch',
                '--work-dir', tmp_path / 'test', '--data-root',
                tmp_path / 'data', '--out', tmp_path / 'results.json')
