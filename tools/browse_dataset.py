@@ -15,6 +15,7 @@ from tqdm import trange
 from projects.core.boxes import gravity_boxes
 from projects.core.drawing import draw_scans, shown_views
 from projects.core.engine.command_line import (
+    UserError,
     argument_parser,
     check_outputs,
     one_sentence,
@@ -86,6 +87,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     loader = (cfg.train_dataloader if args.split == 'train'
               else cfg.test_dataloader)
     select_split(loader.dataset, args.split)
+    if 'data_preprocessor' not in cfg.model:
+        raise UserError(f'{args.config}: model: expected one that finds '
+                        f'boxes, found {cfg.model.type}')
     init_default_scope(cfg.default_scope)
     with config_errors(cfg):
         dataset = DATASETS.build(loader.dataset)

@@ -289,10 +289,15 @@ def test_tools_train_and_test_it(root, tmp_path):
     done = tool('test.py', NAME, checkpoint, '--data-root', root,
                 '--show-dir', tmp_path / 'pictures', options=options)
     assert '--show-dir: expected an Indication3DMetric' in error_of(done)
-    done = tool('explain.py', NAME, checkpoint, '--data-root', root,
-                '--split', 'train', '--out-dir', tmp_path / 'explained')
-    assert 'one that finds boxes, found MalignancyClassifier' in error_of(
-        done)
+    # It finds no boxes: tools of those that do say so.
+    for name, *args in (
+            ('explain.py', checkpoint, '--out-dir', tmp_path / 'explained'),
+            ('infer.py', checkpoint, '--out', tmp_path / 'boxes.json',
+             '--scan', root / 'scans/LIDC-IDRI-0000.json'),
+            ('browse_dataset.py', '--out-dir', tmp_path / 'drawn')):
+        done = tool(name, NAME, *args)
+        assert (f'{NAME}: model: expected one that finds boxes, found '
+                'MalignancyClassifier') in error_of(done)
     # A test without any figures to write says so.
     done = tool('test.py', NAME, checkpoint, '--data-root', root, '--out',
                 out, options=[*options, 'test_evaluator.type=DumpResults',

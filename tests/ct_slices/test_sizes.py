@@ -2,8 +2,10 @@
 built, and take a step."""
 
 import logging
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import checkpoint
 from mmengine.structures import InstanceData
 
 import projects.ct_slices  # noqa: F401  registers everything
@@ -267,3 +270,24 @@ def test_a_small_detector_of_slabs_by_the_tools(path, slabs, tmp_path):
     done = tool('test.py', path, tmp_path / 'iter_2.pth', '--data-root', slabs,
                 options=[*TINY, f'{threshold}=2.'])
     assert 'score_thr: expected a score from 0 to 1, found 2' in error_of(done)
+
+
+@pytest.mark.parametrize('name, found', [
+    ('faster-rcnn_r50', 'found torchvision://resnet50: '),
+    ('faster-rcnn_mobilenet-v2', 'found open-mmlab://mmdet/mobilenet_v2: '
+     '<urlopen error no net>')])
+def test_weights_that_cannot_be_fetched(name, found, slabs, tmp_path,
+                                        monkeypatch):
+    """In one sentence, with the key that takes a file."""
+    def fail(*args, **kwargs):
+        raise URLError('no net')
+
+    monkeypatch.setattr(checkpoint, 'load_from_http', fail)
+    monkeypatch.setitem(sys.modules, 'torchvision', None)
+    path, = ROOT.glob(f'configs/ct_slices/{name}_neighbours_30e_*.py')
+    done = tool('train.py', path, '--work-dir', tmp_path, '--data-root', slabs,
+                options=[*TINY[3:]])
+    told = error_of(done)
+    assert (f'{path}: model.detector_2d.backbone.init_cfg.checkpoint: '
+            f'expected weights that can be fetched, {found}') in told
+    assert '--cfg-options model.detector_2d.backbone.init_cfg.ch' in told

@@ -10,12 +10,13 @@ import os
 import traceback
 from pathlib import Path
 from typing import Dict, List, Optional
+from urllib.error import URLError
 
 import torch
 from mmdet3d.registry import METRICS
 from mmengine.config import Config
 from mmengine.registry import build_functions
-from mmengine.runner import Runner
+from mmengine.runner import Runner, checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from projects.core.engine.command_line import UserError
@@ -221,16 +222,32 @@ def config_errors(cfg: Config):
     inside, too.
 
     Raises:
-        UserError: A class does not take what the config gives it.
+        UserError: A class does not take what the config gives it, or weights
+            to start from cannot be fetched.
     """
+
+    def is_from(error: BaseException, module) -> bool:
+        return any(frame.f_code.co_filename == module.__file__ for frame, _
+                   in traceback.walk_tb(error.__traceback__))
+
     try:
         yield
     except (UserError, DataError):
         raise
+    except (ModuleNotFoundError, URLError) as error:
+        places = [key for key in _places(cfg).get('checkpoint', ())
+                  if key.startswith('model.')]
+        if not places or not is_from(error, checkpoint):
+            raise
+        weights = cfg
+        for key in places[0].split('.'):
+            weights = weights[key]
+        raise UserError(
+            f'{cfg.filename}: {places[0]}: expected weights that can be '
+            f'fetched, found {weights}: {error}; name a file with '
+            f'--cfg-options {places[0]}=...') from error
     except (TypeError, KeyError, ValueError) as error:
-        frames = traceback.walk_tb(error.__traceback__)
-        if not any(f.f_code.co_filename == build_functions.__file__
-                   for f, _ in frames):
+        if not is_from(error, build_functions):
             raise
         text = str(error.args[0] if error.args else error).split('\n')[0]
         raise UserError(
