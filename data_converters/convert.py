@@ -74,6 +74,9 @@ _TEMPORARY = r'\.[a-z0-9_]{8}\.tmp'  # ends what atomic_write has not finished
 _EARLY = (r'rig\.json|\.lock(-\d+-of-\d+)?|\.(options|rig)\.json'
           + _TEMPORARY)
 
+# Which slices a split's files choose: another choice writes these anew.
+_CHOICE = ('negatives', 'positive_share')
+
 __all__ = [
     'MEASURED', 'SPLITS', 'Options', 'Shard', 'convert_scan', 'convert_scans',
     'expect_own_folder', 'finish_set', 'finish_shard', 'merge_set',
@@ -490,7 +493,8 @@ def _lock(path: Path, shared: bool = False) -> Iterator[None]:
 
 
 def _claim(out_dir: Path, options: Options) -> None:
-    """Refuse to mix two kinds of set in one folder."""
+    """Refuse to mix two kinds of set in one folder; a set of slices may get
+    another choice of them."""
     path = out_dir / 'options.json'
     current = json.loads(json.dumps(asdict(options)))
     if not path.exists():
@@ -498,9 +502,13 @@ def _claim(out_dir: Path, options: Options) -> None:
         return
     # An option that the set is older than has its default.
     found = {**asdict(Options(options.rig)), **_read_options(path)}
+    other_choice = False
     if found['slices'] and current['slices']:  # one of them is clearer
         for name, value in current['slices'].items():
-            if found['slices'].get(name) != value:
+            if name in _CHOICE:
+                other_choice |= found['slices'].get(name) != value
+                found['slices'][name] = value
+            elif found['slices'].get(name) != value:
                 raise ConversionError(
                     f'{path}: field "slices.{name}": expected the value of '
                     f'this call, {value!r}, found '
@@ -517,6 +525,8 @@ def _claim(out_dir: Path, options: Options) -> None:
                 + f', found {short}: the folder holds a set made with other '
                 'options; choose another --out-dir or remove it')
     _expect_rig(out_dir / 'rig.json', options)
+    if other_choice:
+        dump_json(current, path)
 
 
 def _read_options(path: Path) -> dict:

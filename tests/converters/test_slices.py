@@ -591,6 +591,32 @@ def test_another_kind_of_set_is_refused(dicom_root, converted, tmp_path):
         command(dicom_root, tmp_path))
 
 
+def test_another_share_needs_no_other_conversion(dicom_root, converted,
+                                                 tmp_path, capsys):
+    """Images and records stay, infos and COCO have what is asked for now."""
+    root = tmp_path / 'set'
+    shutil.copytree(converted, root, copy_function=shutil.copy2)
+    asked = command(dicom_root, root)
+    at = asked.index('--negatives')
+    asked[at:at + 2] = ['--positive-share', '.5']
+    capsys.readouterr()
+    main(asked)
+    assert '50.0% (expected 50.0%)' in capsys.readouterr().out
+    for name in ('images', 'scans', 'lungs'):
+        for path in sorted((root / name).rglob('*.*')):
+            old = converted / path.relative_to(root)
+            assert path.stat().st_mtime_ns == old.stat().st_mtime_ns
+    assert load_json(root / 'options.json')['slices']['negatives'] is None
+    chosen = [s['selected'] for split in ('train', 'val') for s in
+              load_infos(root / f'lidc_infos_{split}.pkl')['data_list']]
+    assert sorted(map(len, chosen)) == [0, 8]
+    main(['check', str(root), '--sheet-scans', '1'])
+    assert 'no faults' in capsys.readouterr().out
+    main(command(dicom_root, root))  # and back again
+    for path in converted.glob('*.json'):
+        assert (root / path.name).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize('more', [['--slices', '--num-views', '3'],
                                   ['--slices', '--raw'], ['--clahe']])
 def test_benchmarks_mix_no_options(tmp_path, more):
