@@ -84,6 +84,7 @@ def test_config_of_slices(path):
     steps = {step['type']: step for step in cfg.train_pipeline}
     scale = steps.get('mmdet.Resize', dict(scale_factor=1.))['scale_factor']
     assert cfg.test_pipeline[0].get('scale', 1.) == scale
+    assert cfg.tta_pipeline[0] == cfg.test_pipeline[0]
     for name in ('train', 'val', 'test'):
         steps = cfg[f'{name}_dataloader'].dataset.pipeline
         assert Compose([TRANSFORMS.build(step) for step in steps])

@@ -96,7 +96,7 @@ def main(argv: Optional[List[str]] = None) -> None:
                  score_thr=args.score_thr)
         ]
     if args.tta:
-        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        if not (cfg.get('tta_model') and cfg.get('tta_pipeline')):
             raise UserError(f'{args.config}: --tta: expected tta_model and '
                             'tta_pipeline in the config, found none')
         dataset.pipeline = cfg.tta_pipeline

@@ -9,6 +9,7 @@ _base_ = [
 custom_imports = dict(imports=['projects.ct_slices'], _delete_=True)
 custom_hooks = [hook for hook in _base_.custom_hooks
                 if hook['type'] != 'DrawBoxesHook']  # there are none
+tta_model = None  # fuses boxes
 train_cfg = dict(max_iters=600)
 model = dict(
     type='MalignancyClassifier', channels=128, mean=75., std=70., dropout=.2,

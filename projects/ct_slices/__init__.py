@@ -30,17 +30,20 @@ from projects.ct_slices.malignancy import (
 from projects.ct_slices.merge import SliceMerger
 from projects.ct_slices.transforms import (
     CropSlice,
+    FlipCTScan,
     LoadCTSlices,
     PackCTScan,
     TurnSlice,
 )
+from projects.ct_slices.tta import CTSliceTTAModel
 
 __all__ = [
     'BFloat16OptimWrapper', 'CTSliceDataset', 'CTSliceDetector',
-    'ClassCheckHook', 'CropFinding', 'CropSlice', 'DrawBoxesHook',
-    'EfficientNetV2S', 'Indication2DMetric', 'Indication3DMetric',
-    'KnownViewsHook', 'LoadCTSlices', 'MalignancyClassifier',
-    'MalignancyDataset', 'MalignancyMetric', 'PackCTScan', 'PatientsSeenHook',
-    'PlainCheckpointHook', 'PositiveShareSampler', 'ProgressBarHook',
-    'RangeCheckHook', 'SliceMerger', 'TurnSlice', 'slice_target'
+    'CTSliceTTAModel', 'ClassCheckHook', 'CropFinding', 'CropSlice',
+    'DrawBoxesHook', 'EfficientNetV2S', 'FlipCTScan', 'Indication2DMetric',
+    'Indication3DMetric', 'KnownViewsHook', 'LoadCTSlices',
+    'MalignancyClassifier', 'MalignancyDataset', 'MalignancyMetric',
+    'PackCTScan', 'PatientsSeenHook', 'PlainCheckpointHook',
+    'PositiveShareSampler', 'ProgressBarHook', 'RangeCheckHook',
+    'SliceMerger', 'TurnSlice', 'slice_target'
 ]

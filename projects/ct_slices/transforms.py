@@ -12,8 +12,8 @@ from mmdet3d.structures import Det3DDataSample
 from projects.core import geometry
 from projects.core.files import DataError
 
-__all__ = ['CropSlice', 'LoadCTSlices', 'PackCTScan', 'TurnSlice',
-           'read_slice']
+__all__ = ['CropSlice', 'FlipCTScan', 'LoadCTSlices', 'PackCTScan',
+           'TurnSlice', 'read_slice']
 
 _META = ('cam2img', 'ct2cam', 'ct2img', 'img_shape', 'num_views',
          'view_names', 'img_paths', 'token', 'lidc_id_ref', 'sample_idx',
@@ -159,6 +159,39 @@ class LoadCTSlices(BaseTransform):
             for key in ('gt_bboxes', 'ignored_bboxes'):
                 truth[key] = truth[key] * np.float32(self.scale)
             results['eval_ann_info'] = truth
+        return results
+
+
+@TRANSFORMS.register_module()
+class FlipCTScan(BaseTransform):
+    """Mirror the slices of a scan: what is found in them lies in the scan
+    where it did, since the matrices know.
+
+    Args:
+        directions (Sequence[str]): ``horizontal``, ``vertical``, both or
+            none.
+    """
+
+    def __init__(self, directions: Sequence[str] = ()) -> None:
+        self.directions = tuple(directions)
+
+    def transform(self, results: dict) -> dict:
+        """Mirror one scan, loaded by :class:`LoadCTSlices`."""
+        for axis, name in enumerate(('horizontal', 'vertical')):
+            if name not in self.directions:
+                continue
+            length = results['img'].shape[2 - axis]
+            results['img'] = np.flip(results['img'], 2 - axis).copy()
+            mirror = np.eye(4)
+            mirror[axis, [axis, 2]] = -1, length  # of depth 1
+            results['cam2img'] = mirror @ results['cam2img']
+            truth = results.get('eval_ann_info', {})
+            for key in {'gt_bboxes', 'ignored_bboxes'} & set(truth):
+                truth[key] = truth[key].copy()
+                ends = [axis + 2, axis]
+                truth[key][:, [axis, axis + 2]] = length - truth[key][:, ends]
+        results['ct2img'] = geometry.compose_ct2img(results['cam2img'],
+                                                    results['ct2cam'])
         return results
 
 

@@ -289,6 +289,9 @@ def test_tools_train_and_test_it(root, tmp_path):
     done = tool('test.py', NAME, checkpoint, '--data-root', root,
                 '--show-dir', tmp_path / 'pictures', options=options)
     assert '--show-dir: expected an Indication3DMetric' in error_of(done)
+    done = tool('test.py', NAME, checkpoint, '--data-root', root, '--tta',
+                options=options)
+    assert '--tta: expected tta_model and tta_pipeline' in error_of(done)
     # It finds no boxes: tools of those that do say so.
     for name, *args in (
             ('explain.py', checkpoint, '--out-dir', tmp_path / 'explained'),

@@ -267,6 +267,12 @@ def test_a_small_detector_of_slabs_by_the_tools(path, slabs, tmp_path):
     assert told['num_images'] == len(chosen) > 0
     assert told['positive_share'] == pytest.approx(.5, abs=.05)
     assert told['threshold'] == .25 and told['all']['num_gt'] > 0
+    if 'faster-rcnn' in path.stem:  # each scan and its mirror image
+        done = tool('test.py', path, tmp_path / 'iter_2.pth', '--data-root',
+                    slabs, '--tta', '--out', out, options=TINY)
+        assert done.returncode == 0, done.stderr
+        told = load_json(out)
+        assert told['num_scans'] == 4 and told['2d']['at_iou_50']
     done = tool('test.py', path, tmp_path / 'iter_2.pth', '--data-root', slabs,
                 options=[*TINY, f'{threshold}=2.'])
     assert 'score_thr: expected a score from 0 to 1, found 2' in error_of(done)

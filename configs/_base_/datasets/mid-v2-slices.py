@@ -16,6 +16,7 @@ train_pipeline = [
         'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 test_pipeline = [dict(type='LoadCTSlices'), dict(type='PackCTScan')]
+tta_pipeline = [test_pipeline[0], _base_.tta_pipeline[1]]
 train_dataloader = dict(
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
     dataset=dict(data_root=data_root, pipeline=train_pipeline))

@@ -56,3 +56,13 @@ val_evaluator = [
     dict(type='Indication2DMetric', size_bins=size_bins)
 ]
 test_evaluator = val_evaluator
+
+# tools/test.py --tta: each scan and its mirror image.
+tta_model = dict(type='CTSliceTTAModel')
+tta_pipeline = [
+    test_pipeline[0],
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='FlipCTScan'),
+         dict(type='FlipCTScan', directions=['horizontal'])],
+        [dict(type='PackCTScan')]]),
+]
