@@ -7,7 +7,7 @@ import sys
 import tempfile
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
@@ -15,7 +15,7 @@ import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.core.acquisition import load_preset, presets
+from projects.core.acquisition import Acquisition, load_preset, presets
 from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.projections import add_reading_arguments, reading_of
@@ -103,17 +103,26 @@ def _geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--num-views', type=_count,
                         help='views on the circle; default 10')
     parser.add_argument('--radius', type=float, default=300.,
-                        help='of the circle: source to isocentre (mm), of '
-                        '600 to the detector; default %(default)g')
+                        help='of the circle: source to isocentre (mm); '
+                        'default %(default)g')
+    parser.add_argument('--sdd', type=float, metavar='MM',
+                        help='source to detector; default 600 of the circle. '
+                        '--rig does not say it, and --acquisition needs it: '
+                        'default as the preset has it, twice the way to the '
+                        'isocentre')
 
 
 def _rig(args: argparse.Namespace, image_size: Optional[int]) -> Rig:
     """The rig that the arguments of :func:`_geometry` ask for."""
     if not args.rig:
-        if not 0 < args.radius < 600:
+        sdd = 600. if args.sdd is None else args.sdd
+        if not 0 < sdd < math.inf:
+            raise ConversionError('--sdd: expected a positive number, found '
+                                  f'{sdd:g}')
+        if not 0 < args.radius < sdd:
             raise ConversionError('--radius: expected more than 0 and less '
-                                  f'than 600 mm, found {args.radius:g}')
-        return Rig.circle(args.num_views or 10, args.radius,
+                                  f'than {sdd:g} mm, found {args.radius:g}')
+        return Rig.circle(args.num_views or 10, args.radius, sdd,
                           image_size=image_size or 1024)
     rig = Rig.load(args.rig)
     if args.num_views not in (None, len(rig)):
@@ -138,14 +147,35 @@ def _rendering(parser: argparse.ArgumentParser) -> None:
     _jobs(parser)
 
 
-def _acquired(args: argparse.Namespace, default: str = 'ideal') -> dict:
-    """How the arguments of :func:`_rendering` let the views be made, as
-    fields of :class:`Options`."""
-    name = args.acquisition or default
-    if args.raw and not load_preset(name).spectrum:
+def _acquired(args: argparse.Namespace, image_size: Optional[int],
+              default: str = 'ideal') -> dict:
+    """How the arguments of :func:`_geometry` and :func:`_rendering` let the
+    views be made, as fields of :class:`Options`."""
+    name, rig = args.acquisition or default, _rig(args, image_size)
+    preset = load_preset(name)
+    if args.raw and not preset.spectrum:
         raise ConversionError('--raw: expected an --acquisition with a '
                               f'detector, found "{name}"')
-    return dict(renderer=args.renderer, acquisition=name, raw=args.raw)
+    return dict(rig=rig.to_dict(), renderer=args.renderer, acquisition=name,
+                raw=args.raw, conditions=asdict(replace(
+                    preset, magnification=_magnification(args, rig, preset)))
+                if preset.spectrum else None)
+
+
+def _magnification(args: argparse.Namespace, rig: Rig,
+                   preset: Acquisition) -> float:
+    """Source to detector over source to isocentre, as far as it is known."""
+    reach = rig.source_to_isocentre
+    if args.rig and args.sdd is None:
+        print(f'{args.rig}: does not say how far the detector is from the '
+              f'source: taken for {preset.magnification * reach:g} mm; '
+              '--sdd says otherwise', file=sys.stderr)
+        return preset.magnification
+    sdd = 600. if args.sdd is None else args.sdd
+    if not reach < sdd < math.inf:
+        raise ConversionError(f'--sdd: expected more than {reach:g} mm, from '
+                              f'source to isocentre, found {sdd:g}')
+    return round(sdd / reach, 6)
 
 
 def _anatomy(parser: argparse.ArgumentParser) -> None:
@@ -695,7 +725,7 @@ def _counted(args: argparse.Namespace) -> dict:
 def run_lidc(args: argparse.Namespace) -> None:
     """Convert a folder of DICOM series."""
     _convert_dicom(args, Options(
-        _rig(args, args.image_size).to_dict(), **_acquired(args),
+        **_acquired(args, args.image_size),
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, **_counted(args)))
 
@@ -814,8 +844,7 @@ def run_volume(args: argparse.Namespace) -> None:
         label_values=args.label_values, spacing=args.spacing,
         mu_per_value=args.mu_per_value, mu_offset=args.mu_offset)
     options = Options(
-        _rig(args, args.image_size).to_dict(), **_acquired(args),
-        min_diameter=args.min_diameter,
+        **_acquired(args, args.image_size), min_diameter=args.min_diameter,
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, dataset='CT volumes', classes=reader.classes,
         inputs=reader.inputs)
@@ -1078,7 +1107,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
 def _benchmark_images(args: argparse.Namespace, spec: dict) -> dict:
     """How a benchmark's images are made, as fields of :class:`Options`."""
     if args.slices:
-        for name in ('rig', 'num_views', 'acquisition', 'raw'):
+        for name in ('rig', 'num_views', 'sdd', 'acquisition', 'raw'):
             if getattr(args, name):
                 raise ConversionError(f'--{name.replace("_", "-")}: expected '
                                       'without --slices, found with them')
@@ -1088,8 +1117,8 @@ def _benchmark_images(args: argparse.Namespace, spec: dict) -> dict:
         if getattr(args, name) is not None:
             raise ConversionError(f'--{name.replace("_", "-")}: expected '
                                   'with --slices, found without')
-    return dict(rig=_rig(args, spec['image_size']).to_dict(),
-                **_acquired(args, spec.get('acquisition', 'ideal')))
+    return _acquired(args, spec['image_size'],
+                     spec.get('acquisition', 'ideal'))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from projects.core import geometry
-from projects.core.acquisition import Counts, load_preset
+from projects.core.acquisition import Acquisition, Counts, load_preset
 from projects.core.files import (
     DataError,
     atomic_write,
@@ -93,6 +93,8 @@ class Options:
             of slices in place of views.
         mammograms: Fields of :class:`data_converters.mammograms.Fitting`, for
             a set of these.
+        conditions: Fields of :class:`projects.core.acquisition.Acquisition`,
+            where they are not those of the preset.
         renderer: Name in :data:`data_converters.drr.RENDERERS`, or
             :data:`MEASURED`.
         acquisition: Name of a preset in :mod:`projects.core.acquisition`.
@@ -120,6 +122,14 @@ class Options:
     inputs: dict = field(default_factory=dict)
     slices: Optional[dict] = None
     mammograms: Optional[dict] = None
+    conditions: Optional[dict] = None
+
+    @property
+    def detector(self) -> Acquisition:
+        """What the views are acquired with."""
+        if self.conditions is None:
+            return load_preset(self.acquisition)
+        return Acquisition(**self.conditions)
 
     @property
     def slicing(self) -> Optional[Slicing]:
@@ -277,7 +287,7 @@ def _integrals_of(scan: Scan, rig: Rig, options: Options, device: str
     random is the scan's own, whatever is converted beside it."""
     if scan.measured is not None:
         return scan.measured, []
-    conditions = load_preset(options.acquisition)
+    conditions = options.detector
     if not conditions.spectrum:
         return render(scan.hu, rig, options.renderer, device), []
     digest = hashlib.sha256(f'{options.seed} {scan.key}'.encode()).digest()
@@ -492,21 +502,16 @@ def _lock(path: Path, shared: bool = False) -> Iterator[None]:
 def _claim(out_dir: Path, options: Options) -> None:
     """Refuse to mix two kinds of set in one folder."""
     path = out_dir / 'options.json'
-    current = json.loads(json.dumps(asdict(options)))
+    current = _with_conditions(json.loads(json.dumps(asdict(options))))
     if not path.exists():
         dump_json(current, path)
         return
     # An option that the set is older than has its default.
-    found = {**asdict(Options(options.rig)), **_read_options(path)}
-    if found['slices'] and current['slices']:  # one of them is clearer
-        for name, value in current['slices'].items():
-            if found['slices'].get(name) != value:
-                raise ConversionError(
-                    f'{path}: field "slices.{name}": expected the value of '
-                    f'this call, {value!r}, found '
-                    f'{found["slices"].get(name)!r}: the folder holds a set '
-                    'made with other options; choose another --out-dir or '
-                    'remove it')
+    found = _with_conditions({**asdict(Options(options.rig)),
+                              **_read_options(path)})
+    if found['acquisition'] == current['acquisition']:
+        _expect_fields(path, 'conditions', found, current)
+    _expect_fields(path, 'slices', found, current)
     for name, value in current.items():
         if found.get(name) != value:
             short = ('another rig' if name == 'rig' and value
@@ -517,6 +522,27 @@ def _claim(out_dir: Path, options: Options) -> None:
                 + f', found {short}: the folder holds a set made with other '
                 'options; choose another --out-dir or remove it')
     _expect_rig(out_dir / 'rig.json', options)
+
+
+def _with_conditions(found: dict) -> dict:
+    """Fields of :class:`Options` with the values of their preset, which may
+    be another one day; sets of before lack them."""
+    if found['conditions'] is not None or found['acquisition'] == 'ideal':
+        return found
+    return dict(found, conditions=asdict(load_preset(found['acquisition'])))
+
+
+def _expect_fields(path: Path, group: str, found: dict,
+                   current: dict) -> None:
+    """Name the one field of a group of options that is another."""
+    for name, value in (current[group] or {}).items():
+        other = (found[group] or {name: value}).get(name)
+        if other != value:
+            raise ConversionError(
+                f'{path}: field "{group}.{name}": expected the value of '
+                f'this call, {value!r}, found {other!r}: the folder holds a '
+                'set made with other options; choose another --out-dir or '
+                'remove it')
 
 
 def _read_options(path: Path) -> dict:
@@ -834,7 +860,7 @@ def _meta_of(options: Options) -> dict:
                        scale=INTEGRAL_MAX / LEVELS, offset=0.))
     if options.acquisition != 'ideal':
         meta['acquisition'] = dict(name=options.acquisition,
-                                   **asdict(load_preset(options.acquisition)))
+                                   **asdict(options.detector))
     if options.raw:
         meta['raw'] = dict(
             unit='counts', quanta_per_count=1.,

@@ -136,7 +136,9 @@ class XRayAcquisition(BaseTransform):
     (:mod:`projects.core.acquisition`). Motion and errors of the poses are for
     views that are rendered: here they would need the volume, see
     :class:`XRayPoseError`. Nor is bone told from water here: it hardens the
-    beam as the water that it counts as.
+    beam as the water that it counts as. Matrices do not say how far the
+    detector is: where a rig does not magnify as the preset says, name
+    ``magnification`` in the ranges.
 
     Args:
         ranges (dict): Fields of an ``Acquisition``; a pair is a range, a list
