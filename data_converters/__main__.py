@@ -184,7 +184,7 @@ def _anatomy(parser: argparse.ArgumentParser) -> None:
                         f'NIfTI, MetaImage, NRRD, or "{_EMBEDDED}" (default) '
                         'for the embedded one; each patient has one of them')
     parser.add_argument('--lungs', type=Path, nargs='+', metavar='MASK',
-                        help='mask of the lungs for each --chest, of its '
+                        help='mask of the lungs for each --chest, of any '
                         'grid; default: found by their HU')
     parser.add_argument('--lesions', type=Path, metavar='TABLE',
                         help='CSV or JSON: boxes of the chests\' own lesions '
