@@ -706,6 +706,14 @@ def _chests(args: argparse.Namespace) -> Dict[str, List[phantom.Anatomy]]:
             for split, of_split in chests.items()}
 
 
+def _digests(chest: phantom.Anatomy) -> dict:
+    """What a chest was read from: a set is not resumed with another."""
+    files = {name: part.source_digest(part.Part(name, path)) for name, path
+             in (('volume', chest.path), ('lungs', chest.lungs)) if path}
+    return dict(volume=files['volume'], lungs=files.get('lungs'),
+                lesions=[list(row) for row in chest.lesions])
+
+
 def _one_of(chests: list, patient: str) -> phantom.Anatomy:
     """A patient's chest, the same whoever else there is."""
     return chests[zlib.crc32(f'chest {patient}'.encode()) % len(chests)]
@@ -1087,6 +1095,9 @@ def run_benchmark(args: argparse.Namespace) -> None:
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={
             split: [chest_name(chest.path) for chest in of_split]
+            for split, of_split in chests.items()}, digests={
+            split: {chest_name(chest.path): _digests(chest)
+                    for chest in of_split if chest.path}
             for split, of_split in chests.items()}))
 
     def anatomy(patient: str) -> phantom.Anatomy:

@@ -510,8 +510,15 @@ def _claim(out_dir: Path, options: Options) -> None:
     found = _with_conditions({**asdict(Options(options.rig)),
                               **_read_options(path)})
     if found['acquisition'] == current['acquisition']:
-        _expect_fields(path, 'conditions', found, current)
-    _expect_fields(path, 'slices', found, current)
+        _expect_fields(path, 'conditions', found['conditions'],
+                       current['conditions'])
+    _expect_fields(path, 'slices', found['slices'], current['slices'])
+    if found['inputs'].get('chests') == current['inputs'].get('chests'):
+        # Sets of before know their chests by name alone.
+        told = current['inputs'].get('digests')
+        _expect_fields(path, 'inputs.digests',
+                       found['inputs'].setdefault('digests', told)
+                       if told else None, told)
     for name, value in current.items():
         if found.get(name) != value:
             short = ('another rig' if name == 'rig' and value
@@ -532,12 +539,14 @@ def _with_conditions(found: dict) -> dict:
     return dict(found, conditions=asdict(load_preset(found['acquisition'])))
 
 
-def _expect_fields(path: Path, group: str, found: dict,
-                   current: dict) -> None:
+def _expect_fields(path: Path, group: str, found: Optional[dict],
+                   current: Optional[dict]) -> None:
     """Name the one field of a group of options that is another."""
-    for name, value in (current[group] or {}).items():
-        other = (found[group] or {name: value}).get(name)
-        if other != value:
+    for name, value in (current or {}).items():
+        other = (found or {name: value}).get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            _expect_fields(path, f'{group}.{name}', other, value)
+        elif other != value:
             raise ConversionError(
                 f'{path}: field "{group}.{name}": expected the value of '
                 f'this call, {value!r}, found {other!r}: the folder holds a '

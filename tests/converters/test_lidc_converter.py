@@ -26,7 +26,7 @@ from data_converters.lidc import (
     read_scan,
 )
 from data_converters.scan import ConversionError
-from projects.core.files import load_json
+from projects.core.files import dump_json, load_json
 from projects.core.infos import (
     CHARACTERISTICS,
     check_coco,
@@ -899,3 +899,38 @@ def test_benchmark_of_dicom_chests_and_masks(two_chests, tmp_path, capsys):
     assert load_json(record)['anatomy'] in found.values()
     with pytest.raises(SystemExit, match='--lungs: expected 2 masks'):
         main([*call, mask])
+
+
+def test_a_set_is_not_resumed_with_another_chest(two_chests, tmp_path):
+    """Of the same name: another volume, mask or lesion. Sets that were made
+    before digests were kept know the name alone, and go on."""
+    chest, other, mask = two_chests
+    table = tmp_path / 'lesions.csv'
+    table.write_text('scan,x,y,z,dx,dy,dz\n'
+                     f'{chest.name},-56.9,-84.9,-115,30,34,22\n')
+    out_dir = tmp_path / 'set'
+    call = ['benchmark', 'quick-v2', '--out-dir', str(out_dir),
+            '--num-scans', '1', '--num-views', '1', '--chest', str(chest)]
+    whole = ['--lungs', str(mask), '--lesions', str(table)]
+    main([*call, *whole])
+    options = load_json(out_dir / 'options.json')
+    before = {p: p.read_bytes() for p in out_dir.rglob('*') if p.is_file()}
+    name = f'field "inputs.digests.train.{chest.name}'
+    for more, field in (
+            (whole[:2], 'lesions": expected the value of this call, \\[\\]'),
+            (whole[2:], 'lungs": expected the value of this call, None'),
+            (['--chest', str(tmp_path / chest.name), *whole], 'volume')):
+        if field == 'volume':
+            shutil.copytree(other, tmp_path / chest.name)
+            first = sorted((tmp_path / chest.name).iterdir())[0]
+            first.write_bytes(first.read_bytes()[:-2] + b'ab')
+        with pytest.raises(SystemExit, match=f'{name}.{field}'):
+            main([*call, *more])
+    main([*call, *whole])
+    del options['inputs']['digests']
+    dump_json(options, out_dir / 'options.json')
+    main([*call, *whole[:2]])
+    assert {p: p.read_bytes() for p in before
+            if p.name != 'options.json'} == {
+        p: content for p, content in before.items()
+        if p.name != 'options.json'}
