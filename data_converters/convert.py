@@ -910,12 +910,16 @@ def split_patients(patients: Iterable[str],
 
     Every split that is wanted has somebody, training first: where it has
     none, it gets those who are nearest to its end. Only in such a set, of a
-    few patients, somebody may move when it grows.
+    few patients, somebody may move when it grows. Nobody does where splits
+    have chests of their own.
 
     Args:
         patients (Iterable[str]): Names, in any order, as often as one likes.
         options (Options): With ``fractions`` and ``seed``.
     """
+    chests = options.inputs.get('chests', {}).values()
+    if any(of_split != other for of_split in chests for other in chests):
+        return {name: split_of(name, options) for name in patients}
     places = {name: _place_of(name, options.seed) for name in patients}
     order = sorted(places, key=lambda name: (places[name], name))
     shares = {split: options.fractions.get(split, 0.)
@@ -936,7 +940,8 @@ def split_patients(patients: Iterable[str],
 
 
 def split_of(patient: str, options: Options) -> str:
-    """Of a patient in a set that is not tiny, see :func:`split_patients`."""
+    """Of a patient in a set that is not tiny, or whose splits have chests of
+    their own, see :func:`split_patients`."""
     place = _place_of(patient, options.seed)
     if place < options.fractions.get('test', 0.):
         return 'test'

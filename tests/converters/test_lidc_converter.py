@@ -934,3 +934,15 @@ def test_a_set_is_not_resumed_with_another_chest(two_chests, tmp_path):
             if p.name != 'options.json'} == {
         p: content for p, content in before.items()
         if p.name != 'options.json'}
+
+
+def test_chests_of_a_split_stay_with_it(two_chests):
+    """A set of few patients moves nobody into a split whose chest is not
+    theirs."""
+    names = [f'LIDC-IDRI-{i:04d}' for i in (1, 2, 3, 4)]
+    for own in ([], ['1'], ['2']):
+        options = Options(None, fractions=dict(val=.1, test=.2), inputs=dict(
+            chests=dict(train=['1'], val=['1'], test=own or ['1'])))
+        found = convert.split_patients(names, options)
+        hashed = {name: convert.split_of(name, options) for name in names}
+        assert (found == hashed) == (own == ['2'])
