@@ -11,7 +11,7 @@ not) and with a soft one. O/ct and O/boxes.csv (RAS mm) are for
 import argparse
 import csv
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 import nibabel
 import numpy as np
@@ -46,13 +46,21 @@ def place_in_lung(goal: np.ndarray, radius: float, values: np.ndarray,
     return np.unravel_index(cost.argmin(), values.shape), places
 
 
+def diameter_of(lesion: Mapping[str, str]) -> float:
+    """Of a row of the table (mm)."""
+    if lesion.get('diameter'):
+        return float(lesion['diameter'])
+    return float(np.mean([float(lesion[k]) for k in ('dx', 'dy', 'dz')]))
+
+
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Paint all chests."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--chests', type=Path, required=True,
                         help='folder of <scan>.nii.gz (HU)')
     parser.add_argument('--lesions', type=Path, required=True,
-                        help='CSV: scan, x, y, z (RAS mm), diameter (mm)')
+                        help='CSV: scan, x, y, z (RAS mm), and diameter or '
+                        'dx, dy, dz, whose mean it is (mm)')
     parser.add_argument('--out-dir', type=Path, required=True)
     args = parser.parse_args(argv)
     (args.out_dir / 'ct').mkdir(parents=True, exist_ok=True)
@@ -64,7 +72,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         values = np.asarray(image.dataobj).astype(np.float32)
         goal = mirrored(np.array([float(lesion[k]) for k in 'xyz']), values,
                         image.affine)
-        for size, diameter in (('same', float(lesion['diameter'])),
+        for size, diameter in (('same', diameter_of(lesion)),
                                ('15mm', 15.)):
             voxel, places = place_in_lung(goal, diameter / 2, values,
                                           image.affine)

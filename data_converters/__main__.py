@@ -7,7 +7,7 @@ import sys
 import tempfile
 import zlib
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
@@ -15,7 +15,7 @@ import torch
 from terminaltables import AsciiTable
 from tqdm import tqdm
 
-from projects.core.acquisition import load_preset, presets
+from projects.core.acquisition import Acquisition, load_preset, presets
 from projects.core.engine.devices import torch_device
 from projects.core.files import DataError, dump_json, load_json
 from projects.core.projections import add_reading_arguments, reading_of
@@ -103,17 +103,26 @@ def _geometry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--num-views', type=_count,
                         help='views on the circle; default 10')
     parser.add_argument('--radius', type=float, default=300.,
-                        help='of the circle: source to isocentre (mm), of '
-                        '600 to the detector; default %(default)g')
+                        help='of the circle: source to isocentre (mm); '
+                        'default %(default)g')
+    parser.add_argument('--sdd', type=float, metavar='MM',
+                        help='source to detector; default 600 of the circle. '
+                        '--rig does not say it, and --acquisition needs it: '
+                        'default as the preset has it, twice the way to the '
+                        'isocentre')
 
 
 def _rig(args: argparse.Namespace, image_size: Optional[int]) -> Rig:
     """The rig that the arguments of :func:`_geometry` ask for."""
     if not args.rig:
-        if not 0 < args.radius < 600:
+        sdd = 600. if args.sdd is None else args.sdd
+        if not 0 < sdd < math.inf:
+            raise ConversionError('--sdd: expected a positive number, found '
+                                  f'{sdd:g}')
+        if not 0 < args.radius < sdd:
             raise ConversionError('--radius: expected more than 0 and less '
-                                  f'than 600 mm, found {args.radius:g}')
-        return Rig.circle(args.num_views or 10, args.radius,
+                                  f'than {sdd:g} mm, found {args.radius:g}')
+        return Rig.circle(args.num_views or 10, args.radius, sdd,
                           image_size=image_size or 1024)
     rig = Rig.load(args.rig)
     if args.num_views not in (None, len(rig)):
@@ -138,14 +147,35 @@ def _rendering(parser: argparse.ArgumentParser) -> None:
     _jobs(parser)
 
 
-def _acquired(args: argparse.Namespace, default: str = 'ideal') -> dict:
-    """How the arguments of :func:`_rendering` let the views be made, as
-    fields of :class:`Options`."""
-    name = args.acquisition or default
-    if args.raw and not load_preset(name).spectrum:
+def _acquired(args: argparse.Namespace, image_size: Optional[int],
+              default: str = 'ideal') -> dict:
+    """How the arguments of :func:`_geometry` and :func:`_rendering` let the
+    views be made, as fields of :class:`Options`."""
+    name, rig = args.acquisition or default, _rig(args, image_size)
+    preset = load_preset(name)
+    if args.raw and not preset.spectrum:
         raise ConversionError('--raw: expected an --acquisition with a '
                               f'detector, found "{name}"')
-    return dict(renderer=args.renderer, acquisition=name, raw=args.raw)
+    return dict(rig=rig.to_dict(), renderer=args.renderer, acquisition=name,
+                raw=args.raw, conditions=asdict(replace(
+                    preset, magnification=_magnification(args, rig, preset)))
+                if preset.spectrum else None)
+
+
+def _magnification(args: argparse.Namespace, rig: Rig,
+                   preset: Acquisition) -> float:
+    """Source to detector over source to isocentre, as far as it is known."""
+    reach = rig.source_to_isocentre
+    if args.rig and args.sdd is None:
+        print(f'{args.rig}: does not say how far the detector is from the '
+              f'source: taken for {preset.magnification * reach:g} mm; '
+              '--sdd says otherwise', file=sys.stderr)
+        return preset.magnification
+    sdd = 600. if args.sdd is None else args.sdd
+    if not reach < sdd < math.inf:
+        raise ConversionError(f'--sdd: expected more than {reach:g} mm, from '
+                              f'source to isocentre, found {sdd:g}')
+    return round(sdd / reach, 6)
 
 
 def _anatomy(parser: argparse.ArgumentParser) -> None:
@@ -154,8 +184,9 @@ def _anatomy(parser: argparse.ArgumentParser) -> None:
                         f'NIfTI, MetaImage, NRRD, or "{_EMBEDDED}" (default) '
                         'for the embedded one; each patient has one of them')
     parser.add_argument('--lungs', type=Path, nargs='+', metavar='MASK',
-                        help='mask of the lungs for each --chest, of its '
-                        'grid; default: found by their HU')
+                        help='mask of the lungs for each chest but '
+                        f'"{_EMBEDDED}", in their order, of any grid; '
+                        'default: found by their HU')
     parser.add_argument('--lesions', type=Path, metavar='TABLE',
                         help='CSV or JSON: boxes of the chests\' own lesions '
                         '(scan, x, y, z, dx, dy, dz; mm, RAS), which do not '
@@ -611,7 +642,7 @@ def run_phantom(args: argparse.Namespace) -> None:
     # Found one after the other, written side by side.
     found = phantom.find_phantoms(
         args.num_scans, args.seed,
-        anatomy=lambda patient: _one_of(chests, patient))
+        anatomy=lambda patient: _one_of(chests['train'], patient))
     with Parallel(n_jobs=args.jobs, return_as='generator_unordered',
                   pre_dispatch='2*n_jobs') as pool:
         written = pool(
@@ -630,36 +661,57 @@ def _write_phantom(series_uid: str, field, anatomy: phantom.Anatomy,
         phantom.make_scan(series_uid, seed, field, anatomy), out_dir)
 
 
-def _chests(args: argparse.Namespace, split: str = '') -> list:
-    """Anatomies that the arguments of :func:`_anatomy` name, of a split where
-    it has its own; read once, so that a wrong one is told first."""
-    own = getattr(args, f'{split}_chest', None) if split else None
-    paths = own or args.chest
-    masks = None if own else args.lungs
-    if masks and len(masks) != len(paths or ()):
-        raise ConversionError(
-            f'--lungs: expected {len(paths or ())} masks, one for each '
-            f'--chest, found {len(masks)}')
-    if not paths:
-        return [phantom.Anatomy()]
-    named: Dict[str, list] = {chest_name(path): [] for path in paths}
-    if len(named) < len(paths):
-        raise ConversionError('--chest: expected different names, found '
-                              f'{", ".join(path.name for path in paths)}')
+def _chests(args: argparse.Namespace) -> Dict[str, List[phantom.Anatomy]]:
+    """Anatomies of each split that the arguments of :func:`_anatomy` name;
+    read once, so that a wrong one is told first."""
+    paths = {'train': args.chest or [Path(_EMBEDDED)]}
+    for split in ('val', 'test'):
+        paths[split] = getattr(args, f'{split}_chest', None) or []
+    given = [path for of_split in paths.values() for path in of_split]
+    named: Dict[str, list] = {}
+    for path in given:
+        named.setdefault(chest_name(path), [])
+        if any(other.resolve() != path.resolve() for other in given
+               if chest_name(other) == chest_name(path)) or any(
+                   of_split.count(path) > 1 for of_split in paths.values()):
+            raise ConversionError(
+                '--chest: expected different names, found '
+                + ', '.join(path.name for path in given))
     for row in (read_table(args.lesions, ('scan', 'x', 'y', 'z', 'dx', 'dy',
                                           'dz'), ('class', 'diameter'))
                 if args.lesions else ()):
         if row['scan'] in named:
             named[row['scan']].append(tuple(
                 row.numbers(('x', 'y', 'z', 'dx', 'dy', 'dz'))))
-    chests = [
-        phantom.Anatomy() if str(path) == _EMBEDDED else
-        phantom.Anatomy(path.resolve(), mask and mask.resolve(),
-                        tuple(named[chest_name(path)]))
-        for path, mask in zip(paths, masks or [None] * len(paths))]
-    for chest in chests:
+    own = [path for path in given if str(path) != _EMBEDDED]
+    if args.lungs and len(args.lungs) != len(own):
+        raise ConversionError(
+            f'--lungs: expected {len(own)} masks, one for each chest but '
+            f'"{_EMBEDDED}" in their order, those of --val-chest and '
+            f'--test-chest last, found {len(args.lungs)}')
+    masks = iter(args.lungs or [None] * len(own))
+
+    def read(path: Path) -> phantom.Anatomy:
+        chest = phantom.Anatomy()
+        if str(path) != _EMBEDDED:
+            mask = next(masks)
+            chest = phantom.Anatomy(path.resolve(), mask and mask.resolve(),
+                                    tuple(named[chest_name(path)]))
         load_chest(*chest)
-    return chests
+        return chest
+
+    chests = {split: list(map(read, of_split))
+              for split, of_split in paths.items()}
+    return {split: of_split or chests['train']
+            for split, of_split in chests.items()}
+
+
+def _digests(chest: phantom.Anatomy) -> dict:
+    """What a chest was read from: a set is not resumed with another."""
+    files = {name: part.source_digest(part.Part(name, path)) for name, path
+             in (('volume', chest.path), ('lungs', chest.lungs)) if path}
+    return dict(volume=files['volume'], lungs=files.get('lungs'),
+                lesions=[list(row) for row in chest.lesions])
 
 
 def _one_of(chests: list, patient: str) -> phantom.Anatomy:
@@ -695,7 +747,7 @@ def _counted(args: argparse.Namespace) -> dict:
 def run_lidc(args: argparse.Namespace) -> None:
     """Convert a folder of DICOM series."""
     _convert_dicom(args, Options(
-        _rig(args, args.image_size).to_dict(), **_acquired(args),
+        **_acquired(args, args.image_size),
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, **_counted(args)))
 
@@ -814,8 +866,7 @@ def run_volume(args: argparse.Namespace) -> None:
         label_values=args.label_values, spacing=args.spacing,
         mu_per_value=args.mu_per_value, mu_offset=args.mu_offset)
     options = Options(
-        _rig(args, args.image_size).to_dict(), **_acquired(args),
-        min_diameter=args.min_diameter,
+        **_acquired(args, args.image_size), min_diameter=args.min_diameter,
         fractions=_check_fractions(args.val_fraction, args.test_fraction),
         seed=args.seed, dataset='CT volumes', classes=reader.classes,
         inputs=reader.inputs)
@@ -1037,13 +1088,16 @@ def run_benchmark(args: argparse.Namespace) -> None:
     """Make a benchmark set scan by scan."""
     spec = dict(BENCHMARKS[args.name])
     count = args.num_scans or spec['num_scans']
-    chests = {split: _chests(args, split) for split in SPLITS}
+    chests = _chests(args)
     options = Options(
         **_benchmark_images(args, spec), min_diameter=spec['min_diameter'],
         fractions=spec.get('fractions', _SHARES), seed=args.seed,
         dataset=f'LIDC-IDRI phantom, {args.name}',
         inputs=dict(chests={
             split: [chest_name(chest.path) for chest in of_split]
+            for split, of_split in chests.items()}, digests={
+            split: {chest_name(chest.path): _digests(chest)
+                    for chest in of_split if chest.path}
             for split, of_split in chests.items()}))
 
     def anatomy(patient: str) -> phantom.Anatomy:
@@ -1078,7 +1132,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
 def _benchmark_images(args: argparse.Namespace, spec: dict) -> dict:
     """How a benchmark's images are made, as fields of :class:`Options`."""
     if args.slices:
-        for name in ('rig', 'num_views', 'acquisition', 'raw'):
+        for name in ('rig', 'num_views', 'sdd', 'acquisition', 'raw'):
             if getattr(args, name):
                 raise ConversionError(f'--{name.replace("_", "-")}: expected '
                                       'without --slices, found with them')
@@ -1088,8 +1142,8 @@ def _benchmark_images(args: argparse.Namespace, spec: dict) -> dict:
         if getattr(args, name) is not None:
             raise ConversionError(f'--{name.replace("_", "-")}: expected '
                                   'with --slices, found without')
-    return dict(rig=_rig(args, spec['image_size']).to_dict(),
-                **_acquired(args, spec.get('acquisition', 'ideal')))
+    return _acquired(args, spec['image_size'],
+                     spec.get('acquisition', 'ideal'))
 
 
 @contextmanager

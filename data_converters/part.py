@@ -53,7 +53,7 @@ __all__ = [
     'BOX_FRAMES', 'BOX_UNITS', 'LABEL_VALUES', 'Part', 'PartReader',
     'assign_truth', 'axes_of', 'boxed_finding', 'centre_of', 'check_classes',
     'digest', 'find_parts', 'plan', 'read_boxes', 'read_image',
-    'source_digest', 'upright'
+    'source_digest', 'stem', 'upright'
 ]
 
 
@@ -74,7 +74,8 @@ class Part:
 
 
 # --------------------------------------------------------------- what there is
-def _stem(path: Path) -> str:
+def stem(path: Path) -> str:
+    """Name of a file without the suffixes of a volume."""
     name = path.name
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         if name.lower().endswith(suffix):
@@ -111,7 +112,7 @@ def find_parts(volumes: Sequence[Path], boxes: Optional[List[Row]] = None,
     parts: Dict[str, Part] = {}
     for path in (p for given in volumes for p in _volumes_of(Path(given))):
         # A folder may be given as "scans/part/" or ".".
-        key = _stem(path if path.is_file() else path.resolve())
+        key = stem(path if path.is_file() else path.resolve())
         try:
             check_new_name(path, key, {
                 other: p.path for other, p in parts.items()}, 'volume')
@@ -133,7 +134,7 @@ def assign_truth(parts: Mapping[str, Part],
             label images than parts.
     """
     for row in boxes or ():
-        key = _stem(Path(row['scan'])) if row.get('scan') else ''
+        key = stem(Path(row['scan'])) if row.get('scan') else ''
         if not key and len(parts) == 1:
             key = next(iter(parts))
         if key not in parts:

@@ -50,9 +50,9 @@ def make_blades(data: str, jobs: int) -> None:
             '--image-size', '256', '--pixel-mm', '1', '--out', rig)
     run('1 of 3: their X-ray views', '-m', 'data_converters', 'volume',
         '--volume', volumes, '--boxes', f'{volumes}/boxes.csv', '--box-frame',
-        'world', '--mu-per-value', '1e-4', '--rig', rig, '--val-fraction',
-        '.1', '--test-fraction', '.2', '--acquisition', 'casting-225kV',
-        '--out-dir', data, '--jobs', str(jobs))
+        'world', '--mu-per-value', '1e-4', '--rig', rig, '--sdd', '600',
+        '--val-fraction', '.1', '--test-fraction', '.2', '--acquisition',
+        'casting-225kV', '--out-dir', data, '--jobs', str(jobs))
 
 
 def make_slices(data: str, jobs: int) -> None:

@@ -172,7 +172,8 @@ class Acquisition:
         native_pixel: Its side (mm); larger pixels are sums of native ones.
         gain: Deviation of the gain since the flat image was taken (rms).
         dead: Share of pixels that are dead.
-        lag: Share of the view before that is still there.
+        lag: Share of the view before that is still there; before the first
+            view its like was taken.
         motion: Range of the object's shift between views (mm) along the
             patient's axis; half of it from front to back, a third across.
         pose_shift: Error of a view's recorded pose (mm, each axis, rms).
@@ -292,7 +293,7 @@ class Acquisition:
         quanta = self._counted(open_beam * (primary + scatter), rng, size)
         if self.lag:
             before = np.roll(quanta, 1, 0)
-            before[0] = open_beam  # nothing was in the beam
+            before[0] = quanta[0]  # as if the scan had gone on before
             quanta = (1 - self.lag) * quanta + self.lag * before
         if self.light_spread:
             quanta = self._spread(quanta, pixel)

@@ -197,6 +197,11 @@ class Rig:
         return min(v.pixel_size * min(v.width, v.height)
                    for v in self.views) / 2
 
+    @property
+    def source_to_isocentre(self) -> float:
+        """Along the detector's normal (mm); the median of the views."""
+        return float(np.median([abs(v.ct2cam[2, 3]) for v in self.views]))
+
     def resized(self, width: int, height: int) -> 'Rig':
         """The same rig with detectors of ``width`` x ``height`` px."""
         return Rig([

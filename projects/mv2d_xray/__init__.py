@@ -40,7 +40,6 @@ from projects.mv2d_xray.transforms import (
     XRayGridMask,
     XRayInsertNodules,
     XRayPhotometric,
-    XRayPhotonNoise,
     XRayPoseError,
     XRayRandomFlip,
     XRayRandomRotate,
@@ -57,8 +56,8 @@ __all__ = [
     'XRayCenterNetHead', 'XRayDataPreprocessor', 'XRayDataset', 'XRayDecoder',
     'XRayDilatedNet', 'XRayFeatureExtractor', 'XRayGridMask',
     'XRayInsertNodules', 'XRayLiftingHead', 'XRayPhotometric',
-    'XRayPhotonNoise', 'XRayPoseError', 'XRayPositionEncoding',
-    'XRayRandomFlip', 'XRayRandomRotate', 'XRayRoIQueryGenerator',
+    'XRayPoseError', 'XRayPositionEncoding', 'XRayRandomFlip',
+    'XRayRandomRotate', 'XRayRoIQueryGenerator',
     'XRayScoreGrid', 'XRaySourceFusion', 'XRayTTAModel',
     'XRayTriangulatedQueryGenerator', 'XRayViewDropout', 'XRayVolumeHead',
     'xray_target'

@@ -39,6 +39,12 @@ class XRayDataset(ConvertedDataset):
     def load_data_list(self) -> List[dict]:
         """As the base's, and the set's :class:`Bank`."""
         samples = super().load_data_list()
+        told = self._metainfo
+        # Not ideal line integrals: a detector's, simulated or real.
+        self.acquired = bool(told.get('acquisition')) or (
+            (told.get('renderer') or {}).get('name') == 'measured')
+        for sample in samples:
+            sample['acquired'] = self.acquired
         self.bank = Bank(finding for sample in samples
                          for finding in self.findings(sample['instances']))
         return samples

@@ -164,16 +164,55 @@ def test_wrong_chests_are_told_in_a_sentence(tmp_path):
     with pytest.raises(ConversionError, match='Hounsfield'):
         load_chest(tmp_path / 'grey.nii.gz')
     body = write_body(tmp_path / 'body.nii.gz')
-    with pytest.raises(ConversionError, match='--lungs: expected the grid'):
-        load_chest(body, tmp_path / 'grey.nii.gz')
+    for name, inside, found in (
+            ('none', np.s_[:0], 'no voxel'), ('heart', np.s_[20:40, 90:150,
+                                              140:160], '40 HU'),
+            ('air', np.s_[:, :20, :20], '-1000 HU')):
+        write_mask(body, tmp_path / f'{name}.mha', inside)
+        with pytest.raises(ConversionError, match='--lungs: expected a mask '
+                           f'that lies on the lungs of .*, found {found}'):
+            load_chest(body, tmp_path / f'{name}.mha')
+
+
+def write_mask(body, path, inside):
+    """A mask of a body's voxels; returns it as an image."""
+    image = sitk.ReadImage(str(body))
+    mask = np.zeros(image.GetSize()[::-1], np.uint8)
+    mask[inside] = 1
+    found = sitk.GetImageFromArray(mask)
+    found.CopyInformation(image)
+    sitk.WriteImage(found, str(path))
+    return found
+
+
+def test_a_mask_counts_where_it_lies(tmp_path):
+    """As other programs write it: other order of the voxels, other voxels,
+    cut to the lungs; and elsewhere it is no mask of these lungs."""
+    body = write_body(tmp_path / 'body.nii.gz')
+    expected = load_chest(body).lungs
+    mask = write_mask(body, tmp_path / 'lungs.nii.gz', expected)
+    fine = sitk.Resample(mask, [300, 240, 120], sitk.Transform(),
+                         sitk.sitkNearestNeighbor, mask.GetOrigin(),
+                         [1, 1, 1], mask.GetDirection())
+    for name, other, least in (
+            ('same', mask, 1.), ('order', sitk.DICOMOrient(mask, 'RPI'), 1.),
+            ('cut', mask[40:260, 30:210, 2:58], 1.), ('fine', fine, .98)):
+        path = tmp_path / f'{name}.nii.gz'
+        sitk.WriteImage(other, str(path))
+        found = load_chest(body, path).lungs
+        dice = 2 * (found & expected).sum() / (found.sum() + expected.sum())
+        assert dice >= least, name
+    mask.SetOrigin([500, 0, 0])
+    sitk.WriteImage(mask, str(tmp_path / 'elsewhere.nii.gz'))
+    with pytest.raises(ConversionError, match='found no voxel of it there'):
+        load_chest(body, tmp_path / 'elsewhere.nii.gz')
 
 
 def test_a_mask_is_taken_as_it_is(tmp_path):
     body = write_body(tmp_path / 'body.nii.gz')
-    mask = np.zeros((60, 240, 300), np.uint8)
-    mask[10:50, 60:180, 60:120] = 1
-    image = sitk.GetImageFromArray(mask)
-    sitk.WriteImage(image, str(tmp_path / 'lungs.nii.gz'))
+    mask = write_mask(body, tmp_path / 'lungs.nii.gz',
+                      np.s_[10:50, 60:180, 60:120])
     chest = load_chest(body, tmp_path / 'lungs.nii.gz')
     assert isinstance(chest, Chest)
-    np.testing.assert_array_equal(chest.lungs, mask > 0)
+    np.testing.assert_array_equal(chest.lungs,
+                                  sitk.GetArrayFromImage(mask) > 0)

@@ -13,8 +13,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from data_converters import convert
+from data_converters import __main__ as commands, convert
 from data_converters.__main__ import main
 from data_converters.convert import (
     Options,
@@ -758,6 +759,73 @@ def test_faults_of_raw_images_are_found(with_raw, tmp_path, capsys, fault,
     status, lines = check(tmp_path / 'set', capsys)
     assert status == 1
     assert any(sentence in line for line in lines), lines
+
+
+@pytest.fixture
+def part(tmp_path):
+    """Arguments that convert a small volume with a detector."""
+    values = np.full((20, 20, 20), -1000, np.int16)
+    values[5:15, 5:15, 5:15] = 0
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing([4., 4., 4.])
+    sitk.WriteImage(image, str(tmp_path / 'part.nii.gz'))
+    (tmp_path / 'boxes.csv').write_text('x,y,z,dx,dy,dz\n0,0,0,9,9,9\n')
+    return ['volume', '--volume', str(tmp_path / 'part.nii.gz'), '--boxes',
+            str(tmp_path / 'boxes.csv'), '--box-frame', 'world', '--raw',
+            '--image-size', '16', '--acquisition', 'chest-radiography']
+
+
+def test_one_detector_counts_the_same_wherever_the_object_is(
+        part, tmp_path, capsys):
+    """Its pixels are as large, whatever the magnification: on a circle, and
+    of a rig of which --sdd says it."""
+    out = {}
+    for name, more in dict(
+            near=['--radius', '300'], far=['--radius', '400'],
+            rig=['--rig', 'far'], told=['--rig', 'far', '--sdd', '600'],
+            longer=['--radius', '300', '--sdd', '750']).items():
+        more = [str(tmp_path / 'far/rig.json') if word == 'far' else word
+                for word in more]
+        main([*part, '--out-dir', str(tmp_path / name), *more])
+        out[name] = counts(tmp_path / name, 'part')[1].max()
+        told = load_json(tmp_path / name / 'options.json')['conditions']
+        assert told['magnification'] == dict(
+            near=2., far=1.5, told=1.5, rig=2., longer=2.5)[name]
+        said = 'taken for 800 mm; --sdd says otherwise' in \
+            capsys.readouterr().err
+        assert said == (name == 'rig')
+    assert out['near'] == out['far'] == out['told'] == out['longer']
+    assert out['rig'] > 1.7 * out['far']
+    with pytest.raises(SystemExit, match='--sdd: expected more than 400 mm'):
+        main([*part, '--out-dir', str(tmp_path / 'none'), '--rig',
+              str(tmp_path / 'far/rig.json'), '--sdd', '350'])
+
+
+def test_a_preset_that_was_changed_is_another_set(
+        part, tmp_path, capsys, monkeypatch):
+    """A resumed set has the values of its preset, not its name alone; sets
+    of before, which had the name, go on."""
+    call = [*part, '--out-dir', str(tmp_path / 'set')]
+    main(call)
+    options = load_json(tmp_path / 'set/options.json')
+    assert options.pop('conditions') == asdict(
+        convert.load_preset('chest-radiography'))
+    dump_json(options, tmp_path / 'set/options.json')
+    before = content(tmp_path / 'set')
+    main(call)
+    assert content(tmp_path / 'set') == before
+    with pytest.raises(SystemExit, match='field "conditions.magnification": '
+                       'expected the value of this call, 1.5, found 2.0'):
+        main([*call, '--radius', '400', '--rig',
+              str(tmp_path / 'set/rig.json'), '--sdd', '450'])
+    other = replace(convert.load_preset('chest-radiography'), kerma=11.)
+    for module in (convert, commands):
+        monkeypatch.setattr(module, 'load_preset', lambda name: other)
+    dump_json(dict(options, conditions=dict(asdict(other), kerma=22.)),
+              tmp_path / 'set/options.json')
+    with pytest.raises(SystemExit, match='field "conditions.kerma": expected '
+                       'the value of this call, 11.0, found 22.0'):
+        main(call)
 
 
 def test_raw_images_need_a_detector(tmp_path, capsys):

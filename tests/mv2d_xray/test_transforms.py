@@ -9,10 +9,12 @@ from mmdet3d.registry import DATASETS, TRANSFORMS
 from scipy.ndimage import label
 
 from projects.core import geometry
+from projects.core.engine import known_views
 from projects.core.files import DataError
 from projects.core.findings import Finding
+from projects.core.infos import dump_infos, load_infos
 from projects.core.rig import View
-from projects.mv2d_xray.transforms import solids
+from projects.mv2d_xray.transforms import photometric, solids
 from projects.mv2d_xray.transforms.insertion import XRayInsertNodules
 from projects.mv2d_xray.transforms.packing import ANNOTATIONS, PackXRayInputs
 from projects.mv2d_xray.transforms.photometric import XRayPhotometric
@@ -572,22 +574,6 @@ def test_pose_error_has_the_asked_size(loaded):
     np.testing.assert_array_equal(before['gt_bboxes'], after['gt_bboxes'])
 
 
-def test_photon_noise_is_poisson():
-    np.random.seed(0)
-    flat = [np.full((200, 200, 1), p, np.float32) for p in (0., 3.)]
-    noisy = TRANSFORMS.build(
-        dict(type='XRayPhotonNoise', photons=1e4))(dict(img=flat))['img']
-    for image, p in zip(noisy, (0., 3.)):
-        assert image.shape == (200, 200, 1) and image.dtype == np.float32
-        assert image.mean() == pytest.approx(p, abs=.005)
-        # d(-log n) = dn / n, and dn is the root of n.
-        assert image.std() == pytest.approx((np.exp(p) / 1e4)**.5, rel=.03)
-    # Behind too thick an object nothing arrives: finite all the same.
-    thick = TRANSFORMS.build(dict(type='XRayPhotonNoise', photons=(10, 100)))(
-        dict(img=[np.full((9, 9, 1), 16, np.float32)]))['img'][0]
-    assert np.isfinite(thick).all()
-
-
 def test_views_as_a_detector_gives_them(loaded):
     plain, original = TRANSFORMS.build(dict(type='XRayAcquisition')), loaded()
     assert all(map(np.array_equal, plain(loaded())['img'], original['img']))
@@ -608,6 +594,33 @@ def test_views_as_a_detector_gives_them(loaded):
         assert np.array_equal(drawn[0][key], original[key])
     with pytest.raises(ValueError, match='found kvp'):
         TRANSFORMS.build(dict(type='XRayAcquisition', ranges=dict(kvp=120)))
+
+
+@pytest.mark.parametrize('told', [
+    dict(acquisition=dict(name='chest-low', kerma=2.2)),
+    dict(renderer=dict(name='measured')), dict(renderer=dict(name='joseph'))])
+def test_views_of_a_detector_get_no_other(tmp_path, told, monkeypatch):
+    """Noise and scatter would be there twice."""
+    said = []
+    monkeypatch.setattr(photometric, 'print_log',
+                        lambda text, **_: said.append(text))
+    make_sphere_set(tmp_path, 2, 3, 32)
+    for path in tmp_path.glob('*.pkl'):
+        infos = load_infos(path)
+        infos['metainfo'].update(told)
+        dump_infos(infos, path)
+    load = dict(type='LoadXRayViews')
+    plain = scans_of(tmp_path, pipeline=[load])
+    changed = scans_of(tmp_path, pipeline=[load, dict(
+        type='XRayAcquisition', preset='chest-radiography')])
+    ideal = told == dict(renderer=dict(name='joseph'))
+    for i in range(2):
+        assert np.array_equal(plain[i]['img'], changed[i]['img']) != ideal
+    assert ['leaves the views' in text for text in said] == (
+        [] if ideal else [True])
+    exposure = known_views._exposure(changed)
+    assert exposure == ([22., 22.] if ideal else [2.2, 2.2]
+                        if 'acquisition' in told else None)
 
 
 def test_no_boxes(tmp_path):

@@ -113,7 +113,9 @@ def _exposure(dataset) -> Optional[List[float]]:
     for part in getattr(dataset, 'datasets', [dataset]):
         made = (part.metainfo or {}).get('acquisition') or {}
         told += [made['kerma']] if made.get('kerma') else []
-        for step in part.pipeline.transforms:
+        # Views of a detector are left alone by the pipeline's.
+        for step in (() if getattr(part, 'acquired', False)
+                     else part.pipeline.transforms):
             told += getattr(step, 'exposure', None) or ()
     return [min(told), max(told)] if told else None
 

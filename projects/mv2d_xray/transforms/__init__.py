@@ -21,12 +21,10 @@ from projects.mv2d_xray.transforms.photometric import (
     XRayAcquisition,
     XRayGridMask,
     XRayPhotometric,
-    XRayPhotonNoise,
 )
 
 __all__ = [
     'LoadXRayViews', 'PackXRayInputs', 'ResizeXRay', 'XRayAcquisition',
-    'XRayGridMask', 'XRayInsertNodules', 'XRayPhotometric', 'XRayPhotonNoise',
-    'XRayPoseError', 'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout',
-    'keep_views'
+    'XRayGridMask', 'XRayInsertNodules', 'XRayPhotometric', 'XRayPoseError',
+    'XRayRandomFlip', 'XRayRandomRotate', 'XRayViewDropout', 'keep_views'
 ]

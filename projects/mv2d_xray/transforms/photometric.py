@@ -1,19 +1,18 @@
 """Transforms that change grey values alone."""
 
 import dataclasses
-from typing import Dict, Optional, Tuple, Union
+from typing import Dict, Optional, Tuple
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
+from mmengine.logging import print_log
 
 from projects.core import geometry
 from projects.core.acquisition import draw_acquisition, load_preset
 
-__all__ = [
-    'XRayAcquisition', 'XRayGridMask', 'XRayPhotometric', 'XRayPhotonNoise'
-]
+__all__ = ['XRayAcquisition', 'XRayGridMask', 'XRayPhotometric']
 
 
 @TRANSFORMS.register_module()
@@ -104,31 +103,6 @@ class XRayPhotometric(BaseTransform):
 
 
 @TRANSFORMS.register_module()
-class XRayPhotonNoise(BaseTransform):
-    """Quantum noise: what a detector counts behind the object is Poisson.
-
-    A line integral p leaves ``photons * exp(-p)`` of a pixel's photons; the
-    result is the line integral of the drawn count (Beer-Lambert).
-
-    Args:
-        photons (float | tuple[float, float]): Per pixel without an object; of
-            a range, drawn anew (log-uniform) for each sample.
-    """
-
-    def __init__(self, photons: Union[float, Tuple[float, float]]) -> None:
-        self.photons = np.broadcast_to(photons, 2)
-
-    def transform(self, results: dict) -> dict:
-        """Add noise to one sample."""
-        photons = np.exp(np.random.uniform(*np.log(self.photons)))
-        results['img'] = [
-            -np.log(np.random.poisson(photons * np.exp(-image)).clip(1) /
-                    photons).astype(np.float32) for image in results['img']
-        ]
-        return results
-
-
-@TRANSFORMS.register_module()
 class XRayAcquisition(BaseTransform):
     """Views as a detector gives them, under conditions drawn from ranges.
 
@@ -136,7 +110,10 @@ class XRayAcquisition(BaseTransform):
     (:mod:`projects.core.acquisition`). Motion and errors of the poses are for
     views that are rendered: here they would need the volume, see
     :class:`XRayPoseError`. Nor is bone told from water here: it hardens the
-    beam as the water that it counts as.
+    beam as the water that it counts as. Matrices do not say how far the
+    detector is: where a rig does not magnify as the preset says, name
+    ``magnification`` in the ranges. Views that a detector gave already,
+    measured or made with ``--acquisition``, are left alone.
 
     Args:
         ranges (dict): Fields of an ``Acquisition``; a pair is a range, a list
@@ -155,6 +132,7 @@ class XRayAcquisition(BaseTransform):
         self.ranges = dict(dataclasses.asdict(load_preset(preset)),
                            **(ranges or {}))
         draw_acquisition(self.ranges, np.random.default_rng(0))
+        self._told = False
 
     @property
     def exposure(self) -> Tuple[float, ...]:
@@ -167,6 +145,13 @@ class XRayAcquisition(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Change one sample."""
+        if results.get('acquired'):
+            if not self._told:
+                print_log('XRayAcquisition leaves the views of this set '
+                          'alone: a detector gave them already, with its '
+                          'noise and scatter', logger='current')
+            self._told = True
+            return results
         if np.random.rand() >= self.prob:
             return results
         rng = np.random.default_rng(np.random.randint(2**31, size=4))
