@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import venv
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from mmdet3d.structures import Det3DDataSample
 
 from projects.core import geometry
 from projects.core.boxes import gravity_boxes
-from projects.core.deployed import DeployedModel
+from projects.core.deployed import DeployedFinder, DeployedModel
 from projects.core.engine.checkpoints import load_checkpoint, load_model
 from projects.core.engine.configs import load_config
 from projects.core.files import DataError, load_json
+from projects.core.inference import images_of
 from projects.core.projections import LEVEL
 from projects.core.rig import Rig
 from tests.helpers.commands import ROOT, error_of, tool
@@ -248,6 +250,38 @@ def test_what_the_file_holds(both):
         ('', True)]
     weights = 4 * sum(p.numel() for p in both[1].parameters())
     assert len(data) < weights + 3e5
+
+
+def test_the_rig_is_checked_beside_the_network(both, monkeypatch):
+    """By one thread before it; either way it is refused."""
+    deployed, _, _, scale = both
+    rig = Rig.circle(3, image_size=64, detector_width=800. * scale)
+    images = images_of(rig, 'abc', list(views_of(rig, scale, 0)))
+    predict, begun, found = DeployedModel.predict, threading.Event(), []
+
+    def begin(*args):
+        begun.set()
+        return predict(*args)
+
+    def check(*args):
+        assert begun.wait(60 if finder is beside else 0) is (
+            finder is beside)
+        if refused:
+            raise DataError('turned')
+
+    monkeypatch.setattr(DeployedModel, 'predict', begin)
+    monkeypatch.setattr('projects.core.deployed.expect_as_rig', check)
+    beside, before = (DeployedFinder(deployed.folder, n) for n in (2, 1))
+    for finder in (beside, before):
+        for refused in (True, False):
+            begun.clear()
+            if refused:
+                with pytest.raises(DataError, match='turned'):
+                    finder.predict('a', images, 0., 'rig.json')
+            else:
+                found.append(finder.predict('a', images, 0., 'rig.json'))
+    assert found[0].told == found[1].told
+    assert_same(*((f.boxes, f.scores, f.labels) for f in found))
 
 
 def test_cameras_that_are_not_those_of_the_images(both):
