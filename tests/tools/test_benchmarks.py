@@ -18,6 +18,7 @@ import nibabel
 import numpy as np
 import observer
 import pytest
+import rigs
 import speed
 import torch
 from ablation import OURS, ROOT, VARIANTS, VOLUME, slug, table
@@ -536,6 +537,16 @@ def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
     del one['ann_file']
     with pytest.raises(SystemExit, match='expected what tools/explain.py'):
         compared(one=one, two=one)
+
+
+def test_rigs_are_of_any_scale(tmp_path):
+    sizes = []
+    for options in ([], ['--pixel-mm', '1']):
+        rigs.main(['--out', str(tmp_path), *options])
+        sizes.append([Rig.load(tmp_path / f'{name}.json').views[0].pixel_size
+                      for name in ('arc', 'half', 'sphere', 'two')])
+    assert sizes[0] == pytest.approx(np.multiply(sizes[1], rigs.PITCH))
+    assert sizes[1][3] == pytest.approx(.5)
 
 
 def test_the_whole_command_is_timed(tmp_path, monkeypatch):
