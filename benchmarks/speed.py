@@ -435,11 +435,10 @@ def parts(args) -> None:
         rows.append(dict(what=name, seconds=float(spent),
                          times_faster=float(ratio), **first[name]))
     images = torch.cat(batches[0]['inputs']['img']).to(args.device)
-    with torch.no_grad():
-        bands, whole = (median_seconds(
-            work, args.repeats, args.device, clock=time.process_time)
-            for work in (partial(model.data_preprocessor.bands, images),
-                         works[0]))
+    bands, whole = (median_seconds(
+        work, args.repeats, args.device, clock=time.process_time)
+        for work in (partial(model.data_preprocessor.bands, images),
+                     works[0]))
     rows.append(dict(what='bands', share=bands / whole))
     kinds = kinds_of(works[0], args.repeats, args.device)
     # A profile is of the clock, which other work on the machine stretches.
