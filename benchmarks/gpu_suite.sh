@@ -10,6 +10,7 @@ python=${PYTHON:-python}
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
 stock=configs/mv2d_xray/mv2d-xray_r50-stock-fpn_roi-volume_1xb1-24e_lidc.py
+small=configs/mv2d_xray/mv2d-xray_small_roi-volume_3400i_mid-v2.py
 papers=configs/mv2d_xray/mv2d-xray_r50_roi-volume_1xb1-24e_lidc.py
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -32,13 +33,14 @@ speed() {  # NAME SECONDS ARGUMENTS...
 part environment 20 "$python" -c 'from mmengine.utils.dl_utils import collect_env
 for entry in collect_env().items(): print(*entry, sep=": ")'
 part ops 80 "$python" -m pytest -q tests/mv2d_xray/test_devices.py
-speed train_10 90 train $papers --plain-config $stock --gpu-gb 16 --repeats 3
-speed train_20 60 train $papers --plain-config $stock --gpu-gb 16 --views 20 \
+speed train_10 75 train $papers --plain-config $stock --gpu-gb 16 --repeats 3
+speed train_20 45 train $papers --plain-config $stock --gpu-gb 16 --views 20 \
     --repeats 2 --warm-up 1
 speed infer_10 60 infer $papers --plain-config $stock --gpu-gb 16
 speed infer_20 40 infer $papers --plain-config $stock --gpu-gb 16 --views 20 \
     --repeats 2 --warm-up 1
-speed render 90 render --views 2 --repeats 2
+speed parts 60 parts $small --image-size 512 --repeats 3
+speed render 60 render --views 2 --repeats 2
 speed correlate 40 correlate --rois 100
 part growth 60 "$python" benchmarks/growth.py --only views --most 3 \
     --repeats 2 --device "${DEVICE:-cuda}" --out-dir "$parts"

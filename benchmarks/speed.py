@@ -4,6 +4,8 @@
     python benchmarks/speed.py load CONFIG        scans from disk
     python benchmarks/speed.py train CONFIG       a training step
     python benchmarks/speed.py infer CONFIG       boxes of one scan
+    python benchmarks/speed.py parts CONFIG       what a training step is made
+                                                  of, what might make it cheap
     python benchmarks/speed.py slices CONFIG ...  a step of detectors of slices
     python benchmarks/speed.py correlate          RoIs of 10, 20 and 40 views
 
@@ -22,6 +24,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
+from operator import attrgetter
 from pathlib import Path
 from typing import Dict, List, Optional
 from unittest.mock import patch
@@ -209,6 +212,17 @@ def load(args) -> None:
 
     rows = [dict(what='cv2.imread of the views', seconds=median_seconds(
         read, args.repeats) / count)]
+    steps = data.pipeline.transforms
+    spent = np.zeros(len(steps))
+    for index in range(count):
+        sample = data.get_data_info(index % len(data))
+        for row, transform in enumerate(steps):
+            start = time.process_time()
+            sample = transform(sample)
+            spent[row] += time.process_time() - start
+    rows += [dict(what=f'of the training pipeline: {type(step).__name__}',
+                  seconds=seconds / count)
+             for step, seconds in zip(steps, spent)]
     for workers in sorted({0, 1, args.workers}):
         loader.num_workers = workers
         batches = chain.from_iterable(  # epoch after epoch
@@ -344,6 +358,96 @@ def step(args) -> None:
                 'times_faster', 'failed'], args.out, command=args.command,
          image_size=args.image_size, views=args.views, device=args.device,
          threads=args.threads, gpu_gb=args.gpu_gb)
+
+
+# ---------------------------------------------------------------------- parts
+# Operators by a part of their names, the first that fits.
+KINDS = {'conv': 'convolutions', 'batch_norm': 'norms',
+         '_Pool': 'views pooled on the grid', 'copy_': 'copies',
+         'mm': 'products of matrices', 'ptimizer': 'optimizer',
+         '_foreach': 'optimizer'}
+
+
+def kinds_of(work, repeats: int, device: str) -> Dict[str, float]:
+    """Seconds of a piece of work by kinds of operators."""
+    from torch.profiler import ProfilerActivity, profile
+    cuda = torch.device(device).type == 'cuda'
+    time_of = attrgetter(
+        f'self_{"device" if cuda else "cpu"}_time_total')
+    with profile(activities=[ProfilerActivity.CPU]
+                 + [ProfilerActivity.CUDA] * cuda) as profiler:
+        for _ in range(repeats):
+            work()
+    spent: Dict[str, float] = {}
+    for event in profiler.key_averages():
+        kind = next((kind for part, kind in KINDS.items()
+                     if part in event.key), 'all else')
+        spent[kind] = (spent.get(kind, 0.)
+                       + time_of(event) / 1e6 / repeats)
+    return spent
+
+
+def compiled(model) -> None:
+    """Let torch.compile have the networks, for any number of views."""
+    stage, head = model.detector_2d, model.volume_head
+    for name in ('backbone', 'neck', 'bbox_head'):
+        part = getattr(stage, name, None)
+        if part is not None:
+            part.compile(dynamic=True)
+    if head is not None:
+        head._net = torch.compile(head._net, dynamic=True)
+
+
+def parts(args) -> None:
+    """What a training step is made of, and steps with half of the cells and
+    with torch.compile beside it, in turn; CPU seconds on a CPU."""
+    def step_of(scale: float = 1.):
+        cfg, model = model_of(args.config, False)
+        if scale != 1:
+            model.volume_head.voxel_size *= scale
+        model = model.to(args.device).train()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        return model, [partial(model.train_step, batch, wrapper)
+                       for batch in batches]
+
+    def seconds(work) -> float:
+        return median_seconds(work, 1, args.device, 0, time.process_time)
+
+    batches = [pseudo_collate([made_up_scan(views, args.image_size)])
+               for views in args.views]
+    model, works = step_of()
+    others = {'half of the cells': step_of(2**(1 / 3))[1]}
+    fast, others['torch.compile'] = step_of()
+    compiled(fast)
+    rows, first = [], {}
+    for name, those in {'a step': works, **others}.items():
+        start = time.process_time()
+        losses = [work()['loss'].item() for work in those]
+        first[name] = dict(warm_up=time.process_time() - start,
+                           losses=losses)
+    times = np.array([[[seconds(those[number])
+                        for those in (works, *others.values())]
+                       for number in range(len(works))]
+                      for _ in range(args.repeats)]).reshape(
+                          -1, 1 + len(others))
+    ratios = np.median(times[:, :1] / times, axis=0)
+    for name, spent, ratio in zip(first, np.median(times, axis=0), ratios):
+        rows.append(dict(what=name, seconds=float(spent),
+                         times_faster=float(ratio), **first[name]))
+    images = torch.cat(batches[0]['inputs']['img']).to(args.device)
+    bands, whole = (median_seconds(
+        work, args.repeats, args.device, clock=time.process_time)
+        for work in (partial(model.data_preprocessor.bands, images),
+                     works[0]))
+    rows.append(dict(what='bands', share=bands / whole))
+    kinds = kinds_of(works[0], args.repeats, args.device)
+    # A profile is of the clock, which other work on the machine stretches.
+    rows += [dict(what=name, share=value / sum(kinds.values()))
+             for name, value in sorted(kinds.items(), key=lambda x: -x[1])]
+    show(rows, ['what', 'seconds', 'share', 'times_faster', 'warm_up'],
+         args.out, command='parts', config=args.config,
+         image_size=args.image_size, views=args.views, device=args.device,
+         threads=args.threads)
 
 
 # --------------------------------------------------------------------- slices
@@ -505,6 +609,10 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         sub.add_argument('--warm-up', type=int, default=2)
         sub.add_argument('--gpu-gb', type=float, help='GiB of the GPU that '
                          'ours may use, to stand for a smaller one')
+    of_parts = commands.add_parser('parts', parents=[shared])
+    of_parts.add_argument('config')
+    of_parts.add_argument('--views', type=int, nargs='+', default=[6],
+                          help='a scan each (default: 6)')
     of_slices = commands.add_parser('slices', parents=[shared])
     of_slices.add_argument('configs', nargs='+')
     of_slices.add_argument('--batch', type=int, default=8)
@@ -522,8 +630,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     """Measure, print, write."""
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    dict(render=render, load=load, train=step, infer=step, slices=slices,
-         correlate=correlate)[args.command](args)
+    dict(render=render, load=load, train=step, infer=step, parts=parts,
+         slices=slices, correlate=correlate)[args.command](args)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,7 @@ Needs no torch. ``model.json`` beside ``model.onnx`` says
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
@@ -204,6 +205,8 @@ class DeployedModel:
             raise DataError(f'{graph}: expected an ONNX model, found none')
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # It plans memory for views of one size by an inference of its own.
+        options.enable_mem_pattern = False
         try:
             self._session = onnxruntime.InferenceSession(
                 str(graph), options, providers=['CPUExecutionProvider'])
@@ -286,6 +289,7 @@ class DeployedFinder:
 
     def __init__(self, folder: Union[str, Path], threads: int = 0) -> None:
         self._model = DeployedModel(folder, threads)
+        self._threads = threads
         content = self._model.content
         self.checkpoint = content['checkpoint']['file']
         self.classes = list(content['classes'])
@@ -318,10 +322,20 @@ class DeployedFinder:
                    f'sizes {sorted(shapes)}'))
         shown = np.stack(integrals)
         ct2img = np.stack([image['lidar2img'] for image in images.values()])
-        if rig is not None:
-            expect_as_rig(shown, ct2img, list(images), rig)
-        told = other_greys(self.checkpoint, self.meta, shown)
-        boxes, scores, labels = self._model.predict(shown, ct2img)
+
+        def look() -> Optional[str]:
+            if rig is not None:
+                expect_as_rig(shown, ct2img, list(images), rig)
+            return other_greys(self.checkpoint, self.meta, shown)
+
+        if self._threads == 1:
+            told = look()
+            boxes, scores, labels = self._model.predict(shown, ct2img)
+        else:  # the network leaves cores idle now and then
+            with ThreadPoolExecutor(1) as pool:
+                looked = pool.submit(look)
+                boxes, scores, labels = self._model.predict(shown, ct2img)
+                told = looked.result()
         kept = scores >= score_thr
         return Prediction(boxes[kept], scores[kept], labels[kept],
                           list(images), shown, ct2img, [told] if told else [])

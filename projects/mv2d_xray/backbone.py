@@ -2,12 +2,15 @@
 
 from typing import Optional, Sequence, Tuple
 
+import torch
 from mmcv.cnn import ConvModule
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseModule, ModuleList, Sequential
 from torch import Tensor, nn
 
 __all__ = ['XRayDilatedNet', 'XRayFeatureExtractor']
+
+_AVX2 = torch.backends.cpu.get_cpu_capability() == 'AVX2'
 
 
 class _Block(BaseModule):
@@ -90,10 +93,18 @@ class XRayDilatedNet(BaseModule):
         for conv in self.stem:
             maps.append(conv(maps[-1]))
         finer = maps[len(maps) - 1 - self.num_finer:-1]
-        levels = [self.blocks(maps[-1])]
+        levels = [self.blocks(self._in_fast_layout(maps[-1]))]
         for conv in self.coarser:
             levels.append(conv(levels[-1]))
         return (*finer, *levels)
+
+    def _in_fast_layout(self, x: Tensor) -> Tensor:
+        """Without AVX-512, oneDNN's gradients of the blocks and of 2D heads
+        are a third faster in contiguous maps. A stem and necks are not."""
+        one_level = not self.num_finer and not len(self.coarser)
+        if _AVX2 and self.training and one_level and x.device.type == 'cpu':
+            return x.contiguous()
+        return x
 
 
 @MODELS.register_module()

@@ -4,6 +4,8 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 
+from projects.mv2d_xray import backbone
+
 
 @pytest.mark.parametrize('size', [(64, 64), (48, 80)])
 def test_levels_have_the_promised_strides(size):
@@ -45,6 +47,30 @@ def test_a_cell_sees_its_surroundings_and_no_more():
     # 3 + 2 + 4 * 2 * (1 + 1 + 2 + 1 + 4 + 1 + 1) px, as the layers add up.
     assert len(rows) <= 7 + 8 * 11
     assert len(rows) > 40
+
+
+def test_one_level_trains_in_the_faster_layout(monkeypatch):
+    """That of a CPU without AVX-512, where no neck follows; the same maps
+    and gradients."""
+    image = torch.randn(2, 3, 32, 48).contiguous(
+        memory_format=torch.channels_last)
+    found = []
+    for slow, options in ((True, {}), (False, {}), (True, dict(num_finer=1)),
+                          (True, dict(num_levels=2))):
+        monkeypatch.setattr(backbone, '_AVX2', slow)
+        torch.manual_seed(0)
+        net = MODELS.build(dict(
+            type='XRayDilatedNet', channels=8, **dict(
+                dict(num_levels=1), **options)))
+        level = net(image)[0]
+        # Level 0 of the last but one is the stem's.
+        assert level.is_contiguous() is (slow and not options)
+        if not options:
+            level.square().sum().backward()
+            found.append([level, *(p.grad for p in net.parameters())])
+        assert not net.eval()(image)[0].is_contiguous()
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_statistics_of_the_norm_train():

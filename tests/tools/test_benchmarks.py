@@ -18,6 +18,7 @@ import nibabel
 import numpy as np
 import observer
 import pytest
+import rigs
 import speed
 import torch
 from ablation import OURS, ROOT, VARIANTS, VOLUME, slug, table
@@ -28,7 +29,7 @@ from mmengine.dataset import pseudo_collate
 from data_converters.chest import load_chest
 from data_converters.drr import Volume
 from projects.core.acquisition import load_preset
-from projects.core.engine.command_line import argument_parser
+from projects.core.engine.command_line import UserError, argument_parser
 from projects.core.engine.configs import config_of
 from projects.core.files import dump_json, load_json
 from projects.core.findings import BALL, Finding
@@ -334,6 +335,25 @@ def test_step_is_compared_with_a_plain_one(tmp_path):
     assert all(r['peak_mb'] > 100 for r in rows)
 
 
+def test_a_step_is_told_by_its_parts(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(speed, 'compiled', compiled.append)  # takes minutes
+    path = tmp_path / 'a.json'
+    rows = rows_of(path, 'parts', ROOT / VOLUME, '--image-size', 64,
+                   '--views', 2, 3)
+    assert len(compiled) == 1
+    whole, half, fast, *parts = rows
+    assert [r['what'] for r in rows[:3]] == [
+        'a step', 'half of the cells', 'torch.compile']
+    assert whole['times_faster'] == 1 < half['times_faster']
+    assert whole['losses'] == pytest.approx(fast['losses'], rel=1e-5)
+    assert whole['losses'][0] != pytest.approx(half['losses'][0], rel=1e-3)
+    assert {'bands', 'convolutions', 'norms', 'all else'} <= {
+        r['what'] for r in parts}
+    assert all(0 < r['share'] < 1 for r in parts)
+    assert json.loads(path.read_text())['views'] == [2, 3]
+
+
 def test_plain_steps_have_the_same_losses():
     # What is faster is not something else. Without 2D boxes, since rounding
     # changes which are proposed.
@@ -521,6 +541,41 @@ def test_detectors_side_by_side_by_their_maps(tmp_path, capsys):
     del one['ann_file']
     with pytest.raises(SystemExit, match='expected what tools/explain.py'):
         compared(one=one, two=one)
+
+
+def test_rigs_are_of_any_scale(tmp_path):
+    sizes = []
+    for options in ([], ['--pixel-mm', '1']):
+        rigs.main(['--out', str(tmp_path), *options])
+        sizes.append([Rig.load(tmp_path / f'{name}.json').views[0].pixel_size
+                      for name in ('arc', 'half', 'sphere', 'two')])
+    assert sizes[0] == pytest.approx(np.multiply(sizes[1], rigs.PITCH))
+    assert sizes[1][3] == pytest.approx(.5)
+
+
+def test_the_whole_command_is_timed(tmp_path, monkeypatch):
+    python, told = tmp_path / 'python', tmp_path / 'told'
+    python.write_text(f'#!/bin/sh\necho "$# $PYTHONPATH $*" >> {told}\n'
+                      'sleep $((($# - 10) / 3))\n')
+    python.chmod(0o755)
+    monkeypatch.setenv('PYTHONPATH', 'this checkout')
+    folders = [tmp_path / name for name in 'abc']
+    found = deployed.command_times(python, 'model', folders, Path('r.json'),
+                                   1, repeats=1)
+    # 11 words for one scan, 13 for three, which then take a second.
+    for option in ('', '--trust-rig'):
+        first, further = found[option]['first'], found[option]['further']
+        assert (first > 0).all() and .3 < further[0] < 2
+    rows = told.read_text().splitlines()
+    assert len(rows) == 8 and not any('this checkout' in row for row in rows)
+    assert rows[0].split() == [
+        '11', '-m', 'mv2d_xray_runtime.run', str(Path('model').absolute()),
+        '--images', str(folders[0]), '--rig', str(Path('r.json').absolute()),
+        '--out-dir', 'found', '--threads', '1']
+    assert sum(row.endswith(' --trust-rig') for row in rows) == 4
+    python.write_text('#!/bin/sh\necho no such thing >&2; exit 1\n')
+    with pytest.raises(UserError, match='--runtime: expected .* no such'):
+        deployed.command_times(python, 'model', folders, Path('r.json'), 1)
 
 
 def test_deployed_boxes_are_compared_one_by_one():

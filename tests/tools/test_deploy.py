@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import venv
 from pathlib import Path
 
@@ -13,16 +14,18 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import rigs
 import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 
 from projects.core import geometry
 from projects.core.boxes import gravity_boxes
-from projects.core.deployed import DeployedModel
+from projects.core.deployed import DeployedFinder, DeployedModel
 from projects.core.engine.checkpoints import load_checkpoint, load_model
 from projects.core.engine.configs import load_config
 from projects.core.files import DataError, load_json
+from projects.core.inference import images_of
 from projects.core.projections import LEVEL
 from projects.core.rig import Rig
 from tests.helpers.commands import ROOT, error_of, tool
@@ -75,6 +78,14 @@ def both(request, deployed, tmp_path_factory):
     model, _ = load_model(load_config(str(config)), str(checkpoint), 'cpu')
     return (DeployedModel(out, 1), model, checkpoint,
             NAMES.get(request.param, 1.))
+
+
+def uneven_rigs(scale, triangulated):
+    """Those that are no circle, in small. On the arc triangulated depths are
+    those of the rounding: 0.008 mm apart."""
+    return [rig.resized(rig.views[0].width // 3, rig.views[0].height // 3)
+            for name, rig in rigs.rigs(rigs.PITCH * scale).items()
+            if not triangulated or name != 'arc']
 
 
 def views_of(rig, scale, seed):
@@ -137,6 +148,17 @@ def test_same_boxes_for_any_rig(both):
         assert_same(found, expected(model, images, ct2img))
         total += len(found[0])
     assert total > 10
+
+
+def test_same_boxes_for_rigs_that_are_no_circle(both):
+    deployed, model, _, scale = both
+    for seed, rig in enumerate(uneven_rigs(
+            scale, deployed.content['triangulation'])):
+        images = views_of(rig, scale, seed)
+        ct2img = np.stack([view.ct2img for view in rig.views])
+        found = deployed.predict(images, ct2img)
+        assert len(found[0])
+        assert_same(found, expected(model, images, ct2img))
 
 
 @pytest.fixture(scope='module')
@@ -248,6 +270,38 @@ def test_what_the_file_holds(both):
         ('', True)]
     weights = 4 * sum(p.numel() for p in both[1].parameters())
     assert len(data) < weights + 3e5
+
+
+def test_the_rig_is_checked_beside_the_network(both, monkeypatch):
+    """By one thread before it; either way it is refused."""
+    deployed, _, _, scale = both
+    rig = Rig.circle(3, image_size=64, detector_width=800. * scale)
+    images = images_of(rig, 'abc', list(views_of(rig, scale, 0)))
+    predict, begun, found = DeployedModel.predict, threading.Event(), []
+
+    def begin(*args):
+        begun.set()
+        return predict(*args)
+
+    def check(*args):
+        assert begun.wait(60 if finder is beside else 0) is (
+            finder is beside)
+        if refused:
+            raise DataError('turned')
+
+    monkeypatch.setattr(DeployedModel, 'predict', begin)
+    monkeypatch.setattr('projects.core.deployed.expect_as_rig', check)
+    beside, before = (DeployedFinder(deployed.folder, n) for n in (2, 1))
+    for finder in (beside, before):
+        for refused in (True, False):
+            begun.clear()
+            if refused:
+                with pytest.raises(DataError, match='turned'):
+                    finder.predict('a', images, 0., 'rig.json')
+            else:
+                found.append(finder.predict('a', images, 0., 'rig.json'))
+    assert found[0].told == found[1].told
+    assert_same(*((f.boxes, f.scores, f.labels) for f in found))
 
 
 def test_cameras_that_are_not_those_of_the_images(both):

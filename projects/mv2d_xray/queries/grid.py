@@ -206,7 +206,7 @@ class XRayGridHead(BaseModule):
         seen = seen.to(features.dtype)
         sampled = F.grid_sample(
             features.contiguous(), place[:, None].to(features.dtype),
-            align_corners=False)[:, :, 0]
+            align_corners=False).squeeze(2)
         pool = _pool_views if torch.compiler.is_exporting() else (
             _PoolViews.apply)
         mean, deviation = pool(sampled, seen[:, None], 1e-4)
