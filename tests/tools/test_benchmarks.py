@@ -30,7 +30,7 @@ from data_converters.chest import load_chest
 from data_converters.drr import Volume
 from projects.core.acquisition import load_preset
 from projects.core.engine.command_line import UserError, argument_parser
-from projects.core.engine.configs import config_of
+from projects.core.engine.configs import config_of, load_config
 from projects.core.files import dump_json, load_json
 from projects.core.findings import BALL, Finding
 from projects.core.rig import Rig
@@ -385,7 +385,11 @@ def test_loading_is_compared_with_reading(tmp_path):
     make_sphere_set(tmp_path / 'data', 3, 3, 64)
     rows = rows_of(tmp_path / 'a.json', 'load', ROOT / OURS, '--data-root',
                    tmp_path / 'data', '--workers', 1)
-    assert len(rows) == 3 and rows[0]['to_the_first'] == 1
+    steps = load_config(ROOT / OURS).train_dataloader.dataset.pipeline
+    assert [row['what'].rsplit(': ')[-1] for row in rows[1:-2]] == [
+        step['type'] for step in steps]
+    assert rows[0]['to_the_first'] == 1 and all(
+        row['seconds'] > 0 for row in rows)
 
 
 def test_a_process_that_dies_is_told():

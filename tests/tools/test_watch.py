@@ -252,6 +252,25 @@ def test_killed_anywhere(objects, monkeypatch, at, which):
     assert all(handled.count(name) == 1 for name in done)
 
 
+def test_what_is_written_is_told_before_an_interrupt(objects, monkeypatch):
+    """Ctrl-C while an object's row is written."""
+    told, write = [], watching._write_table
+
+    def interrupted(journal, out_dir):
+        write(journal, out_dir)
+        if len(journal) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(watching, '_write_table', interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        for row in watch(*objects, lambda path: None,
+                         lambda path, out: dict(boxes=0), .01):
+            told.append(row['object'])
+    assert told == ['a', 'b'] and set(rows(objects[1])) == {*told}
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_one_that_fails_does_not_stop_the_others(objects):
     errors = dict(a=DataError('a: no'), b=RuntimeError('odd\nmore'))
 

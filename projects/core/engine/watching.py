@@ -3,10 +3,12 @@
 import csv
 import fcntl
 import logging
+import signal
 import time
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from projects.core.engine.command_line import UserError
 from projects.core.files import DataError, atomic_write, dump_json, load_json
@@ -54,6 +56,7 @@ def watch(folder: Path, out_dir: Path, ready: Callable[[Path], Optional[str]],
             another process writes to ``out_dir``.
         DataError: The journal is damaged.
         OSError: The results cannot be written.
+        ValueError: It does not run in the main thread.
     """
     if not folder.is_dir():
         raise UserError(f'{folder}: --watch: expected a folder, found none')
@@ -106,10 +109,26 @@ def _handle_all(folder: Path, out_dir: Path, journal: Dict[str, dict],
                 continue
             journal[path.name] = dict(row, files=look,
                                       unready=bool(lacks))
-            dump_json(journal, out_dir / 'journal.json')
-            _write_table(journal, out_dir)
-            yield row
+            with _interrupts_wait():
+                dump_json(journal, out_dir / 'journal.json')
+                _write_table(journal, out_dir)
+                yield row
         time.sleep(every)
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come afterwards: what is written is told, too."""
+    came: List[int] = []
+    before = {kind: signal.signal(kind, lambda number, _: came.append(number))
+              for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _handle(path: Path, out_dir: Path, lacks: Optional[str],
