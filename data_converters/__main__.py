@@ -55,6 +55,7 @@ from .scan import ConversionError
 from .tables import read_table
 
 _EMBEDDED = 'embedded'  # in place of a chest's path
+_SDD = 600.  # mm, source to detector of the circle, unless it is told
 # The embedded benchmarks: what to write and convert, fixed by seed; slices
 # with pixels of ``slice_mm``. A patient is in one split of all of them.
 # 'demo-v2' takes scans of at most 150 slices with a nodule that it counts, so
@@ -106,16 +107,16 @@ def _geometry(parser: argparse.ArgumentParser) -> None:
                         help='of the circle: source to isocentre (mm); '
                         'default %(default)g')
     parser.add_argument('--sdd', type=float, metavar='MM',
-                        help='source to detector; default 600 of the circle. '
-                        '--rig does not say it, and --acquisition needs it: '
-                        'default as the preset has it, twice the way to the '
-                        'isocentre')
+                        help=f'source to detector; default {_SDD:g} of the '
+                        'circle. --rig does not say it, and --acquisition '
+                        'needs it: default as the preset has it, twice the '
+                        'way to the isocentre')
 
 
 def _rig(args: argparse.Namespace, image_size: Optional[int]) -> Rig:
     """The rig that the arguments of :func:`_geometry` ask for."""
     if not args.rig:
-        sdd = 600. if args.sdd is None else args.sdd
+        sdd = _SDD if args.sdd is None else args.sdd
         if not 0 < sdd < math.inf:
             raise ConversionError('--sdd: expected a positive number, found '
                                   f'{sdd:g}')
@@ -171,7 +172,7 @@ def _magnification(args: argparse.Namespace, rig: Rig,
               f'source: taken for {preset.magnification * reach:g} mm; '
               '--sdd says otherwise', file=sys.stderr)
         return preset.magnification
-    sdd = 600. if args.sdd is None else args.sdd
+    sdd = _SDD if args.sdd is None else args.sdd
     if not reach < sdd < math.inf:
         raise ConversionError(f'--sdd: expected more than {reach:g} mm, from '
                               f'source to isocentre, found {sdd:g}')
@@ -706,8 +707,10 @@ def _chests(args: argparse.Namespace) -> Dict[str, List[phantom.Anatomy]]:
             for split, of_split in chests.items()}
 
 
+@functools.lru_cache
 def _digests(chest: phantom.Anatomy) -> dict:
-    """What a chest was read from: a set is not resumed with another."""
+    """What a chest was read from, which several splits may share: a set is
+    not resumed with another."""
     files = {name: part.source_digest(part.Part(name, path)) for name, path
              in (('volume', chest.path), ('lungs', chest.lungs)) if path}
     return dict(volume=files['volume'], lungs=files.get('lungs'),

@@ -521,12 +521,11 @@ def _claim(out_dir: Path, options: Options) -> None:
         _expect_fields(path, 'conditions', found['conditions'],
                        current['conditions'])
     _expect_fields(path, 'slices', found['slices'], current['slices'])
-    if found['inputs'].get('chests') == current['inputs'].get('chests'):
+    told = current['inputs'].get('digests')
+    if told and found['inputs'].get('chests') == current['inputs']['chests']:
         # Sets of before know their chests by name alone.
-        told = current['inputs'].get('digests')
         _expect_fields(path, 'inputs.digests',
-                       found['inputs'].setdefault('digests', told)
-                       if told else None, told)
+                       found['inputs'].setdefault('digests', told), told)
     for name, value in current.items():
         if found.get(name) != value:
             short = ('another rig' if name == 'rig' and value

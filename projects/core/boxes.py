@@ -18,7 +18,8 @@ from projects.core.fusion import ABSENT, IOU_THR, fuse_arrays
 
 __all__ = [
     'build_box3d_instances', 'cells_in_boxes', 'corners_of', 'draw_gaussians',
-    'fuse_boxes', 'gravity_array', 'gravity_boxes', 'lidar_boxes'
+    'fuse_boxes', 'fuse_versions', 'gravity_array', 'gravity_boxes',
+    'lidar_boxes'
 ]
 
 
@@ -81,6 +82,24 @@ def build_box3d_instances(boxes: Tensor, scores: Tensor,
     boxes = torch.cat([boxes, boxes.new_zeros(len(boxes), 1)], 1)
     return InstanceData(
         bboxes_3d=lidar_boxes(boxes), scores_3d=scores, labels_3d=labels)
+
+
+def fuse_versions(versions: Sequence[InstanceData], boxes: Sequence[Tensor],
+                  iou_thr: float = IOU_THR) -> InstanceData:
+    """What the predictions on versions of a scan agree on.
+
+    Args:
+        versions (Sequence[InstanceData]): ``scores_3d`` and ``labels_3d`` of
+            each version.
+        boxes (Sequence[Tensor]): (N, 6) of each, centre and size (mm) in one
+            frame.
+        iou_thr (float): As of :func:`fuse_boxes`.
+    """
+    labels = [found.labels_3d for found in versions]
+    sources = [torch.full_like(own, i) for i, own in enumerate(labels)]
+    return build_box3d_instances(*fuse_boxes(
+        torch.cat(list(boxes)), torch.cat([v.scores_3d for v in versions]),
+        torch.cat(labels), torch.cat(sources), range(len(versions)), iou_thr))
 
 
 # ----------------------------------------------------------------------- grids

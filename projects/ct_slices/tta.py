@@ -2,15 +2,10 @@
 
 from typing import List
 
-import torch
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseTTAModel
 
-from projects.core.boxes import (
-    build_box3d_instances,
-    fuse_boxes,
-    gravity_boxes,
-)
+from projects.core.boxes import fuse_versions, gravity_boxes
 
 __all__ = ['CTSliceTTAModel']
 
@@ -25,13 +20,8 @@ class CTSliceTTAModel(BaseTTAModel):
         """One sample per scan."""
         merged = []
         for versions in data_samples_list:
-            parts = []
-            for number, sample in enumerate(versions):
-                found = sample.pred_instances_3d
-                parts.append((gravity_boxes(found.bboxes_3d)[:, :6],
-                              found.scores_3d, found.labels_3d,
-                              torch.full_like(found.labels_3d, number)))
-            versions[0].pred_instances_3d = build_box3d_instances(*fuse_boxes(
-                *map(torch.cat, zip(*parts)), range(len(versions))))
+            found = [sample.pred_instances_3d for sample in versions]
+            versions[0].pred_instances_3d = fuse_versions(found, [
+                gravity_boxes(each.bboxes_3d)[:, :6] for each in found])
             merged.append(versions[0])
         return merged

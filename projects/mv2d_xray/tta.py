@@ -6,11 +6,7 @@ import torch
 from mmdet3d.registry import MODELS
 from mmengine.model import BaseTTAModel
 
-from projects.core.boxes import (
-    build_box3d_instances,
-    fuse_boxes,
-    gravity_boxes,
-)
+from projects.core.boxes import fuse_versions, gravity_boxes
 from projects.core.geometry import transform_boxes
 
 __all__ = ['XRayTTAModel']
@@ -33,17 +29,15 @@ class XRayTTAModel(BaseTTAModel):
         """One sample per scan, in the world of its first version."""
         merged = []
         for versions in data_samples_list:
-            parts, first = [], versions[0]
+            first = versions[0]
             world = torch.as_tensor(first.metainfo['world_augmentation'])
-            for number, sample in enumerate(versions):
-                found = sample.pred_instances_3d
-                boxes = gravity_boxes(found.bboxes_3d)
+            boxes = []
+            for sample in versions:
                 back = torch.as_tensor(sample.metainfo['world_augmentation']).T
-                parts.append((transform_boxes(boxes, world @ back)[:, :6],
-                              found.scores_3d, found.labels_3d,
-                              torch.full_like(found.labels_3d, number)))
-            first.pred_instances_3d = build_box3d_instances(*fuse_boxes(
-                *map(torch.cat, zip(*parts)), range(len(versions)),
-                self.iou_thr))
+                boxes.append(transform_boxes(gravity_boxes(
+                    sample.pred_instances_3d.bboxes_3d), world @ back)[:, :6])
+            first.pred_instances_3d = fuse_versions(
+                [sample.pred_instances_3d for sample in versions], boxes,
+                self.iou_thr)
             merged.append(first)
         return merged
